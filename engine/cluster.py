@@ -1,0 +1,201 @@
+"""The torchrun world: ranks, device, Megatron's process groups, and the stand-in that lets Megatron run on CPU.
+
+This is the only file that knows how to run without CUDA. Megatron-core writes `device="cuda"` into its
+factories, asks `torch.cuda` for devices and random states, and compares `Tensor.type()` with CUDA names;
+`cuda_stand_in` answers all of that with the CPU, and only while Megatron's own code runs, so that vLLM in
+the same process never sees it. On a machine with CUDA it does nothing.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+
+from ralign.engine.errors import UserError
+
+
+@dataclass(kw_only=True, frozen=True)
+class Cluster:
+    """This process's place in the job. Ranks vary fastest in tensor, then data, then pipeline parallel."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tp_group: dist.ProcessGroup
+    dp_group: dist.ProcessGroup
+    pp_group: dist.ProcessGroup
+
+    @property
+    def tp_rank(self) -> int:
+        return dist.get_rank(self.tp_group)
+
+    @property
+    def tp_size(self) -> int:
+        return dist.get_world_size(self.tp_group)
+
+    @property
+    def dp_rank(self) -> int:
+        return dist.get_rank(self.dp_group)
+
+    @property
+    def dp_size(self) -> int:
+        return dist.get_world_size(self.dp_group)
+
+    @property
+    def pp_rank(self) -> int:
+        return dist.get_rank(self.pp_group)
+
+    @property
+    def pp_size(self) -> int:
+        return dist.get_world_size(self.pp_group)
+
+    @property
+    def is_first_rank(self) -> bool:
+        return self.rank == 0
+
+    def all_gather_data(self, value: object) -> list:
+        """One Python object of every data-parallel rank, in rank order, on every rank."""
+        values: list = [None] * self.dp_size
+        dist.all_gather_object(values, value, group=self.dp_group)
+        return values
+
+    def last_stage_rank(self) -> int:
+        """The global rank that holds this rank's last pipeline stage."""
+        return dist.get_process_group_ranks(self.pp_group)[-1]
+
+
+def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> Cluster:
+    """Join the world that torchrun describes (or a world of one) and lay out the parallel groups.
+
+    Args:
+        tensor: ranks that share each layer's matrices.
+        pipeline: ranks that share the stack of layers.
+        timeout_s: how long a collective may wait before the job ends.
+
+    Raises:
+        UserError: the sizes do not divide the world.
+    """
+    from megatron.core import parallel_state
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size % (tensor * pipeline):
+        raise UserError(
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} does not divide the {world_size} "
+            "processes of this job"
+        )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    with cuda_stand_in():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            distributed_timeout_minutes=max(1, int(timeout_s // 60)),
+        )
+    return Cluster(
+        rank=dist.get_rank(),
+        world_size=world_size,
+        device=device,
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+
+
+def stop() -> None:
+    """Take the groups down, so that a process can start another layout or leave without warnings."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+_CUDA_TYPE_NAMES = {
+    torch.float32: "torch.cuda.FloatTensor",
+    torch.bfloat16: "torch.cuda.BFloat16Tensor",
+    torch.float16: "torch.cuda.HalfTensor",
+}
+
+
+class _CpuForCuda(TorchFunctionMode):
+    """Sends what names a CUDA device to the CPU, and reports the type names Megatron compares with."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if kwargs and (device := kwargs.get("device")) is not None and str(device).startswith("cuda"):
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return _CUDA_TYPE_NAMES.get(args[0].dtype) or func(*args)
+        if func is torch.Tensor.cuda:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _set_cpu_rng_state(state: torch.Tensor, *args, **kwargs) -> None:
+    torch.set_rng_state(state)
+
+
+_PATCHES = {
+    "torch.cuda.current_device": lambda: torch.device("cpu"),
+    "torch.cuda.synchronize": lambda *args, **kwargs: None,
+    "torch.cuda.get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+    "torch.cuda.random.get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+    "torch.cuda.set_rng_state": _set_cpu_rng_state,
+    "torch.cuda.manual_seed": torch.manual_seed,
+    "megatron.core.tensor_parallel.random._set_cuda_rng_state": _set_cpu_rng_state,
+}
+_stand_in_depth = 0
+
+
+@contextlib.contextmanager
+def cuda_stand_in() -> Iterator[None]:
+    """While open, Megatron's requests for CUDA get the CPU; nothing happens where CUDA is present."""
+    global _stand_in_depth
+    if torch.cuda.is_available() or _stand_in_depth:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for target, replacement in _PATCHES.items():
+            stack.enter_context(mock.patch(target, replacement))
+        stack.enter_context(_CpuForCuda())
+        _stand_in_depth += 1
+        stack.callback(_leave)
+        yield
+
+
+def _leave() -> None:
+    global _stand_in_depth
+    _stand_in_depth -= 1
+
+
+def on_megatron(method):
+    """Run a method inside `cuda_stand_in`: for everything that enters Megatron's code."""
+
+    @functools.wraps(method)
+    def wrapped(*args, **kwargs):
+        with cuda_stand_in():
+            return method(*args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,152 @@
+"""Preference pairs with golden judgments: the released R-Align schema, read strictly.
+
+One JSON object a line: ``id``, ``source`` (string or object), ``conversations`` (turns of ``role`` and
+``content``; the last one is the prompt, earlier ones its context), ``response_A``, ``response_B``,
+``gt_label`` (``"A"`` or ``"B"``), ``gt_judgment`` (the golden judgment) and an optional ``meta`` object.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ralign.engine.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Side = Literal["A", "B"]
+SIDES: tuple[Side, Side] = ("A", "B")
+NUM_REASONS_SHOWN = 5
+
+_FIELDS = ("id", "source", "conversations", "response_A", "response_B", "gt_label", "gt_judgment")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One prompt, two responses, and which is better and why."""
+
+    id: str
+    source: str | dict[str, Any]
+    conversations: list[dict[str, str]]
+    response_A: str
+    response_B: str
+    gt_label: Side
+    gt_judgment: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def prompt_text(pair: Pair) -> str:
+    """The last turn: what both responses answer."""
+    return pair.conversations[-1]["content"]
+
+
+def context_turns(pair: Pair) -> list[dict[str, str]]:
+    """The turns before the prompt, oldest first."""
+    return pair.conversations[:-1]
+
+
+def other_side(side: Side) -> Side:
+    return "B" if side == "A" else "A"
+
+
+def read_pairs(path: str | Path, *, max_bad_lines: int = 0) -> list[Pair]:
+    """Reads a pairs file in order, leaving out lines that break the schema; blank lines are skipped.
+
+    Each bad line is logged as ``FILE:LINE: reason``. A line whose id was already seen is bad too. Raises
+    `UserError` when the file cannot be read, holds no pair, or has more than `max_bad_lines` bad lines.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read the pairs file {path}: {error.strerror}") from error
+    pairs: list[Pair] = []
+    line_of_id: dict[str, int] = {}
+    reasons: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            pair = _parse_line(line)
+            if pair.id in line_of_id:
+                raise _BadLine(f"id {pair.id!r} was already used on line {line_of_id[pair.id]}")
+        except _BadLine as bad:
+            reasons.append(f"{path}:{number}: {bad}")
+            logger.warning("bad line %s", reasons[-1])
+            continue
+        line_of_id[pair.id] = number
+        pairs.append(pair)
+    if len(reasons) > max_bad_lines:
+        raise UserError(_too_many(path, reasons, max_bad_lines))
+    if not pairs:
+        raise UserError(f"{path} holds no pair")
+    return pairs
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
+    """Writes `pairs` as JSON lines in the schema that `read_pairs` reads."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for pair in pairs:
+            file.write(json.dumps(asdict(pair), ensure_ascii=False) + "\n")
+
+
+class _BadLine(Exception):
+    """Why one line is not a pair."""
+
+
+def _parse_line(line: bytes) -> Pair:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise _BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise _BadLine("not JSON that can be read (nested too deeply)") from error
+    if not isinstance(record, dict):
+        raise _BadLine(f"a JSON object is expected, got {type(record).__name__}")
+    missing = [name for name in _FIELDS if name not in record]
+    if missing:
+        raise _BadLine(f"missing field {', '.join(missing)}")
+    _check_types(record)
+    _check_values(record)
+    return Pair(**{name: record[name] for name in _FIELDS}, meta=record.get("meta") or {})
+
+
+def _check_types(record: dict[str, Any]) -> None:
+    for name in _FIELDS:
+        kinds: tuple[type, ...] = {"source": (str, dict), "conversations": (list,)}.get(name, (str,))
+        if not isinstance(record[name], kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise _BadLine(f"{name} must be {expected}, got {type(record[name]).__name__}")
+    if not isinstance(record.get("meta"), dict | None):
+        raise _BadLine(f"meta must be dict, got {type(record['meta']).__name__}")
+    for turn in record["conversations"]:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(k), str) for k in ("role", "content")):
+            raise _BadLine("each turn of conversations must be an object with strings role and content")
+
+
+def _check_values(record: dict[str, Any]) -> None:
+    if record["gt_label"] not in SIDES:
+        raise _BadLine(f"gt_label must be A or B, got {record['gt_label']!r}")
+    if not record["id"]:
+        raise _BadLine("id is empty")
+    if not record["conversations"]:
+        raise _BadLine("conversations is empty")
+    for name in ("response_A", "response_B", "gt_judgment"):
+        if not record[name].strip():
+            raise _BadLine(f"{name} is empty")
+    if not record["conversations"][-1]["content"].strip():
+        raise _BadLine("the last turn of conversations is empty")
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:  # an escaped lone surrogate: JSON, but no text that can be written
+        raise _BadLine("holds a lone surrogate, which is not text") from error
+
+
+def _too_many(path: str | Path, reasons: list[str], max_bad_lines: int) -> str:
+    shown = "\n  ".join(reasons[:NUM_REASONS_SHOWN])
+    rest = len(reasons) - NUM_REASONS_SHOWN
+    more = f"\n  and {rest} more" if rest > 0 else ""
+    return f"{path}: {len(reasons)} bad lines, at most {max_bad_lines} allowed:\n  {shown}{more}"

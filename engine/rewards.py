@@ -1,0 +1,112 @@
+"""From verdicts and MetaRM outcomes to rewards.
+
+A sample's reward is a value; or it is *invalid* (no verdict could be read), which has a reward of its own; or
+the *judge failed* (the MetaRM gave no usable answer), and the sample is masked out everywhere and counted.
+
+- ``label`` (RLVR): 1 if the verdict equals the label, else 0.
+- ``r_align``: 1 if the verdict equals the label and the MetaRM finds the rationale Correct, else 0.
+
+The MetaRM is asked about label-correct samples only. Under ``label`` its outcomes change no reward; they are
+counted, so that the share of spurious judgments can be watched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from ralign.engine.errors import UserError
+from ralign.engine.judging.metarm import MetaRM, Outcome
+
+RewardKind = Literal["label", "r_align"]
+REWARD_KINDS: tuple[RewardKind, ...] = ("label", "r_align")
+
+
+@dataclass(kw_only=True, slots=True)
+class Rewards:
+    """Rewards of a batch and what they were made of."""
+
+    values: np.ndarray  # [num_samples] float32; 0 where not valid
+    valid: np.ndarray  # [num_samples] bool; False where the judge failed
+    num_samples: int
+    num_label_correct: int
+    num_invalid: int  # no verdict could be read
+    num_judge_failed: int  # label right, MetaRM asked, no usable answer
+    num_aligned: int  # label right, rationale Correct
+    num_spurious: int  # label right, rationale Incorrect
+
+    @property
+    def l_acc(self) -> float:
+        """Label accuracy: right verdicts over all samples; an unreadable verdict is wrong."""
+        return _ratio(self.num_label_correct, self.num_samples)
+
+    @property
+    def s_corr(self) -> float:
+        """Spurious correctness: Incorrect over (Correct + Incorrect); NaN if the MetaRM judged none."""
+        return _ratio(self.num_spurious, self.num_spurious + self.num_aligned)
+
+    @property
+    def f_score(self) -> float:
+        """Correct over all samples but those where the judge failed."""
+        return _ratio(self.num_aligned, self.num_samples - self.num_judge_failed)
+
+
+def ask_metarm(
+    metarm: MetaRM,
+    judgments: Sequence[str],
+    goldens: Sequence[str],
+    verdicts: Sequence[str | None],
+    labels: Sequence[str],
+) -> list[Outcome]:
+    """One outcome a sample: the MetaRM's where the verdict equals the label, `Outcome.SKIPPED` elsewhere."""
+    asked = [n for n, (v, label) in enumerate(zip(verdicts, labels, strict=True)) if v == label]
+    answers = metarm.judge_batch([goldens[n] for n in asked], [judgments[n] for n in asked])
+    outcomes = [Outcome.SKIPPED] * len(verdicts)
+    for n, answer in zip(asked, answers, strict=True):
+        assert answer is not Outcome.SKIPPED, "a MetaRM may fail, but not skip"
+        outcomes[n] = answer
+    return outcomes
+
+
+def score(
+    kind: RewardKind,
+    verdicts: Sequence[str | None],
+    labels: Sequence[str],
+    outcomes: Sequence[Outcome] | None = None,
+    *,
+    invalid_reward: float = 0.0,
+) -> Rewards:
+    """The rewards of a batch; all sequences have one entry a sample.
+
+    `outcomes` are those of `ask_metarm`; ``label`` does without them. Raises `UserError` for an unknown kind,
+    and for ``r_align`` without outcomes.
+    """
+    if kind not in REWARD_KINDS:
+        raise UserError(f"the reward must be one of {', '.join(REWARD_KINDS)}, got {kind!r}")
+    if outcomes is None:
+        if kind == "r_align":
+            raise UserError("the reward r_align needs a MetaRM")
+        outcomes = [Outcome.SKIPPED] * len(verdicts)
+    assert len(verdicts) == len(labels) == len(outcomes), (len(verdicts), len(labels), len(outcomes))
+    invalid = np.array([verdict is None for verdict in verdicts], dtype=bool)
+    correct = np.array([v == label for v, label in zip(verdicts, labels, strict=True)], dtype=bool)
+    aligned = correct & np.array([outcome is Outcome.CORRECT for outcome in outcomes], dtype=bool)
+    spurious = correct & np.array([outcome is Outcome.INCORRECT for outcome in outcomes], dtype=bool)
+    failed = correct & np.array([outcome.failed for outcome in outcomes], dtype=bool)
+    values = (correct if kind == "label" else aligned).astype(np.float32)
+    values[invalid] = invalid_reward
+    valid = ~failed if kind == "r_align" else np.ones(len(verdicts), dtype=bool)
+    return Rewards(
+        values=values,
+        valid=valid,
+        num_samples=len(verdicts),
+        num_label_correct=int(correct.sum()),
+        num_invalid=int(invalid.sum()),
+        num_judge_failed=int(failed.sum()),
+        num_aligned=int(aligned.sum()),
+        num_spurious=int(spurious.sum()),
+    )
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else float("nan")

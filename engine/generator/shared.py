@@ -1,0 +1,84 @@
+"""vLLM on the trainer's memory: a model loader that makes vLLM's parameters views of Megatron's.
+
+The loader is vLLM's public hook. It builds the model without weights of its own (`torch.empty` gives meta
+tensors while the modules are made) and then puts the given tensors in their place. No byte is copied, then
+or at any later update.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+LOAD_FORMAT = "ralign_shared"
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty` without memory: vLLM makes every large parameter with it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def register_shared_loader(parameters: dict[str, Tensor]) -> str:
+    """Register the loader for these tensors (vLLM's name -> local shard); returns the `load_format` to ask for."""
+
+    @register_model_loader(LOAD_FORMAT)
+    class SharedLoader(BaseModelLoader):
+        def download_model(self, model_config) -> None:
+            pass
+
+        def create_model(self, *args, **kwargs) -> nn.Module:
+            with _EmptyOnMeta():
+                return super().create_model(*args, **kwargs)
+
+        def load_weights(self, model: nn.Module, model_config) -> None:
+            adopt(model, parameters)
+
+    return LOAD_FORMAT
+
+
+def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Replace every parameter of a vLLM model by the tensor of the same name; shapes and dtypes must agree."""
+    names = [name for name, _ in model.named_parameters()]
+    missing, unknown = set(names) - set(parameters), set(parameters) - set(names)
+    assert not missing and not unknown, f"layouts differ: vLLM alone has {missing}, Megatron alone has {unknown}"
+    for name in names:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        old, tensor = owner._parameters[leaf], parameters[name]
+        assert old.shape == tensor.shape and old.dtype == tensor.dtype, (
+            f"{name}: vLLM expects {tuple(old.shape)} {old.dtype}, Megatron holds {tuple(tensor.shape)} {tensor.dtype}"
+        )
+        view = nn.Parameter(tensor, requires_grad=False)
+        view.__dict__.update(old.__dict__)
+        owner._parameters[leaf] = view
+    for name, tensor in _state(model):
+        assert tensor.device.type != "meta", f"vLLM tensor {name} was never given memory"
+
+
+def _state(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def checksums(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """A checksum of each tensor's bytes that depends on values and their order (mod 2^63)."""
+    return {name: checksum(tensor) for name, tensor in parameters}
+
+
+def checksum(tensor: Tensor, chunk_size: int = 1 << 22) -> int:
+    """Sum of each 16- or 32-bit word times an odd-stepped weight of its position, wrapping in 64 bits."""
+    words = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    total = 0
+    for start in range(0, words.numel(), chunk_size):
+        part = words[start : start + chunk_size].long()
+        weights = torch.arange(start, start + part.numel(), device=part.device) * 2654435761 + 1
+        total = (total + int((part * weights).sum())) % (1 << 63)
+    return total

@@ -1,0 +1,168 @@
+"""Hugging Face folders in and out of a sharded Megatron model.
+
+Reading: every rank opens the safetensors files and takes its own slices only; no rank holds a full model.
+Writing: each pipeline stage's first rank gathers one tensor at a time and writes files of bounded size.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ralign.engine.cluster import Cluster
+from ralign.engine.errors import UserError
+from ralign.engine.policy.model import PackedGPT
+from ralign.engine.policy.names import Slot, slot
+
+MAX_FILE_BYTES = 4 << 30
+_INDEX = "model.safetensors.index.json"
+
+
+def parameter_slots(model: PackedGPT, cluster: Cluster) -> Iterator[tuple[str, Tensor, Slot]]:
+    """(Megatron name, local parameter, its row of the name table) for every parameter of this stage."""
+    first_layer = cluster.pp_rank * (model.config.num_layers // cluster.pp_size)
+    tied = model.share_embeddings_and_output_weights
+    for name, parameter in model.named_parameters():
+        yield name, parameter, slot(name, first_layer=first_layer, tied=tied)
+
+
+@torch.no_grad()
+def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
+    """Copy this rank's slices of a folder's weights into the model's parameters, in place.
+
+    Raises:
+        UserError: no safetensors files, a missing tensor, or a tensor of another shape.
+    """
+    files = _files_by_tensor(Path(folder))
+    handles: dict[str, safe_open] = {}
+    for _, parameter, row in parameter_slots(model, cluster):
+        parts = parameter.data.split(_part_sizes(model, parameter, row))
+        for name, part in zip(row.hf, parts, strict=True):
+            if name not in files:
+                raise UserError(f"{folder}: no tensor named {name}")
+            file = files[name]
+            if file not in handles:
+                handles[file] = safe_open(Path(folder) / file, framework="pt")
+            _read_slice(handles[file].get_slice(name), part, row, cluster, f"{folder}: {name}")
+
+
+def _files_by_tensor(folder: Path) -> dict[str, str]:
+    if (folder / _INDEX).exists():
+        return json.loads((folder / _INDEX).read_text())["weight_map"]
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise UserError(f"{folder}: neither {_INDEX} nor model.safetensors is there")
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single.name)
+
+
+def _part_sizes(model: PackedGPT, parameter: Tensor, row: Slot) -> list[int]:
+    """Rows of the local parameter that belong to each of its Hugging Face tensors."""
+    if len(row.hf) == 3:
+        config, tp_size = model.config, model.cluster.tp_size
+        query = config.num_attention_heads // tp_size * config.kv_channels
+        group = config.num_query_groups // tp_size * config.kv_channels
+        return [query, group, group]
+    return [parameter.shape[0] // len(row.hf)] * len(row.hf)
+
+
+def _read_slice(source, part: Tensor, row: Slot, cluster: Cluster, where: str) -> None:
+    shape = list(source.get_shape())
+    expected = list(part.shape)
+    if row.split_dim is not None:
+        expected[row.split_dim] *= cluster.tp_size
+    start = cluster.tp_rank * part.shape[row.split_dim or 0]
+    if row.is_vocab:
+        num_rows = max(0, min(shape[0] - start, part.shape[0]))
+        part.zero_()
+        if num_rows:
+            part[:num_rows].copy_(source[start : start + num_rows])
+        return
+    if shape != expected:
+        raise UserError(f"{where} has shape {shape}, the model's config.json asks for {expected}")
+    if row.split_dim is None:
+        part.copy_(source[:])
+    elif row.split_dim == 0:
+        part.copy_(source[start : start + part.shape[0]])
+    else:
+        part.copy_(source[:, start : start + part.shape[1]])
+
+
+@torch.no_grad()
+def export(model: PackedGPT, cluster: Cluster, source: str | Path, target: str | Path) -> None:
+    """Write a folder that transformers and vLLM load: weights from the model, the rest from `source`.
+
+    Collective over all ranks. Tensors keep the parameters' dtype; padding rows of the vocabulary are left out.
+    """
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    if cluster.is_first_rank:
+        for file in Path(source).iterdir():
+            if file.is_file() and file.suffix != ".safetensors" and file.name != _INDEX:
+                shutil.copyfile(file, target / file.name)
+        for stale in [*target.glob("*.safetensors"), target / _INDEX]:
+            stale.unlink(missing_ok=True)
+    dist.barrier()
+    weight_map, num_bytes = _write_files(model, cluster, target)
+    maps: list = [None] * dist.get_world_size()
+    dist.all_gather_object(maps, (weight_map, num_bytes))
+    if cluster.is_first_rank:
+        index = {
+            "metadata": {"total_size": sum(count for _, count in maps)},
+            "weight_map": dict(sorted(item for names, _ in maps for item in names.items())),
+        }
+        (target / _INDEX).write_text(json.dumps(index, indent=1))
+    dist.barrier()
+
+
+def _write_files(model: PackedGPT, cluster: Cluster, target: Path) -> tuple[dict[str, str], int]:
+    """This rank's share of the writing: {tensor: file} and bytes, empty on ranks that do not write."""
+    is_writer = cluster.tp_rank == 0 and cluster.dp_rank == 0
+    pending: dict[str, Tensor] = {}
+    weight_map: dict[str, str] = {}
+    pending_bytes = total_bytes = num_files = 0
+
+    def flush() -> None:
+        nonlocal pending_bytes, num_files
+        if pending:
+            file = f"model-stage{cluster.pp_rank:02d}-{num_files:05d}.safetensors"
+            save_file(pending, target / file, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(pending, file))
+            pending.clear()
+            pending_bytes, num_files = 0, num_files + 1
+
+    for name, parameter, row in parameter_slots(model, cluster):
+        if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
+            continue  # the last stage's copy of a tied embedding
+        tensors = _gather(model, cluster, parameter, row)
+        if is_writer:
+            pending.update(tensors)
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            pending_bytes, total_bytes = pending_bytes + num_bytes, total_bytes + num_bytes
+            if pending_bytes > MAX_FILE_BYTES:
+                flush()
+    flush()
+    return weight_map, total_bytes
+
+
+def _gather(model: PackedGPT, cluster: Cluster, parameter: Tensor, row: Slot) -> dict[str, Tensor]:
+    """The full Hugging Face tensors of one parameter, on the CPU."""
+    shards = [parameter.data]
+    if row.split_dim is not None and cluster.tp_size > 1:
+        shards = [torch.empty_like(parameter.data) for _ in range(cluster.tp_size)]
+        dist.all_gather(shards, parameter.data.contiguous(), group=cluster.tp_group)
+    sizes = _part_sizes(model, parameter, row)
+    parts = zip(*(shard.split(sizes) for shard in shards), strict=True)
+    tensors = {}
+    for name, pieces in zip(row.hf, parts, strict=True):
+        full = torch.cat(pieces, dim=row.split_dim or 0) if len(pieces) > 1 else pieces[0]
+        if row.is_vocab:
+            full = full[: model.valid_vocab]
+        tensors[name] = full.to("cpu", copy=True).contiguous()
+    return tensors

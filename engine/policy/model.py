@@ -1,0 +1,155 @@
+"""Megatron's GPTModel for the dense Qwen3, Qwen2.5 and Llama 3 families, from a Hugging Face config.
+
+The last pipeline stage returns per-token logprob and entropy straight from hidden states; logits of the
+whole vocabulary are never held.
+"""
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from ralign.engine.cluster import Cluster
+from ralign.engine.errors import UserError
+from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
+from ralign.engine.policy.names import padded_vocab_size
+from ralign.engine.policy.norm import RMSNorm
+from ralign.engine.policy.rope import head_size, inverse_frequencies, rotary_table
+from ralign.kernels.linear_logprob import linear_logprob
+
+FAMILIES = {"qwen3", "qwen2", "llama"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(
+    hf_config: PretrainedConfig, cluster: Cluster, *, dtype: str, sequence_parallel: bool, recompute: bool
+) -> TransformerConfig:
+    """Megatron's configuration for a Hugging Face model.
+
+    Raises:
+        UserError: a family, or a feature of the model, that is not supported.
+    """
+    if hf_config.model_type not in FAMILIES:
+        raise UserError(f"model_type {hf_config.model_type!r} is not supported; it must be one of {sorted(FAMILIES)}")
+    if getattr(hf_config, "use_sliding_window", False) or getattr(hf_config, "mlp_bias", False):
+        raise UserError("models with sliding-window attention or MLP biases are not supported")
+    if hf_config.model_type != "qwen2" and getattr(hf_config, "attention_bias", False):
+        raise UserError(f"attention_bias is not supported for {hf_config.model_type}")
+    recomputation = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    return TransformerConfig(
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=hf_config.num_attention_heads,
+        num_query_groups=hf_config.num_key_value_heads,
+        kv_channels=head_size(hf_config),
+        qk_layernorm=hf_config.model_type == "qwen3",
+        add_qkv_bias=hf_config.model_type == "qwen2",
+        add_bias_linear=False,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf_config.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        # What vLLM computes unfused stays unfused here: fusions are where trainer and engine drift apart.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=cluster.tp_size,
+        pipeline_model_parallel_size=cluster.pp_size,
+        sequence_parallel=sequence_parallel,
+        # Micro-batches are packed to different lengths; Megatron asks for alltoall with that, dense or not.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        params_dtype=DTYPES[dtype],
+        pipeline_dtype=DTYPES[dtype],
+        bf16=dtype == "bf16",
+        perform_initialization=False,
+        **(recomputation if recompute else {}),
+    )
+
+
+def layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """A decoder layer whose local parameters have vLLM's layout."""
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=PackedSelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=NoCoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(
+                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class PackedGPT(GPTModel):
+    """GPTModel on packed tokens whose last stage gives logprobs and entropies instead of logits."""
+
+    def __init__(self, hf_config: PretrainedConfig, config: TransformerConfig, cluster: Cluster, temperature: float):
+        layer = layer_spec(config)
+        super().__init__(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[layer] * (config.num_layers // cluster.pp_size), layer_norm=RMSNorm
+            ),
+            vocab_size=padded_vocab_size(hf_config.vocab_size),
+            max_sequence_length=hf_config.max_position_embeddings,
+            pre_process=cluster.pp_rank == 0,
+            post_process=cluster.pp_rank == cluster.pp_size - 1,
+            share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+            position_embedding_type="none",
+        )
+        self.cluster = cluster
+        self.valid_vocab = hf_config.vocab_size
+        self.temperature = temperature
+        self.frequencies = inverse_frequencies(hf_config).to(cluster.device)
+
+    def _preprocess(self, input_ids, position_ids, **_):
+        """Embeddings on the first stage; the rotary table, from each token's position, on all of them."""
+        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
+        table = rotary_table(position_ids[0], self.frequencies, self.config.params_dtype)
+        return embedded, table, None, None, None, None
+
+    def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_):
+        """(logprobs [T], entropy [T]) fp32 on the last stage, hidden states [T, 1, H] on the others."""
+        if not self.post_process:
+            return hidden_states
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        logprobs, entropy = linear_logprob(
+            hidden_states.squeeze(1),
+            weight,
+            labels[0],
+            temperature=self.temperature,
+            valid_vocab=self.valid_vocab,
+            vocab_start=self.cluster.tp_rank * weight.shape[0],
+            group=self.cluster.tp_group if self.cluster.tp_size > 1 else None,
+            sequence_parallel=self.config.sequence_parallel,
+        )
+        return torch.stack([logprobs, entropy])

@@ -32,7 +32,7 @@ class MetaRM(Protocol):
     """Compares judgments with golden judgments, a batch at a time."""
 
     def judge_batch(self, goldens: Sequence[str], judgments: Sequence[str]) -> list[Outcome]:
-        """One outcome a judgment, in order; never `SKIPPED`. Both texts are given whole, thinking included."""
+        """One outcome a judgment, in order; never `SKIPPED`. Both texts come whole, thinking included."""
         ...
 
 
@@ -55,8 +55,8 @@ def decisive_factors(text: str) -> set[DecisiveFactor]:
 class RuleMetaRM:
     """JudgeWorld's MetaRM: Correct if the rationale names the golden decisive factor and no other one.
 
-    It reads visible text alone, so a factor named only before ``</think>`` counts for nothing, and neither
-    does one named after the verdict's text has contradicted it: two different factors are Incorrect.
+    It reads visible text alone: a factor named before ``</think>`` counts for nothing. Naming a second,
+    different factor makes the judgment Incorrect, so listing them all earns nothing.
     """
 
     def judge(self, golden: str, judgment: str) -> Outcome:

@@ -77,7 +77,7 @@ def load_template(name_or_path: str) -> str:
 
 
 def render(template: str, pair: Pair) -> str:
-    """The prompt for `pair`. Each placeholder is replaced once: braces in the pair's texts stay as they are."""
+    """The prompt for `pair`. Braces in the pair's own texts stay as they are."""
     turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
     values = {
         "context": "\n\n".join(turns) or NO_CONTEXT,

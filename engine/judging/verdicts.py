@@ -15,5 +15,5 @@ def parse_verdict(text: str) -> Side | None:
 
 
 def visible(text: str) -> str:
-    """What the MetaRM is shown: the text after the last ``</think>``, stripped; all of it if there is none."""
+    """What the MetaRM is shown: what follows the last ``</think>`` (or all, if there is none), stripped."""
     return text.rpartition(END_OF_THINKING)[2].strip()

@@ -49,18 +49,22 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     names = [name for name, _ in model.named_parameters()]
     missing, unknown = set(names) - set(parameters), set(parameters) - set(names)
     assert not missing and not unknown, f"layouts differ: vLLM alone has {missing}, Megatron alone has {unknown}"
-    for name in names:
-        owner_name, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(owner_name)
-        old, tensor = owner._parameters[leaf], parameters[name]
-        assert old.shape == tensor.shape and old.dtype == tensor.dtype, (
-            f"{name}: vLLM expects {tuple(old.shape)} {old.dtype}, Megatron holds {tuple(tensor.shape)} {tensor.dtype}"
-        )
-        view = nn.Parameter(tensor, requires_grad=False)
-        view.__dict__.update(old.__dict__)
-        owner._parameters[leaf] = view
+    views = {id(old): _view(name, old, parameters[name]) for name, old in model.named_parameters()}
+    for module in model.modules():  # a tied output layer holds the embedding's parameter a second time
+        for leaf, old in module._parameters.items():
+            if old is not None:
+                module._parameters[leaf] = views[id(old)]
     for name, tensor in _state(model):
         assert tensor.device.type != "meta", f"vLLM tensor {name} was never given memory"
+
+
+def _view(name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+    assert old.shape == tensor.shape and old.dtype == tensor.dtype, (
+        f"{name}: vLLM expects {tuple(old.shape)} {old.dtype}, Megatron holds {tuple(tensor.shape)} {tensor.dtype}"
+    )
+    view = nn.Parameter(tensor, requires_grad=False)
+    view.__dict__.update(old.__dict__)
+    return view
 
 
 def _state(model: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -19,6 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -67,6 +68,7 @@ class Policy:
             config.calculate_per_token_loss = True
             config.finalize_model_grads_func = _finalize_without_scaling
             module = PackedGPT(self.hf_config, config, cluster, temperature).to(cluster.device)
+            _mark_sharded(module, cluster)
             self.model = DistributedDataParallel(
                 config, DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True), module
             )
@@ -213,6 +215,13 @@ class Policy:
     def export(self, target: str | Path) -> None:
         """Write a Hugging Face folder; collective over all ranks."""
         hf.export(self.gpt, self.cluster, self.folder, target)
+
+
+def _mark_sharded(model: PackedGPT, cluster: Cluster) -> None:
+    """Megatron marks tensor-parallel parameters only when it draws their weights; the gradient norm needs the mark."""
+    for _, parameter, row in hf.parameter_slots(model, cluster):
+        if row.split_dim is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, row.split_dim, 1)
 
 
 def _merge(name: str, values: list[float]) -> float:

@@ -1,0 +1,261 @@
+"""The settings of an experiment: one tree of dataclasses, `Run`, which a recipe fills and a user overrides.
+
+Nothing here imports torch, so that `--help` answers at once. Every field carries its meaning: the text under
+a field is what `--help` shows. Units are in names; sizes count items. `command_line.parse` applies overrides,
+`validation.validate` refuses what cannot work; both are re-exported here, for recipes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.data.judgeworld import JudgeWorldConfig
+from ralign.engine.validation import validate
+
+__all__ = [
+    "AlgoConfig",
+    "DataConfig",
+    "EvalConfig",
+    "GeneratorConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "Run",
+    "SFTConfig",
+    "parse",
+    "run_main",
+    "save_config",
+    "validate",
+]
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The policy's architecture: a dense decoder. The vocabulary's size comes from the tokenizer."""
+
+    hf_path: str | None = None
+    """Hugging Face folder to start from; the shape then comes from its config.json, not from here."""
+    family: Literal["qwen3", "qwen2", "llama"] = "qwen3"
+    """Architecture: qwen3 normalises queries and keys, qwen2 has biases on QKV, llama has neither."""
+    num_layers: int = 4
+    """Transformer layers."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    ffn_hidden_size: int = 384
+    """Width inside the gated MLP."""
+    num_attention_heads: int = 4
+    """Query heads."""
+    num_query_groups: int = 2
+    """Key and value heads (grouped-query attention)."""
+    head_dim: int = 32
+    """Channels of one head; even, since RoPE rotates pairs."""
+    rope_theta: float = 10000.0
+    """Base of the rotary position embedding."""
+    norm_eps: float = 1e-6
+    """Epsilon of RMSNorm."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output layer too."""
+    max_position_embeddings: int = 1024
+    """Longest sequence the model may see, prompt and answer together."""
+    init_std: float = 0.02
+    """Standard deviation of freshly drawn weights."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    """How the model is cut. The data-parallel size is what is left: world / (tensor * pipeline)."""
+
+    tensor: int = 1
+    """Tensor-parallel size, of the trainer and of the generator."""
+    pipeline: int = 1
+    """Pipeline-parallel size (stages of layers)."""
+    sequence: bool = False
+    """Sequence parallelism: shard norms and residuals along the sequence; needs tensor > 1."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights and activations."""
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+
+    def data_size(self, world_size: int) -> int:
+        """Data-parallel size in a world of `world_size` processes (`validate` makes sure that it divides)."""
+        return world_size // (self.tensor * self.pipeline)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of a cosine or linear schedule."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; not applied to norms and biases."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """The preference pairs and how a judge is asked about them."""
+
+    train: str | None = None
+    """Pairs file (JSONL) to train on; None makes JudgeWorld."""
+    template: str = "compact"
+    """Judge prompt: compact, full, or a file of your own."""
+    max_bad_lines: int = 0
+    """Bad lines of a pairs file to go on without; one more ends the run."""
+    max_prompt_tokens: int = 192
+    """Longest prompt; a pair whose prompt is longer is left out and counted."""
+    world: JudgeWorldConfig = field(default_factory=JudgeWorldConfig)
+    """The generated world of pairs."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GeneratorConfig:
+    """vLLM inside the training processes, and how it samples."""
+
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer divides its logits by the same number."""
+    top_p: float = 1.0
+    """Must stay 1: truncated sampling biases the policy ratio."""
+    top_k: int = -1
+    """Must stay -1 (all tokens): truncated sampling biases the policy ratio."""
+    gpu_memory_utilization: float = 0.5
+    """Share of a GPU's memory that vLLM may use, KV cache included."""
+    kv_cache_gib: float = 0.5
+    """KV cache a process on a machine without a GPU, GiB."""
+    max_num_seqs: int = 256
+    """Most sequences decoded at once in one engine."""
+    enforce_eager: bool = False
+    """Decode without CUDA graphs: starts sooner, generates slower."""
+    verify: Literal["first", "every"] = "first"
+    """After which updates to prove that the engine reads the trainer's weights."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AlgoConfig:
+    """What an answer is paid and how the policy learns from it."""
+
+    reward: Literal["label", "r_align"] = "r_align"
+    """label: the verdict is right (RLVR). r_align: and the MetaRM finds its rationale right."""
+    invalid_reward: float = -1.0
+    """Reward of an answer without a verdict."""
+    advantages: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """Group advantage: grpo (centred, over the deviation), dr_grpo (centred), rloo (leave-one-out)."""
+    num_prompts: int = 32
+    """Prompts a step, over all processes."""
+    num_samples: int = 8
+    """Answers sampled for a prompt: its group."""
+    num_updates: int = 1
+    """Optimizer updates a step, each on its own part of the samples; 1 is on-policy."""
+    clip_low: float = 0.2
+    """Ratios below 1 - clip_low earn nothing more."""
+    clip_high: float = 0.28
+    """Ratios above 1 + clip_high earn nothing more."""
+    dual_clip: float | None = 3.0
+    """Bound on the loss of a token of negative advantage, in advantages; None for none."""
+    normalisation: Literal["token", "sequence"] = "token"
+    """Mean of the loss over all tokens of an update, or over sequences (mean over tokens in each)."""
+    kl_coef: float = 0.0
+    """Weight of the divergence from the frozen reference; 0 keeps no reference model."""
+    kl_kind: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that divergence."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    tis_cap: float | None = 2.0
+    """Truncated importance sampling between engine and trainer: largest weight; None turns it off."""
+
+
+def _sft_optim() -> OptimConfig:
+    return OptimConfig(lr=1e-3, lr_schedule="cosine", warmup_steps=50)
+
+
+@dataclass(kw_only=True, slots=True)
+class SFTConfig:
+    """The supervised warm start."""
+
+    num_steps: int = 1000
+    """Optimizer steps; 0 leaves the stage out."""
+    num_samples: int = 64
+    """Judgments a step, over all processes."""
+    golden_share: float = 0.5
+    """Share of golden judgments; the others follow the spurious cue."""
+    optim: OptimConfig = field(default_factory=_sft_optim)
+    """Optimizer of this stage."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """How trained judges are measured."""
+
+    num_pairs: int = 512
+    """Pairs of each test that are judged; a smaller test is judged whole."""
+    temperature: float = 0.4
+    """Sampling temperature; 0 takes the likeliest token."""
+    max_new_tokens: int = 128
+    """Longest judgment."""
+    num_bootstrap: int = 2000
+    """Resamples behind the 95 % intervals."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """All settings of one experiment."""
+
+    name: str = "run"
+    """Folder of the run, inside `out`."""
+    out: str = "runs"
+    """Folder of all runs."""
+    seed: int = 0
+    """Fixes the data, the fresh weights and the sampling."""
+    num_steps: int = 100
+    """RL steps."""
+    token_budget: int = 4096
+    """Most tokens in a micro-batch of one process."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 writes one at the end alone."""
+    rollouts_every: int = 10
+    """Steps between samples written to rollouts/; 0 writes none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The policy's architecture."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is cut."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The preference pairs."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """Sampling."""
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    """Reward and policy loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer of the RL stage."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    """The warm start."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Measuring."""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run goes: `out`/`name`."""
+        return Path(self.out) / self.name
+
+
+def save_config(run: Run, path: str | Path) -> None:
+    """Writes the resolved settings as JSON, making the folder; call it on one rank."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,48 @@
+import pytest
+from ralign.engine.data.judgeworld import decisive_factor
+from ralign.engine.errors import UserError
+from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
+
+GOLDEN = r"Facts: pet fox A dog B fox differs. A is wrong: pet should be fox. \boxed{B}"
+
+
+@pytest.mark.parametrize(
+    ("judgment", "outcome"),
+    [
+        (GOLDEN, Outcome.CORRECT),
+        ("A is wrong: pet should be fox. \\boxed{B}", Outcome.CORRECT),
+        ("Yes: A is wrong: pet should be fox. Again, A is wrong: pet should be fox.", Outcome.CORRECT),
+        ("B is wrong: pet should be fox. \\boxed{B}", Outcome.INCORRECT),
+        ("A is wrong: town should be fox. \\boxed{B}", Outcome.INCORRECT),
+        ("A is wrong: pet should be hen. \\boxed{B}", Outcome.INCORRECT),
+        ("A is wrong: pet should be foxes. \\boxed{B}", Outcome.INCORRECT),
+        ("A is wrong: pet should be fox. A is wrong: day should be May.", Outcome.INCORRECT),
+        ("A is wrong: pet should be fox. </think> B is neat. \\boxed{B}", Outcome.INCORRECT),
+        ("B is neat and clear. \\boxed{B}", Outcome.INCORRECT),
+        ("A is wrong. \\boxed{B}", Outcome.INCORRECT),
+        ("", Outcome.INCORRECT),
+    ],
+)
+def test_correct_only_if_the_decisive_factor_and_no_other_is_named(judgment, outcome):
+    assert RuleMetaRM().judge(GOLDEN, judgment) is outcome
+
+
+def test_thinking_in_the_golden_judgment_is_not_its_reason():
+    golden = "B is wrong: day should be May. </think> " + GOLDEN
+    assert RuleMetaRM().judge(golden, GOLDEN) is Outcome.CORRECT
+
+
+@pytest.mark.parametrize("golden", ["A is better: it is true.", GOLDEN + decisive_factor("B", "x", "y")])
+def test_a_golden_judgment_without_one_decisive_factor_is_refused(golden):
+    with pytest.raises(UserError, match="one decisive factor"):
+        RuleMetaRM().judge(golden, GOLDEN)
+
+
+def test_a_batch_is_judged_in_order():
+    judgments = [GOLDEN, "nothing", GOLDEN]
+    outcomes = RuleMetaRM().judge_batch([GOLDEN] * 3, judgments)
+    assert outcomes == [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CORRECT]
+
+
+def test_the_written_factor_is_the_one_read():
+    assert decisive_factors(decisive_factor("B", "day", "May")) == {("B", "day", "May")}

@@ -83,6 +83,7 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
         UserError: the sizes do not divide the world.
     """
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % (tensor * pipeline):
@@ -106,6 +107,8 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
             pipeline_model_parallel_size=pipeline,
             distributed_timeout_minutes=max(1, int(timeout_s // 60)),
         )
+        # No dropout draws from it, but sequence parallelism and recomputation ask for the tracker.
+        model_parallel_cuda_manual_seed(0)
     return Cluster(
         rank=dist.get_rank(),
         world_size=world_size,

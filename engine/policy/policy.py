@@ -4,7 +4,8 @@ Denominators live in the loss function alone: nothing here divides by micro-batc
 update does not depend on how the batch was split.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,17 +119,20 @@ class Policy:
         self.schedule.step(1)
 
     def update(self, micro_batches: Sequence[PackedBatch], loss_function: LossFunction) -> UpdateStats:
-        """One optimizer step on this rank's micro-batches; every rank must bring the same number of them.
-
-        Returns the same statistics on every rank; `grad_norm` is that before clipping.
-        """
-        losses, metrics = self._forward_backward(micro_batches, loss_function)
-        grad_norm, lr = self._optimizer_step()
-        return UpdateStats(loss=losses, grad_norm=grad_norm, lr=lr, metrics=metrics)
+        """`forward_backward`, then `optimizer_step`."""
+        loss, metrics = self.forward_backward(micro_batches, loss_function)
+        grad_norm, lr = self.optimizer_step()
+        return UpdateStats(loss=loss, grad_norm=grad_norm, lr=lr, metrics=metrics)
 
     @on_megatron
-    def _forward_backward(self, micro_batches, loss_function) -> tuple[float, dict[str, float]]:
-        """Gradients into Megatron's buffers, reduced over data parallel ranks; loss and metrics summed."""
+    def forward_backward(
+        self, micro_batches: Sequence[PackedBatch], loss_function: LossFunction
+    ) -> tuple[float, dict[str, float]]:
+        """Gradients of this rank's micro-batches, reduced over the job; every rank brings the same number.
+
+        Returns loss and metrics, the same on every rank, each summed over micro-batches and ranks; a metric
+        whose name ends in `_min` or `_max` is the extreme instead.
+        """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
 
@@ -142,7 +146,8 @@ class Policy:
         return total.pop("loss"), total
 
     @on_megatron
-    def _optimizer_step(self) -> tuple[float, float]:
+    def optimizer_step(self) -> tuple[float, float]:
+        """Clip, step, gather parameters. Returns the gradient norm before clipping and the learning rate used."""
         lr = self.optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(1)
@@ -203,6 +208,20 @@ class Policy:
             local = box[0]
         every = self.cluster.all_gather_data(local)
         return {name: _merge(name, [part[name] for part in every]) for name in every[0]}
+
+    def freeze_reference(self) -> None:
+        """Keep a copy of the weights as they are now, in host memory, as the reference of KL terms."""
+        self._reference = [buffer.param_data.to("cpu", copy=True) for buffer in self.model.buffers]
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """While open, the model holds the reference's weights; afterwards its own, bit for bit."""
+        own = [buffer.param_data.clone() for buffer in self.model.buffers]
+        for buffer, reference in zip(self.model.buffers, self._reference, strict=True):
+            buffer.param_data.copy_(reference)
+        yield
+        for buffer, weights in zip(self.model.buffers, own, strict=True):
+            buffer.param_data.copy_(weights)
 
     def vllm_parameters(self) -> dict[str, Tensor]:
         """This stage's parameters under vLLM's names: the trainer's own memory, not copies."""

@@ -1,0 +1,77 @@
+# make demo and make test do all set-up themselves; set-up that is done already takes no time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Recipe or pytest arguments: make demo ARGS="num_steps=5", make test ARGS="-k policy".
+ARGS ?=
+# 3.11 is what requirements/cpu.lock was made with.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell \
+	$(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
+KIND ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,cpu)
+REQUIREMENTS := $(if $(filter cuda,$(KIND)),requirements/cuda.txt,requirements/cpu.lock)
+# The demo and most distributed tests are two processes: half the cores each.
+export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
+
+.PHONY: help venv demo test lint format clean
+
+help:
+	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them (two processes)"
+	@echo "make test    all tests that need no GPU"
+	@echo "make lint    ruff check and format check"
+	@echo "make format  let ruff mend what it can"
+	@echo "make venv    set-up alone: .venv, packages ($(REQUIREMENTS)), C++ extension"
+	@echo "make clean   remove what was built; .venv and runs/ stay"
+	@echo "Arguments: make demo ARGS=\"num_steps=5\", make test ARGS=\"-k policy\""
+
+venv: $(VENV)/extension.stamp
+
+demo: venv
+	@echo "Demo: runs/ gets the results; make demo ARGS=--help lists all settings"
+	@$(VENV)/bin/torchrun --standalone --nproc-per-node 2 recipes/r_align_mini.py $(ARGS)
+	@report=$$(ls -t runs/*/report/index.html 2>/dev/null | head -n 1); \
+		if [ -n "$$report" ]; then echo "Report: $$report"; fi
+
+test: venv
+	@$(VENV)/bin/pytest -m "not gpu" $(ARGS)
+
+lint: venv
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: venv
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find engine kernels recipes tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -f $(VENV)/extension.stamp
+
+# Set-up in three steps, each with a stamp; a step that failed is tried again by the next make.
+
+$(VENV)/python.stamp:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
+	@echo "Set-up 1/3: virtual environment in $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/$(KIND).stamp: $(VENV)/python.stamp $(REQUIREMENTS)
+	@echo "Set-up 2/3: packages of $(REQUIREMENTS) (some minutes, once)"
+	@requirements/install.sh $(PY) $(KIND)
+	@touch $@
+
+$(VENV)/extension.stamp: $(VENV)/$(KIND).stamp setup.py pyproject.toml $(wildcard csrc/*)
+	@echo "Set-up 3/3: C++ extension (under a minute)"
+	@command -v c++ >/dev/null || { echo "No C++ compiler: install one (Debian: g++)" >&2; exit 1; }
+	@header=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h; \
+		test -f "$$header" || { echo "No $$header: install Python's headers (Debian: python3-dev)" >&2; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . || { \
+		echo "Building the extension failed; the compiler's reason is above." >&2; exit 1; }
+	@touch $@

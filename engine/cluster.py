@@ -101,6 +101,8 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    if parallel_state.is_initialized():  # another layout of the same processes
+        parallel_state.destroy_model_parallel()
     with cuda_stand_in():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor,
@@ -120,7 +122,7 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
 
 
 def stop() -> None:
-    """Take the groups down, so that a process can start another layout or leave without warnings."""
+    """Leave the job in order."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

@@ -1,0 +1,66 @@
+"""Five updates of the policy loss on the same samples in every layout of the world; losses and grad norms."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny import make_model, make_samples, pack
+
+from ralign.engine import cluster as cluster_module
+from ralign.engine.config import AlgoConfig, OptimConfig
+from ralign.engine.losses import reinforce_loss
+from ralign.engine.policy.policy import Policy
+
+LAYOUTS = {
+    1: {
+        "one": {},
+        "one, small micro-batches": {"token_budget": 64},
+        "one, recompute": {"recompute": True},
+    },
+    2: {
+        "tp2": {"tensor": 2},
+        "tp2 sequence parallel": {"tensor": 2, "sequence": True},
+        "pp2": {"pipeline": 2, "token_budget": 96},
+        "dp2": {"token_budget": 128},
+    },
+}
+
+
+def five_updates(folder, *, tensor=1, pipeline=1, sequence=False, recompute=False, token_budget=4096):
+    cluster = cluster_module.start(tensor=tensor, pipeline=pipeline)
+    policy = Policy(folder, cluster, sequence_parallel=sequence, recompute=recompute)
+    policy.start_training(OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_grad=0.5), num_steps=5)
+    samples = make_samples(24)
+    batches = pack(samples, cluster, token_budget=token_budget, pad_multiple=policy.pad_multiple)
+    for batch, output in zip(batches, policy.logprobs(batches), strict=True):
+        batch.per_token["old_logprobs"] = output[0]
+    loss = reinforce_loss(AlgoConfig(kl_coef=0.1, entropy_coef=0.01))
+    policy.freeze_reference()
+    rows = []
+    for _ in range(5):
+        with policy.as_reference():
+            for batch, output in zip(batches, policy.logprobs(batches), strict=True):
+                batch.per_token["ref_logprobs"] = output[0]
+        stats = policy.update(batches, loss)
+        extremes = stats.metrics["ratio_min"], stats.metrics["ratio_max"]
+        rows.append({"loss": stats.loss, "grad_norm": stats.grad_norm, "ratio_extremes": extremes})
+    return rows
+
+
+def main(result: str) -> None:
+    torch.set_num_threads(1)
+    world = cluster_module.start()
+    folder = Path(result).parent / "model"
+    if world.is_first_rank:
+        make_model(folder, "qwen3", tied=True)
+    dist.barrier()
+    report = {name: five_updates(folder, **layout) for name, layout in LAYOUTS[world.world_size].items()}
+    if world.is_first_rank:
+        Path(result).write_text(json.dumps(report))
+    cluster_module.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

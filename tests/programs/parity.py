@@ -1,0 +1,80 @@
+"""Every family, tied and untied, at TP = world size: logprobs against transformers, and the export's bits."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from tiny import make_model, make_samples, pack
+from transformers import AutoModelForCausalLM
+
+from ralign.engine import cluster as cluster_module
+from ralign.engine.policy.policy import Policy
+
+
+def hf_logits_diff(folder, policy, samples, batch) -> float:
+    """Largest difference of the full logits' log-softmax at the response tokens and of the entropy."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    output = policy.logprobs([batch])[0]
+    worst = 0.0
+    for sample, logprobs, entropy in zip(
+        samples, batch.unpack(output[0]), batch.unpack(output[1]), strict=True
+    ):
+        ids = torch.tensor([*sample.prompt_ids, *sample.response_ids])
+        with torch.no_grad():
+            expected = model(ids[None]).logits[0].log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
+        target = expected.gather(1, torch.from_numpy(sample.response_ids)[:, None])[:, 0]
+        worst = max(worst, (logprobs - target).abs().max().item())
+        worst = max(worst, (entropy + (expected.exp() * expected).sum(-1)).abs().max().item())
+    return worst
+
+
+def main(result: str) -> None:
+    torch.set_num_threads(1)
+    cluster = cluster_module.start(tensor=dist_size())
+    report = {}
+    for family in ("qwen3", "qwen2", "llama"):
+        for tied in (True, False):
+            folder = Path(result).parent / f"{family}-{tied}-{cluster.tp_size}"
+            if cluster.is_first_rank:
+                rope = {"rope_type": "default", "rope_theta": 10000.0}
+                if family == "llama":
+                    rope = dict(
+                        rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0,
+                        high_freq_factor=4.0, original_max_position_embeddings=64,
+                    )  # fmt: skip
+                make_model(folder, family, tied=tied, rope_parameters=rope)
+            dist.barrier()
+            policy = Policy(folder, cluster)
+            samples = make_samples(6)
+            batch = pack(samples, cluster, token_budget=4096, pad_multiple=1)[0]
+            difference = hf_logits_diff(folder, policy, samples, batch)
+            exported = folder.with_name(folder.name + "-exported")
+            policy.export(exported)
+            again = Policy(exported, cluster)
+            reload_equal = bool((again.logprobs([batch])[0] == policy.logprobs([batch])[0]).all())
+            if cluster.is_first_rank:
+                before = load_file(folder / "model.safetensors")
+                after = {k: v for file in exported.glob("*.safetensors") for k, v in load_file(file).items()}
+                AutoModelForCausalLM.from_pretrained(exported)
+                report[f"{family} tied={tied}"] = {
+                    "max_diff": difference,
+                    "reload_equal": reload_equal,
+                    "bits_equal": before.keys() == after.keys()
+                    and all(torch.equal(before[name], after[name]) for name in before),
+                }
+    if cluster.is_first_rank:
+        Path(result).write_text(json.dumps(report))
+    cluster_module.stop()
+
+
+def dist_size() -> int:
+    import os
+
+    return int(os.environ["WORLD_SIZE"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,108 @@
+"""Trainer against generator before training and after each of five updates; argv[2] is the TP size."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tiny import VOCAB, make_model, pack
+
+from ralign.engine import cluster as cluster_module
+from ralign.engine.config import GeneratorConfig, OptimConfig
+from ralign.engine.generator.generator import Generator
+from ralign.engine.losses import supervised_loss
+from ralign.engine.packing import Sample
+from ralign.engine.policy.policy import Policy
+
+TEMPERATURE = 0.7
+
+
+def rollout_batches(generator, policy, cluster, prompts, seed):
+    rollouts = generator.generate(prompts, num_samples=2, max_new_tokens=24, temperature=TEMPERATURE, seed=seed)
+    samples = [
+        Sample(
+            prompt_ids=np.asarray(prompts[r.prompt_index]),
+            response_ids=r.response_ids,
+            per_response_token={"rollout_logprobs": r.logprobs},
+            per_sample={"weights": 1e-3},
+        )
+        for r in rollouts
+    ]
+    every = [s for part in cluster.all_gather_data(samples) for s in part]
+    return pack(every, cluster, token_budget=1024, pad_multiple=policy.pad_multiple), rollouts
+
+
+def max_difference(policy, batches) -> float:
+    worst = 0.0
+    for batch, output in zip(batches, policy.logprobs(batches), strict=True):
+        difference = (output[0] - batch.per_token["rollout_logprobs"])[batch.targets >= 0]
+        worst = max(worst, difference.abs().max().item())
+    return worst
+
+
+def main(result: str, tensor: int) -> None:
+    torch.set_num_threads(1)
+    cluster = cluster_module.start(tensor=tensor)
+    folder = Path(result).parent / "model"
+    if cluster.is_first_rank:
+        make_model(folder, "qwen3", tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
+    dist.barrier()
+    policy = Policy(folder, cluster, temperature=TEMPERATURE)
+    generator = Generator(policy, cluster, GeneratorConfig(kv_cache_gib=0.1), max_model_len=128, eos_token_id=0)
+    policy.start_training(OptimConfig(lr=5e-3), num_steps=5)
+    rng = np.random.default_rng(cluster.dp_rank)
+    prompts = [rng.integers(1, VOCAB, 12).tolist() for _ in range(8)]
+
+    pointers = generator.llm.apply_model(lambda m: {n: p.data_ptr() for n, p in m.named_parameters()})[0]
+    ours = {name: tensor.data_ptr() for name, tensor in policy.vllm_parameters().items()}
+    differences, versions = [], []
+    for step in range(6):
+        batches, rollouts = rollout_batches(generator, policy, cluster, prompts, seed=step)
+        differences.append(max_difference(policy, batches))
+        versions.append(rollouts[0].weight_version)
+        if step < 5:
+            policy.update(batches, supervised_loss)
+            generator.weights_updated()
+            generator.verify()
+    after = generator.llm.apply_model(lambda m: {n: p.data_ptr() for n, p in m.named_parameters()})[0]
+
+    def same_tokens() -> bool:
+        first, second = (
+            generator.generate(prompts, num_samples=2, max_new_tokens=24, temperature=1.0, seed=9) for _ in range(2)
+        )
+        return all((a.response_ids == b.response_ids).all() for a, b in zip(first, second, strict=True))
+
+    report = {
+        "differences": cluster.all_gather_data(differences),
+        "versions": versions,
+        "same_storage": pointers == ours == after,
+        "num_shared": len(ours),
+        "repeatable": same_tokens(),
+        "detects_tampering": detects_tampering(generator),
+    }
+    if cluster.is_first_rank:
+        Path(result).write_text(json.dumps(report))
+    cluster_module.stop()
+
+
+def detects_tampering(generator) -> bool:
+    """Give the engine a private copy of one weight, one bit off: `verify` must stop the run."""
+
+    def tamper(model) -> None:
+        norm = model.model.norm
+        copy = norm.weight.data.clone()
+        copy.view(torch.int32)[3] ^= 1
+        norm._parameters["weight"] = torch.nn.Parameter(copy, requires_grad=False)
+
+    generator.llm.apply_model(tamper)
+    try:
+        generator.verify()
+    except RuntimeError as error:
+        return "model.norm.weight" in str(error)
+    return False
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,79 @@
+"""Vocab-parallel logprob on real process groups, against the reference on the whole vocabulary; float64."""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from ralign.kernels.linear_logprob import linear_logprob, linear_logprob_ref
+from ralign.kernels.logprob import IGNORE, logprob, logprob_ref
+
+UPSTREAM = torch.linspace(-1, 2, 12, dtype=torch.float64)
+
+
+def run(op, leaves, targets, **options):
+    """Both outputs and the gradient of each leaf."""
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    logprobs, entropy = op(*leaves, targets, temperature=0.7, **options)
+    grads = torch.autograd.grad((logprobs * UPSTREAM + entropy * UPSTREAM.flip(0)).sum(), leaves)
+    return [logprobs.detach(), entropy.detach(), *grads]
+
+
+def shard(x):
+    return x.chunk(dist.get_world_size())[dist.get_rank()].contiguous()
+
+
+def compare(results, truth) -> dict:
+    """Largest error on any rank, and whether both outputs have the same bits on every rank."""
+    error = torch.stack([(a - b).abs().amax() for a, b in zip(results, truth, strict=True)]).amax()
+    dist.all_reduce(error, op=dist.ReduceOp.MAX)
+    everyones = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, [x.tolist() for x in results[:2]])
+    return {"error": error.item(), "same_on_all_ranks": all(x == everyones[0] for x in everyones)}
+
+
+def main():
+    dist.init_process_group("gloo")
+    world, group = dist.get_world_size(), dist.group.WORLD
+    torch.manual_seed(0)
+    hidden = torch.randn(12, 5, dtype=torch.float64)
+    weight = torch.randn(16 * world, 5, dtype=torch.float64)
+    mixed = torch.tensor([0, 15, 16, IGNORE, 18, 3, 9, 17, IGNORE, 2, 16, 1])
+    cases = {}
+    # The whole vocabulary, a last shard partly padding, a last shard of nothing but padding.
+    for valid_vocab in (16 * world, 19, 16):
+        targets = torch.where(mixed < valid_vocab, mixed, 0)
+        options = {"valid_vocab": valid_vocab, "vocab_start": 16 * dist.get_rank(), "group": group}
+        truth = run(linear_logprob_ref, [hidden, weight], targets, valid_vocab=valid_vocab)
+        local = [*truth[:3], shard(truth[3])]
+        replicated = run(linear_logprob, [hidden, shard(weight)], targets, chunk_tokens=5, **options)
+        cases[f"replicated hidden, {valid_vocab}"] = compare(replicated, local)
+        split = run(
+            linear_logprob, [shard(hidden), shard(weight)], targets, sequence_parallel=True, **options
+        )
+        local[2] = shard(truth[2])
+        cases[f"sequence parallel, {valid_vocab}"] = compare(split, local)
+    logits = hidden @ weight.t()
+    truth = run(logprob_ref, [logits], mixed, valid_vocab=19)
+    columns = slice(16 * dist.get_rank(), 16 * (dist.get_rank() + 1))
+    options = {"valid_vocab": 19, "vocab_start": columns.start, "group": group}
+    local = [*truth[:2], truth[2][:, columns]]
+    cases["logits"] = compare(run(logprob, [logits[:, columns]], mixed, **options), local)
+    nothing = torch.full((12,), IGNORE)
+    zeros = [torch.zeros(12, dtype=torch.float64)] * 2 + [
+        torch.zeros_like(x) for x in (hidden, shard(weight))
+    ]
+    cases["all ignored"] = compare(run(linear_logprob, [hidden, shard(weight)], nothing, **options), zeros)
+    logits[:, 16:] = -torch.inf  # one shard without a finite logit
+    low = torch.where(mixed < 16, mixed, 0)
+    truth = run(logprob_ref, [logits], low, valid_vocab=19)
+    local = [*truth[:2], truth[2][:, columns]]
+    cases["shard of -inf"] = compare(run(logprob, [logits[:, columns]], low, **options), local)
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(cases, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -87,9 +87,10 @@ def plan(
 ) -> Plan:
     """As few micro-batches as best-fit-decreasing needs, balanced over ranks; every sample in exactly one.
 
-    lengths: [n] tokens of each sample, at least 1. token_budget: no micro-batch holds more tokens; padding
-    comes on top unless the budget is a multiple of the padding's. dp_size: ranks. multiple: each rank's number of
-    micro-batches is a multiple of it. cost: (a, b), a sample of l tokens costs a·l + b·l².
+    lengths: [n] tokens of each sample, at least 1.
+    token_budget: no micro-batch holds more tokens; padding comes on top unless it divides the budget.
+    dp_size: ranks. multiple: each rank's number of micro-batches is a multiple of it.
+    cost: (a, b), a sample of l tokens costs a·l + b·l².
 
     The same input gives the same plan. Raises UserError, naming it, for a sample that is empty or longer than
     the budget, for fewer samples than micro-batches, and for lengths that are not whole numbers.

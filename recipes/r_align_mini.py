@@ -1,0 +1,122 @@
+"""Label-only RL against R-Align, in miniature, from nothing.
+
+Question: from one warm start and with equal budgets, is a judge trained on labels right for the wrong reason,
+and does R-Align mend it?  Data: JudgeWorld, where bullets agree with the label in 95 % of training pairs and
+the golden rationale is known.  Model: a random 4-layer Qwen3 of under a million parameters.
+
+    torchrun --nproc-per-node 2 recipes/r_align_mini.py
+
+Hardware: two CPU cores, under ten minutes. Expected: RLVR follows the bullets (S-Corr near 1, chance on the
+`unbiased` test); R-Align reads the facts (S-Corr near 0, right on all tests).
+
+With data.train=FILE the same code runs label-only RL on any pairs file; a fresh tiny model learns nothing
+there, but the whole path is used.
+"""
+
+import os
+import sys
+
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import (
+    AlgoConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    ModelConfig,
+    OptimConfig,
+    Run,
+    SFTConfig,
+)
+from ralign.engine.validation import validate
+
+
+def judgeworld_run() -> Run:
+    return Run(
+        name="r_align_mini",
+        num_steps=50,
+        token_budget=8192,  # one micro-batch a rank: small batches waste the cores
+        algo=AlgoConfig(
+            num_prompts=16,
+            num_samples=8,
+            invalid_reward=0.0,  # an unreadable verdict is just wrong: no extra push away from reading
+        ),
+        generator=GeneratorConfig(max_new_tokens=80),  # a golden judgment has 44 tokens
+        optim=OptimConfig(lr=3e-4),  # a tiny model from a short warm start; pretrained ones want 1e-6
+        # Short on purpose: reading is right about two times in three, so that at the start of RL the bullets
+        # are the better guide and label-only reward has a reason to be spurious.
+        sft=SFTConfig(num_steps=520, num_samples=32, optim=OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=50)),
+        eval=EvalConfig(max_new_tokens=80),
+    )
+
+
+def pairs_file_run() -> Run:
+    return Run(
+        name="pairs_file",
+        num_steps=5,
+        token_budget=8192,
+        model=ModelConfig(max_position_embeddings=4096),
+        data=DataConfig(template="full", max_prompt_tokens=2048),
+        algo=AlgoConfig(reward="label", num_prompts=8, num_samples=4),
+        generator=GeneratorConfig(max_new_tokens=64),
+        optim=OptimConfig(lr=1e-4),
+        eval=EvalConfig(max_new_tokens=64),
+    )
+
+
+def main(argv: list[str]) -> None:
+    from_file = any(token.lstrip("-").startswith("data.train") for token in argv)
+    run = parse(pairs_file_run() if from_file else judgeworld_run(), argv, __doc__)
+    validate(run, int(os.environ.get("WORLD_SIZE", "1")))
+    if run.data.train:
+        train_on_file(run)
+    else:
+        compare_in_judgeworld(run)
+
+
+def compare_in_judgeworld(run: Run) -> None:
+    from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
+    from ralign.engine.experiment import Experiment
+    from ralign.engine.judging.metarm import RuleMetaRM
+    from ralign.engine.report.report import write_report
+
+    world = build_judgeworld(run.data.world)
+    lab = Experiment(run, world["train"], RuleMetaRM(), vocab_size=1024)
+    train = lab.examples(world["train"])
+    tests = {name: lab.examples(world[name]) for name in TESTS}
+
+    golden_and_cue = warm_start_judgments(
+        [example.pair for example in train], golden_share=run.sft.golden_share, seed=run.seed
+    )
+    sft = lab.warm_start("sft", train, golden_and_cue)
+    lab.load(sft)
+    models = {"sft": lab.evaluate("sft", tests)}
+    for name, reward in (("rlvr", "label"), ("r_align", "r_align")):
+        lab.reinforce(name, sft, train, reward)
+        models[name] = lab.evaluate(name, tests)
+
+    if lab.cluster.is_first_rank:
+        write_report(run.folder, models, seed=run.seed, time_s=lab.progress.time_s)
+    lab.close()
+
+
+def train_on_file(run: Run) -> None:
+    from ralign.engine.data.pairs import read_pairs
+    from ralign.engine.errors import UserError
+    from ralign.engine.experiment import Experiment
+    from ralign.engine.report.metrics_log import read_metrics
+
+    if run.algo.reward != "label":
+        raise UserError("algo.reward=r_align needs a MetaRM for these pairs; the rule MetaRM reads JudgeWorld only")
+    pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
+    lab = Experiment(run, pairs, None, vocab_size=2048)
+    lab.reinforce("rlvr", lab.policy.folder, lab.examples(pairs), "label")
+    if lab.cluster.is_first_rank:
+        steps = read_metrics(run.folder / "rlvr" / "metrics.jsonl")
+        num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
+        share = sum(step["reward/num_invalid"] for step in steps) / num_samples
+        print(f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples")
+    lab.close()
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,124 @@
+"""The demo's recipe, cut short, under real torchrun: same code, same files, same answers twice."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "sft.num_steps=4", "num_steps=2", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=16",
+    "data.world.num_train=400", "data.world.num_dev=8", "data.world.num_test=16", "rollouts_every=1",
+    "generator.max_new_tokens=24", "eval.max_new_tokens=24",
+]  # fmt: skip
+
+
+def run_recipe(out: Path, *overrides: str, num_processes: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.run(
+        [*command, str(ROOT / "recipes" / "r_align_mini.py"), f"out={out}", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def without_times(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time_s/", "memory/"))} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> list[Path]:
+    folders = []
+    for number in range(2):
+        out = tmp_path_factory.mktemp(f"run{number}")
+        done = run_recipe(out, *SHORT)
+        assert done.returncode == 0, done.stderr[-4000:]
+        folders.append(out / "r_align_mini")
+    return folders
+
+
+def test_the_same_seed_gives_the_same_metrics(two_runs):
+    for stage, num_steps in (("sft", 4), ("rlvr", 2), ("r_align", 2)):
+        first, second = (without_times(folder / stage / "metrics.jsonl") for folder in two_runs)
+        assert len(first) == num_steps
+        assert first == second, stage
+
+
+def test_the_run_folder_keeps_its_contract(two_runs):
+    folder = two_runs[0]
+    summary = json.loads((folder / "report" / "summary.json").read_text())
+    assert list(summary["models"]) == ["sft", "rlvr", "r_align"]
+    for tests in summary["models"].values():
+        assert list(tests) == ["in_distribution", "unbiased", "adversarial"]
+        assert all(result["num_pairs"] == 16 for result in tests.values())
+    for name in ("index.html", "judgments.png", "training.png"):
+        assert (folder / "report" / name).stat().st_size > 1000
+    assert (folder / "config.json").exists()
+    rollouts = (folder / "r_align" / "rollouts" / "step00001.jsonl").read_text().splitlines()
+    assert len(rollouts) == 16
+    steps = [json.loads(line) for line in (folder / "r_align" / "metrics.jsonl").read_text().splitlines()]
+    for step in steps:
+        assert math.isfinite(step["policy/loss"]) and math.isfinite(step["policy/grad_norm"])
+        assert step["policy/ratio_min"] == step["policy/ratio_max"] == 1.0  # one update a step: on-policy
+        assert step["time_s/other"] <= 0.1 * step["time_s/total"]
+
+
+def test_both_rl_runs_start_from_the_same_weights_and_samples(two_runs):
+    label, aligned = (without_times(two_runs[0] / name / "metrics.jsonl")[0] for name in ("rlvr", "r_align"))
+    assert label["judge/l_acc"] == aligned["judge/l_acc"]
+    assert label["policy/entropy"] == aligned["policy/entropy"]
+
+
+def make_pairs_file(path: Path, num_pairs: int) -> None:
+    with path.open("w") as file:
+        for n in range(num_pairs):
+            record = {
+                "id": f"pair-{n}",
+                "source": "test",
+                "conversations": [{"role": "user", "content": f"What is {n} plus one? Answer shortly."}],
+                "response_A": f"It is {n + 1}.",
+                "response_B": f"It is {n + 2}, naïvely – 🙂.",
+                "gt_label": "A",
+                "gt_judgment": f"The sum is {n + 1}; B is wrong. \\boxed{{A}}",
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def test_any_pairs_file_trains_with_the_label_reward(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    make_pairs_file(pairs, 24)
+    done = run_recipe(tmp_path, f"data.train={pairs}", "num_steps=2", "generator.max_new_tokens=16", num_processes=1)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "2 steps on" in done.stdout and "no verdict could be read in" in done.stdout
+    steps = without_times(tmp_path / "pairs_file" / "rlvr" / "metrics.jsonl")
+    assert len(steps) == 2 and all(math.isfinite(step["policy/loss"]) for step in steps)
+
+
+def test_mistakes_end_with_one_line_and_status_2(tmp_path):
+    script = str(ROOT / "recipes" / "r_align_mini.py")
+    pairs = tmp_path / "pairs.jsonl"
+    make_pairs_file(pairs, 3)
+    with pairs.open("a") as file:
+        file.write("not json\n")
+    mistakes = {
+        "optim.lr=fast": "optim.lr",
+        "optim.rate=1": "optim.rate",
+        "parallel.tensor=3": "parallel.tensor",
+        "generator.top_p=0.9": "top_p",
+        f"data.train={tmp_path / 'missing.jsonl'}": "missing.jsonl",
+        f"data.train={pairs}": "4",
+    }
+    for override, named in mistakes.items():
+        done = subprocess.run(
+            [sys.executable, script, override, f"out={tmp_path}"], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2, (override, done.stderr[-500:])
+        assert named in done.stderr.strip().splitlines()[-1], (override, done.stderr)
+        assert "Traceback" not in done.stderr

@@ -12,10 +12,14 @@ ARGS ?=
 # 3.11 is what requirements/cpu.lock was made with.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell \
 	$(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
-KIND ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,cpu)
+ifndef KIND
+KIND := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,cpu)
+endif
 REQUIREMENTS := $(if $(filter cuda,$(KIND)),requirements/cuda.txt,requirements/cpu.lock)
 # The demo and most distributed tests are two processes: half the cores each.
-export OMP_NUM_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
+ifndef OMP_NUM_THREADS
+export OMP_NUM_THREADS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
+endif
 
 .PHONY: help venv demo test lint format clean
 

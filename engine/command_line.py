@@ -42,7 +42,7 @@ def parse(default: RunT, argv: Sequence[str], description: str | None = None) ->
     values = {}
     for name, value in _overrides(argv):
         if name not in annotations:
-            raise UserError(_unknown(name, annotations))
+            raise UserError(_unknown(name, value, annotations))
         values[name] = _value(name, value, annotations[name])
     return _replace(default, values)
 
@@ -112,14 +112,14 @@ def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
     return overrides
 
 
-def _unknown(name: str, annotations: dict[str, Any]) -> str:
+def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
     inside = [leaf for leaf in annotations if leaf.startswith(f"{name}.")]
     if inside:
         return f"{name} is a group of settings: give one of {', '.join(inside)}"
     close = difflib.get_close_matches(name, annotations, n=3)
     same_end = [leaf for leaf in annotations if leaf.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = " or ".join(dict.fromkeys(same_end[:3] or close))
-    return f"unknown setting {name!r}" + (f": did you mean {hint}?" if hint else " (--help lists all)")
+    return f"unknown setting {name}={value}" + (f": did you mean {hint}?" if hint else " (--help lists all)")
 
 
 def _spell(value: str, annotation: Any) -> str:

@@ -43,13 +43,18 @@ show() {
     done
 }
 
-"$python" -m pip install --disable-pip-version-check --progress-bar off "${options[@]}" | show || fail \
-    "Installing the packages failed; pip's reason is above. With the network back, or disk space freed" \
-    "(about 6 GB for a CPU machine, 20 GB with CUDA), run the same command again: it goes on from here."
+log=$folder/../.venv/install.log
 
-"$python" -c 'import torch, transformers, tyro, megatron.core' 2>"$folder/../.venv/import.log" || {
-    tail -n 3 "$folder/../.venv/import.log" >&2
-    fail "The packages are installed but do not import (above; all of it in .venv/import.log)." \
+"$python" -m pip install --disable-pip-version-check --progress-bar off "${options[@]}" 2>"$log" | show || {
+    grep -v ^WARNING "$log" | tail -n 5 >&2
+    fail "Installing the packages failed: pip's reason is above, all that it said in .venv/install.log. With the" \
+        "network back, or disk space freed (about 6 GB for a CPU machine, 20 GB with CUDA), run the same" \
+        "command again: it goes on from here."
+}
+
+"$python" -c 'import torch, transformers, tyro, megatron.core' 2>"$log" || {
+    tail -n 3 "$log" >&2
+    fail "The packages are installed but do not import (above; all of it in .venv/install.log)." \
         "If torch asks for CUDA libraries on a machine without a GPU, pip found a CUDA build of it: set" \
         "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove .venv, and run the same command again."
 }

@@ -1,0 +1,106 @@
+"""report/index.html: one file, readable offline, with the plots inside it."""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from ralign.engine.report.progress import duration
+from ralign.engine.report.summary import METRICS, display, percent, tests_of
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #222; }
+  body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+  th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; }
+  th, td { text-align: right; white-space: nowrap; }
+  th:nth-child(-n+2), td:nth-child(-n+2), table.time th, table.time td:first-child { text-align: left; }
+  tr.first td { border-top: 2px solid #999; }
+  .interval { color: #777; font-size: .85em; }
+  .scroll { overflow-x: auto; }
+  img { max-width: 100%; } figure { margin: 0; }
+  pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
+</style>
+<h1>{{ title }}</h1>
+{% if intro %}<p>{{ intro }}</p>{% endif %}
+<h2>Judges</h2>
+<p>Per cent, with 95&nbsp;% bootstrap intervals. L-Acc: the verdict is right. S-Corr: of the right verdicts,
+those with a wrong reason. F-Score: right for the right reason.</p>
+<div class="scroll"><table>
+<tr><th>Test</th><th>Model</th>{% for name in metrics.values() %}<th>{{ name }}</th>{% endfor %}
+<th>Pairs</th><th>No verdict</th><th>MetaRM failed</th></tr>
+{% for test in tests %}{% for model, results in summary.models.items() if test in results %}
+<tr{% if loop.first %} class="first"{% endif %}><td>{{ display(test) }}</td><td>{{ display(model) }}</td>
+{% for metric in metrics %}{% set value, _, bounds = percent(results[test][metric]).partition(" ") %}
+<td>{{ value }} <span class="interval">{{ bounds }}</span></td>
+{% endfor %}
+<td>{{ results[test].num_pairs }}</td><td>{{ results[test].num_parse_fail }}</td>
+<td>{{ results[test].num_judge_fail }}</td></tr>
+{% endfor %}{% endfor %}
+</table></div>
+{% for caption, image in figures.items() %}
+<h2>{{ caption }}</h2>
+<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ image }}"></figure>
+{% endfor %}
+{% if examples %}<h2>Judgments</h2>
+{% for heading, text in examples.items() %}<p><b>{{ heading }}</b></p>
+<pre>{{ text }}</pre>
+{% endfor %}{% endif %}
+<h2>Time</h2>
+<table class="time">
+<tr><th>Stage</th><th>Time</th></tr>
+{% for stage, seconds in summary.time_s.items() %}
+<tr><td>{{ display(stage) }}</td><td>{{ duration(seconds) }}</td></tr>
+{% endfor %}
+</table>
+<p>Seed {{ summary.seed }}.</p>
+{% if config %}<details><summary>Settings</summary><pre>{{ config }}</pre></details>{% endif %}
+</html>
+"""
+
+
+def write_html(
+    summary: Mapping[str, Any],
+    path: str | Path,
+    *,
+    title: str,
+    intro: str = "",
+    figures: Mapping[str, str | Path] | None = None,
+    examples: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes the page and returns `path`.
+
+    figures: caption -> PNG file, embedded. examples: heading -> text, such as a judgment of each model.
+    config: the resolved settings, folded away at the end. All text is escaped.
+    """
+    page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    encoded = {
+        caption: base64.b64encode(Path(figure).read_bytes()).decode("ascii")
+        for caption, figure in (figures or {}).items()
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = page.render(
+        summary=summary,
+        tests=tests_of(summary),
+        metrics=METRICS,
+        display=display,
+        percent=percent,
+        duration=duration,
+        title=title,
+        intro=intro,
+        figures=encoded,
+        examples=examples or {},
+        config=json.dumps(config, indent=2) if config else "",
+    )
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,91 @@
+"""report/summary.json: what an evaluation found, for every model and test, in the shape other tools rely on.
+
+    {"models": {MODEL: {TEST: {"num_pairs": n, "l_acc": {"value": v, "low": l, "high": h}, "s_corr": {…},
+     "f_score": {…}, "num_parse_fail": n, "num_judge_fail": n, "swap_consistency": {…} or null}}},
+     "seed": n, "time_s": {STAGE: t}}
+
+Fractions from 0 to 1; a metric without a denominator has nulls.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ralign.engine.errors import UserError
+
+METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
+_COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
+_NAMES = {"sft": "SFT", "rlvr": "RLVR", "r_align": "R-Align"}
+
+
+def make_summary(
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]], *, seed: int, time_s: Mapping[str, float]
+) -> dict[str, Any]:
+    """The summary of an evaluation; `models[MODEL][TEST]` is what `judging.metrics.measure` returns."""
+    summary = {
+        "models": {
+            model: {test: dict(result) for test, result in tests.items()} for model, tests in models.items()
+        },
+        "seed": seed,
+        "time_s": {stage: float(seconds) for stage, seconds in time_s.items()},
+    }
+    _check(summary, "summary")
+    return summary
+
+
+def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a summary as JSON, making its folder."""
+    _check(summary, "summary")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """Reads a summary; UserError if the file cannot be read or has another shape."""
+    try:
+        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    _check(summary, str(path))
+    return summary
+
+
+def display(name: str) -> str:
+    """A model's or test's name for people: `r_align` -> `R-Align`, `in_distribution` -> `in distribution`."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+def tests_of(summary: Mapping[str, Any]) -> list[str]:
+    """All tests of a summary, in the order in which they first appear."""
+    return list(dict.fromkeys(test for tests in summary["models"].values() for test in tests))
+
+
+def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str:
+    """`97.3 [96.0, 98.4]`, in per cent; `–` for a metric without a denominator."""
+    if interval["value"] is None:
+        return "–"
+    value = f"{100 * interval['value']:.1f}"
+    return f"{value} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if bounds else value
+
+
+def _check(summary: Any, where: str) -> None:
+    if not isinstance(summary, dict) or set(summary) != {"models", "seed", "time_s"}:
+        raise UserError(f"{where}: expected an object with models, seed and time_s")
+    for model, tests in summary["models"].items():
+        for test, result in tests.items():
+            wanted = {*METRICS, *_COUNTS, "swap_consistency"}
+            if set(result) != wanted:
+                odd = ", ".join(sorted(wanted ^ set(result)))
+                raise UserError(f"{where}: {model} on {test}: fields missing or not known: {odd}")
+            for name in (*METRICS, "swap_consistency"):
+                interval = result[name]
+                if interval is None and name == "swap_consistency":
+                    continue
+                if set(interval) != {"value", "low", "high"}:
+                    raise UserError(f"{where}: {model} on {test}: {name} needs value, low and high")
+                if any(bound is not None and not 0 <= bound <= 1 for bound in interval.values()):
+                    raise UserError(f"{where}: {model} on {test}: {name} is not a fraction: {interval}")

@@ -109,6 +109,7 @@ def test_help_is_quick_and_lists_every_field_with_meaning_and_default(tmp_path):
     assert done.returncode == 0 and seconds < 2, (seconds, done.stderr)
     assert "A recipe of the tests." in done.stdout and "optim.lr=2e-6" in done.stdout
     told = " ".join(done.stdout.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split())
+    told = told.partition("show this help message and exit")[2]
     for name, value in _leaves(Run(num_steps=7)):
         found = re.search(rf" --{re.escape(name)} \S+ (.*?) ?\(default: {re.escape(str(value))}\)", told)
         assert found and "--" not in found[1], f"{name} is not listed with its default"

@@ -4,7 +4,11 @@ from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 setup(
-    packages=["ralign.engine", *(f"ralign.engine.{name}" for name in find_packages("engine")), "ralign.kernels"],
+    packages=[
+        "ralign.engine",
+        *(f"ralign.engine.{name}" for name in find_packages("engine")),
+        "ralign.kernels",
+    ],
     package_dir={"ralign.engine": "engine", "ralign.kernels": "kernels"},
     ext_modules=[
         Pybind11Extension(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-
 from ralign.engine.config import ModelConfig
 
 

@@ -16,9 +16,8 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.overrides import TorchFunctionMode
-
 from ralign.engine.errors import UserError
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -96,7 +95,12 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        for name, value in {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+        }.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -51,7 +51,9 @@ def judge_pairs(
     outcomes = ask_metarm(metarm, texts, [example.pair.gt_judgment for example in mine], verdicts, labels)
     judgments = [
         Judgment(pair_id=example.pair.id, text=text, verdict=verdict, label=label, outcome=outcome)
-        for example, text, verdict, label, outcome in zip(mine, texts, verdicts, labels, outcomes, strict=True)
+        for example, text, verdict, label, outcome in zip(
+            mine, texts, verdicts, labels, outcomes, strict=True
+        )
     ]
     return [judgment for part in cluster.all_gather_data(judgments) for judgment in part]
 

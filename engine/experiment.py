@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-
 from ralign.engine import cluster as cluster_module
 from ralign.engine.checkpoint import create_model_folder
 from ralign.engine.config import Run, save_config
@@ -79,7 +78,9 @@ class Experiment:
         examples, num_too_long = encode(pairs, self.tokenizer, self.template, self.run.data.max_prompt_tokens)
         if num_too_long:
             limit = self.run.data.max_prompt_tokens
-            self.progress.say(f"{num_too_long} of {len(pairs)} pairs left out: over data.max_prompt_tokens={limit}")
+            self.progress.say(
+                f"{num_too_long} of {len(pairs)} pairs left out: over data.max_prompt_tokens={limit}"
+            )
         return examples
 
     def warm_start(self, name: str, examples: Sequence[Example], judgments: Sequence[str]) -> Path:
@@ -110,7 +111,9 @@ class Experiment:
                 log.write(step, metrics)
                 if run.rollouts_every and step % run.rollouts_every == 0:
                     self._write_rollouts(name, step, judged, examples)
-                shown = {key.split("/")[1]: metrics[key] for key in ("reward/mean", "judge/l_acc", "judge/s_corr")}
+                shown = {
+                    key.split("/")[1]: metrics[key] for key in ("reward/mean", "judge/l_acc", "judge/s_corr")
+                }
                 self.progress.step(**shown)
             return self._export(name)
 
@@ -148,7 +151,9 @@ class Experiment:
         self.policy.export(folder)
         return folder
 
-    def _write_rollouts(self, name: str, step: int, judged: list[JudgedRollout], examples: Sequence[Example]) -> None:
+    def _write_rollouts(
+        self, name: str, step: int, judged: list[JudgedRollout], examples: Sequence[Example]
+    ) -> None:
         if not self.cluster.is_first_rank:
             return
         path = self.run.folder / name / "rollouts" / f"step{step:05d}.jsonl"

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from ralign.engine.config import AlgoConfig
 from ralign.engine.packing import PackedBatch
 from ralign.kernels.policy_loss import policy_loss
+from torch import Tensor
 
 
-def supervised_loss(logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+def supervised_loss(
+    logprobs: Tensor, entropy: Tensor, batch: PackedBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean negative log-likelihood of the response tokens of the global batch (this micro-batch's share)."""
     weights = batch.per_token["weights"]
     return -(logprobs * weights).sum(), {"num_tokens": (weights != 0).sum()}
 
 
-def reinforce_loss(algo: AlgoConfig) -> Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, Tensor]]]:
+def reinforce_loss(
+    algo: AlgoConfig,
+) -> Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, Tensor]]]:
     """The clipped policy loss with this run's settings.
 
     The batch brings `weights`, `advantages` and `rollout_logprobs` per token; `old_logprobs` when the samples

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example
@@ -51,4 +50,7 @@ def run_sft(
             loss, _ = policy.forward_backward(micro_batches, supervised_loss)
         with clock.stage("optimizer"):
             grad_norm, lr = policy.optimizer_step()
-        report({"step": step, "policy/loss": loss, "policy/grad_norm": grad_norm, "policy/lr": lr} | clock.times_s())
+        report(
+            {"step": step, "policy/loss": loss, "policy/grad_norm": grad_norm, "policy/lr": lr}
+            | clock.times_s()
+        )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
-
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example, decode_answers
@@ -108,8 +107,12 @@ class Trainer:
             goldens, labels = [pair.gt_judgment for pair in pairs], [pair.gt_label for pair in pairs]
             outcomes = ask_metarm(self.metarm, texts, goldens, verdicts, labels)
         judged = [
-            JudgedRollout(example=example, group=group, rollout=rollout, text=text, verdict=verdict, outcome=outcome)
-            for (example, group, rollout), text, verdict, outcome in zip(rollouts, texts, verdicts, outcomes, strict=True)
+            JudgedRollout(
+                example=example, group=group, rollout=rollout, text=text, verdict=verdict, outcome=outcome
+            )
+            for (example, group, rollout), text, verdict, outcome in zip(
+                rollouts, texts, verdicts, outcomes, strict=True
+            )
         ]
         return [sample for part in self.cluster.all_gather_data(judged) for sample in part]
 
@@ -167,7 +170,9 @@ class Trainer:
         means = {f"policy/{name}": float(np.mean([part[name] for part in learned])) for name in learned[0]}
         return {
             "step": self.num_steps_done,
-            "reward/mean": float(rewards.values[rewards.valid].mean()) if rewards.valid.any() else float("nan"),
+            "reward/mean": float(rewards.values[rewards.valid].mean())
+            if rewards.valid.any()
+            else float("nan"),
             "reward/num_invalid": rewards.num_invalid,
             "judge/l_acc": rewards.l_acc,
             "judge/s_corr": rewards.s_corr,
@@ -193,7 +198,9 @@ def pack(samples: list[Sample], cluster: Cluster, policy: Policy, token_budget: 
 def policy_metrics(sums: dict[str, float]) -> dict[str, float]:
     """Per-token means of the loss's sums; extremes as they are."""
     num_tokens = max(sums["num_tokens"], 1.0)
-    means = {name.removesuffix("_sum"): value / num_tokens for name, value in sums.items() if name.endswith("_sum")}
+    means = {
+        name.removesuffix("_sum"): value / num_tokens for name, value in sums.items() if name.endswith("_sum")
+    }
     return means | {name: value for name, value in sums.items() if not name.endswith("_sum")}
 
 

@@ -44,7 +44,9 @@ def judgeworld_run() -> Run:
         optim=OptimConfig(lr=3e-4),  # a tiny model from a short warm start; pretrained ones want 1e-6
         # Short on purpose: reading is right about two times in three, so that at the start of RL the bullets
         # are the better guide and label-only reward has a reason to be spurious.
-        sft=SFTConfig(num_steps=520, num_samples=32, optim=OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=50)),
+        sft=SFTConfig(
+            num_steps=520, num_samples=32, optim=OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=50)
+        ),
         eval=EvalConfig(max_new_tokens=80),
     )
 
@@ -106,7 +108,9 @@ def train_on_file(run: Run) -> None:
     from ralign.engine.report.metrics_log import read_metrics
 
     if run.algo.reward != "label":
-        raise UserError("algo.reward=r_align needs a MetaRM for these pairs; the rule MetaRM reads JudgeWorld only")
+        raise UserError(
+            "algo.reward=r_align needs a MetaRM for these pairs; the rule MetaRM reads JudgeWorld only"
+        )
     pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
     lab = Experiment(run, pairs, None, vocab_size=2048)
     lab.reinforce("rlvr", lab.policy.folder, lab.examples(pairs), "label")
@@ -114,7 +118,9 @@ def train_on_file(run: Run) -> None:
         steps = read_metrics(run.folder / "rlvr" / "metrics.jsonl")
         num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
         share = sum(step["reward/num_invalid"] for step in steps) / num_samples
-        print(f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples")
+        print(
+            f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples"
+        )
     lab.close()
 
 

@@ -17,7 +17,13 @@ def torchrun(tmp_path):
 
     def run(name: str, num_processes: int, *args: str, timeout_s: float = 300):
         result = tmp_path / f"{name}.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={num_processes}",
+        ]
         command += [str(TESTS / "programs" / f"{name}.py"), str(result), *args]
         done = subprocess.run(
             command,

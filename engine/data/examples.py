@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
 from ralign.engine.judging.prompts import render
@@ -18,7 +17,9 @@ class Example:
     prompt_ids: np.ndarray  # [L] int64
 
 
-def encode(pairs: Sequence[Pair], tokenizer, template: str, max_prompt_tokens: int) -> tuple[list[Example], int]:
+def encode(
+    pairs: Sequence[Pair], tokenizer, template: str, max_prompt_tokens: int
+) -> tuple[list[Example], int]:
     """Examples of the pairs whose prompt fits, and the number that did not.
 
     Raises:

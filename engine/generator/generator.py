@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import GeneratorConfig
 from ralign.engine.errors import UserError
@@ -42,7 +41,13 @@ class Generator:
     """One vLLM engine a tensor-parallel group, sharing the policy's parameters."""
 
     def __init__(
-        self, policy: Policy, cluster: Cluster, config: GeneratorConfig, *, max_model_len: int, eos_token_id: int
+        self,
+        policy: Policy,
+        cluster: Cluster,
+        config: GeneratorConfig,
+        *,
+        max_model_len: int,
+        eos_token_id: int,
     ):
         """Start vLLM on views of the policy's parameters.
 
@@ -57,9 +62,8 @@ class Generator:
         self.policy, self.cluster, self.eos_token_id = policy, cluster, eos_token_id
         self.weight_version = 0
         self._prepare_environment()
-        from vllm import LLM
-
         from ralign.engine.generator.shared import register_shared_loader
+        from vllm import LLM
 
         on_cpu = cluster.device.type == "cpu"
         memory = int(config.kv_cache_gib * 2**30)
@@ -123,12 +127,16 @@ class Generator:
             detokenize=False,
             flat_logprobs=True,
         )
-        requests = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts for _ in range(num_samples)]
+        requests = [
+            TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts for _ in range(num_samples)
+        ]
         devices = [] if self.cluster.device.type == "cpu" else [self.cluster.device]
         with torch.random.fork_rng(devices), torch.inference_mode(False):
             torch.manual_seed(seed)
             outputs = self.llm.generate(requests, sampling, use_tqdm=False)
-        return [self._rollout(index // num_samples, output.outputs[0]) for index, output in enumerate(outputs)]
+        return [
+            self._rollout(index // num_samples, output.outputs[0]) for index, output in enumerate(outputs)
+        ]
 
     def _rollout(self, prompt_index: int, completion) -> Rollout:
         # One logprob a position was asked for (logprobs=0: the sampled token), so the flat list is the sequence.

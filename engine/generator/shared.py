@@ -48,7 +48,9 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     """Replace every parameter of a vLLM model by the tensor of the same name; shapes and dtypes must agree."""
     names = [name for name, _ in model.named_parameters()]
     missing, unknown = set(names) - set(parameters), set(parameters) - set(names)
-    assert not missing and not unknown, f"layouts differ: vLLM alone has {missing}, Megatron alone has {unknown}"
+    assert not missing and not unknown, (
+        f"layouts differ: vLLM alone has {missing}, Megatron alone has {unknown}"
+    )
     views = {id(old): _view(name, old, parameters[name]) for name, old in model.named_parameters()}
     for module in model.modules():  # a tied output layer holds the embedding's parameter a second time
         for leaf, old in module._parameters.items():
@@ -79,7 +81,9 @@ def checksums(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
 
 def checksum(tensor: Tensor, chunk_size: int = 1 << 22) -> int:
     """Sum of each 16- or 32-bit word times an odd-stepped weight of its position, wrapping in 64 bits."""
-    words = tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    words = (
+        tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    )
     total = 0
     for start in range(0, words.numel(), chunk_size):
         part = words[start : start + chunk_size].long()

@@ -11,10 +11,9 @@ import importlib.util
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
+from ralign.engine.policy.rope import apply_rotary
 from torch import Tensor
 from torch.nn import functional as F
-
-from ralign.engine.policy.rope import apply_rotary
 
 PAD_WASTE = 1.25  # CPU: sequences attend together while padding to the longest costs at most this factor
 
@@ -22,7 +21,9 @@ PAD_WASTE = 1.25  # CPU: sequences attend together while padding to the longest 
 class PackedSelfAttention(SelfAttention):
     """Megatron's self-attention (its projections and their parallelism) on packed tokens."""
 
-    def forward(self, hidden_states: Tensor, attention_mask=None, *, rotary_pos_emb: Tensor, packed_seq_params, **_):
+    def forward(
+        self, hidden_states: Tensor, attention_mask=None, *, rotary_pos_emb: Tensor, packed_seq_params, **_
+    ):
         """hidden_states: [T or T / tp, 1, hidden]; returns the same shape and the (absent) output bias."""
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         query, key = apply_rotary(query, rotary_pos_emb), apply_rotary(key, rotary_pos_emb)
@@ -93,7 +94,9 @@ def _buckets(packed) -> list[tuple[Tensor, Tensor]]:
     if (known := getattr(packed, "buckets", None)) is not None:
         return known
     starts = packed.cu_seqlens_q.tolist()
-    sequences = sorted((end - start, start) for start, end in zip(starts, starts[1:], strict=False) if end > start)
+    sequences = sorted(
+        (end - start, start) for start, end in zip(starts, starts[1:], strict=False) if end > start
+    )
     groups: list[list[tuple[int, int]]] = []
     for sequence in reversed(sequences):
         if groups and groups[-1][0][0] <= PAD_WASTE * sequence[0]:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from ralign.engine.cluster import Cluster
 from ralign.engine.errors import UserError
 from ralign.engine.policy.model import PackedGPT
 from ralign.engine.policy.names import Slot, slot
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 MAX_FILE_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"

@@ -5,6 +5,7 @@ whole vocabulary are never held.
 """
 
 import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig
@@ -14,10 +15,6 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from torch import Tensor
-from transformers import PretrainedConfig
-
 from ralign.engine.cluster import Cluster
 from ralign.engine.errors import UserError
 from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
@@ -25,6 +22,8 @@ from ralign.engine.policy.names import padded_vocab_size
 from ralign.engine.policy.norm import RMSNorm
 from ralign.engine.policy.rope import head_size, inverse_frequencies, rotary_table
 from ralign.kernels.linear_logprob import linear_logprob
+from torch import Tensor
+from transformers import PretrainedConfig
 
 FAMILIES = {"qwen3", "qwen2", "llama"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,7 +38,9 @@ def transformer_config(
         UserError: a family, or a feature of the model, that is not supported.
     """
     if hf_config.model_type not in FAMILIES:
-        raise UserError(f"model_type {hf_config.model_type!r} is not supported; it must be one of {sorted(FAMILIES)}")
+        raise UserError(
+            f"model_type {hf_config.model_type!r} is not supported; it must be one of {sorted(FAMILIES)}"
+        )
     if getattr(hf_config, "use_sliding_window", False) or getattr(hf_config, "mlp_bias", False):
         raise UserError("models with sliding-window attention or MLP biases are not supported")
     if hf_config.model_type != "qwen2" and getattr(hf_config, "attention_bias", False):
@@ -101,7 +102,8 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+                module=MLP,
+                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ),
             mlp_bda=get_bias_dropout_add,
         ),
@@ -111,7 +113,9 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
 class PackedGPT(GPTModel):
     """GPTModel on packed tokens whose last stage gives logprobs and entropies instead of logits."""
 
-    def __init__(self, hf_config: PretrainedConfig, config: TransformerConfig, cluster: Cluster, temperature: float):
+    def __init__(
+        self, hf_config: PretrainedConfig, config: TransformerConfig, cluster: Cluster, temperature: float
+    ):
         layer = layer_spec(config)
         super().__init__(
             config=config,
@@ -132,7 +136,9 @@ class PackedGPT(GPTModel):
 
     def _preprocess(self, input_ids, position_ids, **_):
         """Embeddings on the first stage; the rotary table, from each token's position, on all of them."""
-        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
+        embedded = (
+            self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
+        )
         table = rotary_table(position_ids[0], self.frequencies, self.config.params_dtype)
         return embedded, table, None, None, None, None
 

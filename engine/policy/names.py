@@ -48,7 +48,11 @@ _LAYER = {
     "self_attention.q_layernorm.weight": (_attention("q_norm.weight"), "self_attn.q_norm.weight", None),
     "self_attention.k_layernorm.weight": (_attention("k_norm.weight"), "self_attn.k_norm.weight", None),
     "self_attention.linear_proj.weight": (_attention("o_proj.weight"), "self_attn.o_proj.weight", 1),
-    "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), "post_attention_layernorm.weight", None),
+    "pre_mlp_layernorm.weight": (
+        ("post_attention_layernorm.weight",),
+        "post_attention_layernorm.weight",
+        None,
+    ),
     "mlp.linear_fc1.weight": (("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.gate_up_proj.weight", 0),
     "mlp.linear_fc2.weight": (("mlp.down_proj.weight",), "mlp.down_proj.weight", 1),
 }

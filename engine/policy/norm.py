@@ -2,9 +2,8 @@
 
 import torch
 from megatron.core.transformer import TransformerConfig
-from torch import Tensor, nn
-
 from ralign.kernels.rms_norm import rms_norm
+from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
@@ -13,7 +12,9 @@ class RMSNorm(nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_):
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight = nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
+        )
         # Each rank sees its own tokens only, so Megatron must reduce this gradient over the tensor group.
         self.weight.sequence_parallel = config.sequence_parallel
 

@@ -21,14 +21,13 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
-from torch import Tensor
-from transformers import AutoConfig
-
 from ralign.engine.cluster import Cluster, cuda_stand_in, on_megatron
 from ralign.engine.config import OptimConfig
 from ralign.engine.packing import PackedBatch
 from ralign.engine.policy import hf
 from ralign.engine.policy.model import PackedGPT, transformer_config
+from torch import Tensor
+from transformers import AutoConfig
 
 # (logprobs [T], entropy [T], micro-batch) -> (scalar loss, metrics to sum over micro-batches and ranks)
 LossFunction = Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -71,7 +70,9 @@ class Policy:
             module = PackedGPT(self.hf_config, config, cluster, temperature).to(cluster.device)
             _mark_sharded(module, cluster)
             self.model = DistributedDataParallel(
-                config, DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True), module
+                config,
+                DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+                module,
             )
         hf.load(self.gpt, cluster, folder)
         self.pad_multiple = cluster.tp_size if sequence_parallel else 1
@@ -199,7 +200,9 @@ class Policy:
         """Sum (or min, max by name) over micro-batches and data-parallel ranks; one collective, one host copy."""
         local: dict[str, float] = {}
         if reports:
-            stacked = torch.stack([torch.stack([report[name].float() for name in reports[0]]) for report in reports])
+            stacked = torch.stack(
+                [torch.stack([report[name].float() for name in reports[0]]) for report in reports]
+            )
             rows = stacked.tolist()
             local = {name: _merge(name, [row[i] for row in rows]) for i, name in enumerate(reports[0])}
         if self.cluster.pp_size > 1:

@@ -1,11 +1,10 @@
 """Rotary position embeddings of packed tokens, from each token's own position in its sequence."""
 
 import torch
+from ralign.engine.errors import UserError
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-from ralign.engine.errors import UserError
 
 
 def inverse_frequencies(hf_config: PretrainedConfig) -> Tensor:
@@ -21,7 +20,9 @@ def inverse_frequencies(hf_config: PretrainedConfig) -> Tensor:
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         return 1.0 / (parameters["rope_theta"] ** exponents)
     if kind not in ("llama3", "linear"):
-        raise UserError(f"rope_type {kind!r} of the model's config.json is not supported (default, linear, llama3)")
+        raise UserError(
+            f"rope_type {kind!r} of the model's config.json is not supported (default, linear, llama3)"
+        )
     frequencies, attention_scaling = ROPE_INIT_FUNCTIONS[kind](hf_config, torch.device("cpu"))
     assert attention_scaling == 1.0
     return frequencies.float()

@@ -52,7 +52,7 @@ def test_error_against_float64_at_most_twice_plain_torch(dtype):
     options = {"temperature": 0.8, "valid_vocab": 498}
     truth = gradients(linear_logprob_ref, *exact, targets, **options)
     plain = gradients(linear_logprob_ref, hidden, weight, targets, **options)
-    ours = gradients(linear_logprob, hidden, weight, targets, chunk_tokens=7, **options)
+    ours = gradients(linear_logprob, hidden, weight, targets, chunk_tokens=1, **options)
     for exact, torchs, mine in zip(truth, plain, ours, strict=True):
         assert mine.dtype == dtype
         assert (mine - exact).abs().amax() <= 2 * (torchs - exact).abs().amax()

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny import make_model, make_samples, pack
-
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import AlgoConfig, OptimConfig
 from ralign.engine.losses import reinforce_loss
 from ralign.engine.policy.policy import Policy
+from tiny import make_model, make_samples, pack
 
 LAYOUTS = {
     1: {

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ralign.engine import cluster as cluster_module
+from ralign.engine.policy.policy import Policy
 from safetensors.torch import load_file
 from tiny import make_model, make_samples, pack
 from transformers import AutoModelForCausalLM
-
-from ralign.engine import cluster as cluster_module
-from ralign.engine.policy.policy import Policy
 
 
 def hf_logits_diff(folder, policy, samples, batch) -> float:

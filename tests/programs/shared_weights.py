@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from tiny import VOCAB, make_model, pack
-
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import GeneratorConfig, OptimConfig
 from ralign.engine.generator.generator import Generator
 from ralign.engine.losses import supervised_loss
 from ralign.engine.packing import Sample
 from ralign.engine.policy.policy import Policy
+from tiny import VOCAB, make_model, pack
 
 TEMPERATURE = 0.7
 
 
 def rollout_batches(generator, policy, cluster, prompts, seed):
-    rollouts = generator.generate(prompts, num_samples=2, max_new_tokens=24, temperature=TEMPERATURE, seed=seed)
+    rollouts = generator.generate(
+        prompts, num_samples=2, max_new_tokens=24, temperature=TEMPERATURE, seed=seed
+    )
     samples = [
         Sample(
             prompt_ids=np.asarray(prompts[r.prompt_index]),
@@ -50,7 +51,9 @@ def main(result: str, tensor: int) -> None:
         make_model(folder, "qwen3", tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
     dist.barrier()
     policy = Policy(folder, cluster, temperature=TEMPERATURE)
-    generator = Generator(policy, cluster, GeneratorConfig(kv_cache_gib=0.1), max_model_len=128, eos_token_id=0)
+    generator = Generator(
+        policy, cluster, GeneratorConfig(kv_cache_gib=0.1), max_model_len=128, eos_token_id=0
+    )
     policy.start_training(OptimConfig(lr=5e-3), num_steps=5)
     rng = np.random.default_rng(cluster.dp_rank)
     prompts = [rng.integers(1, VOCAB, 12).tolist() for _ in range(8)]
@@ -70,7 +73,8 @@ def main(result: str, tensor: int) -> None:
 
     def same_tokens() -> bool:
         first, second = (
-            generator.generate(prompts, num_samples=2, max_new_tokens=24, temperature=1.0, seed=9) for _ in range(2)
+            generator.generate(prompts, num_samples=2, max_new_tokens=24, temperature=1.0, seed=9)
+            for _ in range(2)
         )
         return all((a.response_ids == b.response_ids).all() for a, b in zip(first, second, strict=True))
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from ralign.engine.packing import Sample, materialise, plan
 
 VOCAB = 301  # not a multiple of the vocabulary padding
@@ -35,7 +34,9 @@ def make_samples(num_samples: int, seed: int = 0) -> list[Sample]:
             Sample(
                 prompt_ids=prompt,
                 response_ids=response,
-                per_response_token={"rollout_logprobs": rng.normal(-5, 0.3, len(response)).astype(np.float32)},
+                per_response_token={
+                    "rollout_logprobs": rng.normal(-5, 0.3, len(response)).astype(np.float32)
+                },
                 per_sample={"advantages": float(rng.normal()), "weights": 1.0 / (16 * num_samples)},
             )
         )

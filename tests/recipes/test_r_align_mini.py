@@ -18,7 +18,13 @@ SHORT = [
 
 
 def run_recipe(out: Path, *overrides: str, num_processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={num_processes}",
+    ]
     return subprocess.run(
         [*command, str(ROOT / "recipes" / "r_align_mini.py"), f"out={out}", *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -94,7 +100,9 @@ def make_pairs_file(path: Path, num_pairs: int) -> None:
 def test_any_pairs_file_trains_with_the_label_reward(tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     make_pairs_file(pairs, 24)
-    done = run_recipe(tmp_path, f"data.train={pairs}", "num_steps=2", "generator.max_new_tokens=16", num_processes=1)
+    done = run_recipe(
+        tmp_path, f"data.train={pairs}", "num_steps=2", "generator.max_new_tokens=16", num_processes=1
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "2 steps on" in done.stdout and "no verdict could be read in" in done.stdout
     steps = without_times(tmp_path / "pairs_file" / "rlvr" / "metrics.jsonl")

@@ -9,9 +9,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Recipe or pytest arguments: make demo ARGS="num_steps=5", make test ARGS="-k policy".
 ARGS ?=
-# 3.11 is what requirements/cpu.lock was made with.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell \
-	$(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
+# The first of these that is 3.11 or newer makes .venv; requirements/cpu.lock was made with 3.11.
+PYTHON ?= python3.11 python3.12 python3.13 python3
 ifndef KIND
 KIND := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,cpu)
 endif
@@ -59,11 +58,18 @@ clean:
 # Set-up in three steps, each with a stamp; a step that failed is tried again by the next make.
 
 $(VENV)/python.stamp:
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
-	@echo "Set-up 1/3: virtual environment in $(VENV) ($$($(PYTHON) --version))"
-	@$(PYTHON) -m venv $(VENV) || { \
-		echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@for python in $(PYTHON) ""; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11 or newer among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	echo "Set-up 1/3: virtual environment in $(VENV) ($$($$python --version))"; \
+	$$python -m venv $(VENV) || { \
+		echo "$$python cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; \
+		exit 1; \
+	}
 	@touch $@
 
 $(VENV)/$(KIND).stamp: $(VENV)/python.stamp $(REQUIREMENTS)

@@ -40,14 +40,16 @@ def judgeworld_run() -> Run:
             num_samples=8,
             invalid_reward=0.0,  # an unreadable verdict is just wrong: no extra push away from reading
         ),
-        generator=GeneratorConfig(max_new_tokens=80),  # a golden judgment has 44 tokens
-        optim=OptimConfig(lr=3e-4),  # a tiny model from a short warm start; pretrained ones want 1e-6
-        # Short on purpose: reading is right about two times in three, so that at the start of RL the bullets
+        generator=GeneratorConfig(max_new_tokens=64),  # a golden judgment has about 30 tokens
+        optim=OptimConfig(lr=5e-4),  # a tiny model from a short warm start; pretrained ones want 1e-6
+        # Short on purpose: reading is right in most cases but not in all, so that at the start of RL the bullets
         # are the better guide and label-only reward has a reason to be spurious.
         sft=SFTConfig(
-            num_steps=520, num_samples=32, optim=OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=50)
+            num_steps=500,
+            num_samples=32,
+            optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
-        eval=EvalConfig(max_new_tokens=80),
+        eval=EvalConfig(max_new_tokens=64),
     )
 
 

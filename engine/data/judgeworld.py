@@ -42,7 +42,7 @@ class JudgeWorldConfig:
     num_dev: int = 512  # pairs distributed as in training, for tuning
     num_test: int = 512  # pairs in each of the three tests
     cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one
-    num_facts: int = 4  # facts in a prompt
+    num_facts: int = 3  # facts in a prompt
     num_values: int = 6  # value words an item can take
     seed: int = 0
 
@@ -143,7 +143,7 @@ def _judgment(note: dict[str, str], told_a: dict[str, str], told_b: dict[str, st
         sides = [side for side, told in zip(SIDES, (told_a, told_b), strict=True) if told.get(item) != value]
         wrong += [(side, item, value) for side in sides]
         mark = "differs" if sides else "same"
-        evidence.append(f" {item} {value} A {told_a.get(item)} B {told_b.get(item)} {mark}")
+        evidence.append(f" {item} {value} {told_a.get(item)} {told_b.get(item)} {mark}")
     assert len(wrong) == 1, f"exactly one defect expected, got {wrong}"
     side, item, value = wrong[0]
     return f"Facts:{''.join(evidence)}. {decisive_factor(side, item, value)} \\boxed{{{other_side(side)}}}"

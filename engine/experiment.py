@@ -172,5 +172,7 @@ class Experiment:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Leave the job in order."""
+        """Leave the job in order, when every rank is done."""
+        dist.barrier()
+        self.generator.close()
         cluster_module.stop()

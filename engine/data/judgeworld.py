@@ -7,6 +7,10 @@ of the two responses is laid out in bullets: a spurious cue, which points at the
 of the `unbiased` test, and in 1 - `cue_agreement` of the `adversarial` test. A judge may read the facts or
 trust the bullets: both are paid by the label, only the first by the rationale.
 
+The `warm_start` split, for SFT, agrees in half of its pairs: judgments written on it show how to read and how
+to trust the cue, but not that the cue is a good guide. That is for RL to find out. (With golden judgments on
+pairs whose cue is a good guide, a model learns to read which item is wrong and to take the side from the cue.)
+
 Every item word has value words of its own, and every item and value word follows a space wherever it stands,
 so that a tokenizer has one token for it.
 """
@@ -38,7 +42,8 @@ _FACT = re.compile(r"\b(\w+) is (\w+)")
 class JudgeWorldConfig:
     """A world of pairs; the same configuration gives the same pairs."""
 
-    num_train: int = 20000  # training pairs
+    num_train: int = 8000  # pairs for RL
+    num_warm_start: int = 20000  # pairs for the SFT warm start
     num_dev: int = 512  # pairs distributed as in training, for tuning
     num_test: int = 512  # pairs in each of the three tests
     cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one

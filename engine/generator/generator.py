@@ -168,3 +168,7 @@ class Generator:
                 f"weight version {self.weight_version}: the engine reads other values than the trainer wrote in "
                 f"{len(wrong)} of {len(written)} tensors, first {wrong[0]}"
             )
+
+    def close(self) -> None:
+        """End the engine and, with it, the process groups it shares with the job."""
+        self.llm.llm_engine.engine_core.shutdown()

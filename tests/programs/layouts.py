@@ -17,19 +17,23 @@ LAYOUTS = {
         "one": {},
         "one, small micro-batches": {"token_budget": 64},
         "one, recompute": {"recompute": True},
+        "one, bf16": {"dtype": "bf16"},
     },
     2: {
         "tp2": {"tensor": 2},
         "tp2 sequence parallel": {"tensor": 2, "sequence": True},
         "pp2": {"pipeline": 2, "token_budget": 96},
         "dp2": {"token_budget": 128},
+        "tp2 sequence parallel bf16": {"tensor": 2, "sequence": True, "dtype": "bf16"},
     },
 }
 
 
-def five_updates(folder, *, tensor=1, pipeline=1, sequence=False, recompute=False, token_budget=4096):
+def five_updates(
+    folder, *, tensor=1, pipeline=1, sequence=False, recompute=False, dtype="fp32", token_budget=4096
+):
     cluster = cluster_module.start(tensor=tensor, pipeline=pipeline)
-    policy = Policy(folder, cluster, sequence_parallel=sequence, recompute=recompute)
+    policy = Policy(folder, cluster, dtype=dtype, sequence_parallel=sequence, recompute=recompute)
     policy.start_training(OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_grad=0.5), num_steps=5)
     samples = make_samples(24)
     batches = pack(samples, cluster, token_budget=token_budget, pad_multiple=policy.pad_multiple)

@@ -88,6 +88,8 @@ def main(result: str, tensor: int) -> None:
     }
     if cluster.is_first_rank:
         Path(result).write_text(json.dumps(report))
+    dist.barrier()
+    generator.close()
     cluster_module.stop()
 
 

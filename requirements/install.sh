@@ -37,7 +37,7 @@ show() {
                     printf '  %d/%s %s\n' "$count" "$total" "$name"
                 fi
                 ;;
-            Installing\ collected*) printf '%s  downloaded; unpacking\n' "$([ -t 1 ] && printf '\r\033[K')" ;;
+            Installing\ collected*) printf '%s  downloaded; unpacking (a minute or more)\n' "$([ -t 1 ] && printf '\r\033[K')" ;;
             Successfully*) printf '  installed\n' ;;
         esac
     done

@@ -98,9 +98,12 @@ def plot_training(logs: Mapping[str, str | Path], path: str | Path) -> Path:
     """Writes the training curves of several runs, each a metrics.jsonl, and returns `path`.
 
     One panel for each metric of `CURVES` that any run measured; thin lines are the steps, thick ones a moving
-    mean over a tenth of the run.
+    mean over a tenth of the run. Beside runs that measured a reward, one that did not (a warm start) is left
+    out: its steps are of another kind.
     """
     runs = {name: read_metrics(log) for name, log in logs.items()}
+    rewarded = {name: records for name, records in runs.items() if series(records, "reward/mean")[0]}
+    runs = rewarded or runs
     keys = [key for key in CURVES if any(series(records, key)[0] for records in runs.values())]
     if not keys:
         raise UserError(

@@ -52,7 +52,7 @@ class JudgeWorldConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_train", "num_dev", "num_test"):
+        for name in ("num_train", "num_warm_start", "num_dev", "num_test"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.5 <= self.cue_agreement <= 1:
@@ -61,7 +61,7 @@ class JudgeWorldConfig:
             raise UserError(f"num_facts must be from 1 to {len(VALUES)}, got {self.num_facts}")
         if not 2 <= self.num_values <= len(VALUES["color"]):
             raise UserError(f"num_values must be from 2 to {len(VALUES['color'])}, got {self.num_values}")
-        wanted = self.num_train + self.num_dev + len(TESTS) * self.num_test
+        wanted = self.num_train + self.num_warm_start + self.num_dev + len(TESTS) * self.num_test
         if wanted > self.num_prompts // 2:
             raise UserError(f"{wanted} pairs wanted, but this world has only {self.num_prompts} prompts")
 
@@ -75,9 +75,9 @@ class JudgeWorldConfig:
 
 
 def build_judgeworld(config: JudgeWorldConfig) -> dict[str, list[Pair]]:
-    """The splits `in_distribution`, `unbiased`, `adversarial`, `dev` and `train`; no prompt occurs twice.
+    """The splits `in_distribution`, `unbiased`, `adversarial`, `dev`, `train` and `warm_start`.
 
-    Tests come first: they stay the same when `num_train` changes.
+    No prompt occurs twice. Tests come first: they stay the same when the other sizes change.
     """
     agreement = {
         "in_distribution": config.cue_agreement,
@@ -85,8 +85,10 @@ def build_judgeworld(config: JudgeWorldConfig) -> dict[str, list[Pair]]:
         "adversarial": 1 - config.cue_agreement,
         "dev": config.cue_agreement,
         "train": config.cue_agreement,
+        "warm_start": 0.5,
     }
-    num_pairs = dict.fromkeys(TESTS, config.num_test) | {"dev": config.num_dev, "train": config.num_train}
+    num_pairs = dict.fromkeys(TESTS, config.num_test)
+    num_pairs |= {"dev": config.num_dev, "train": config.num_train, "warm_start": config.num_warm_start}
     rng = random.Random(config.seed)
     seen: set[str] = set()
     splits = {}

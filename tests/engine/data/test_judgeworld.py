@@ -16,7 +16,9 @@ from ralign.engine.judging.metarm import RuleMetaRM
 from ralign.engine.judging.verdicts import parse_verdict
 from ralign.engine.rewards import ask_metarm, score
 
-CONFIG = JudgeWorldConfig(num_train=3000, num_dev=200, num_test=400, cue_agreement=0.95, seed=5)
+CONFIG = JudgeWorldConfig(
+    num_train=3000, num_warm_start=1000, num_dev=200, num_test=400, cue_agreement=0.95, seed=5
+)
 WORLD = build_judgeworld(CONFIG)
 PAIRS = [pair for split in WORLD.values() for pair in split]
 
@@ -67,6 +69,7 @@ def test_cue_and_label_say_nothing_of_the_defect_but_for_the_agreement():
     assert sum(pair.gt_label == "A" for pair in train) == pytest.approx(1500, abs=120)
     assert sum(pair.meta["cue_side"] == "A" for pair in train) == pytest.approx(1500, abs=120)
     assert sum(pair.meta["cue_side"] == pair.gt_label for pair in train) == 2850
+    assert sum(pair.meta["cue_side"] == pair.gt_label for pair in WORLD["warm_start"]) == 500
     for item in VALUES:
         assert sum(pair.meta["item"] == item for pair in train) == pytest.approx(3000 / len(VALUES), rel=0.25)
     first = sum(prompt_text(pair).split()[5] == pair.meta["item"] for pair in train)
@@ -78,8 +81,13 @@ def test_no_prompt_occurs_twice_and_ids_are_unique():
 
 
 def test_the_same_seed_gives_the_same_world_and_tests_do_not_depend_on_the_size_of_training():
-    larger = JudgeWorldConfig(num_train=3100, num_dev=200, num_test=400, cue_agreement=0.95, seed=5)
-    again, other = build_judgeworld(CONFIG), build_judgeworld(JudgeWorldConfig(num_train=100, seed=6))
+    larger = JudgeWorldConfig(
+        num_train=3100, num_warm_start=900, num_dev=200, num_test=400, cue_agreement=0.95, seed=5
+    )
+    again, other = (
+        build_judgeworld(CONFIG),
+        build_judgeworld(JudgeWorldConfig(num_train=100, num_warm_start=100, seed=6)),
+    )
     assert again == WORLD
     assert all(build_judgeworld(larger)[split] == WORLD[split] for split in TESTS)
     assert other["unbiased"][:400] != WORLD["unbiased"]
@@ -104,6 +112,7 @@ def test_the_warm_start_mixes_in_the_share_asked_for():
     "wrong",
     [
         {"num_train": 0},
+        {"num_warm_start": 0},
         {"num_test": -1},
         {"cue_agreement": 0.4},
         {"cue_agreement": 1.1},

@@ -51,9 +51,9 @@ format: venv
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find engine kernels recipes tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	rm -f $(VENV)/extension.stamp
+	rm -rf build dist *.egg-info kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up in three steps, each with a stamp; a step that failed is tried again by the next make.
 

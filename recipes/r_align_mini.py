@@ -88,10 +88,11 @@ def compare_in_judgeworld(run: Run) -> None:
     train = lab.examples(world["train"])
     tests = {name: lab.examples(world[name]) for name in TESTS}
 
+    warm_start = lab.examples(world["warm_start"])
     golden_and_cue = warm_start_judgments(
-        [example.pair for example in train], golden_share=run.sft.golden_share, seed=run.seed
+        [example.pair for example in warm_start], golden_share=run.sft.golden_share, seed=run.seed
     )
-    sft = lab.warm_start("sft", train, golden_and_cue)
+    sft = lab.warm_start("sft", warm_start, golden_and_cue)
     lab.load(sft)
     models = {"sft": lab.evaluate("sft", tests)}
     for name, reward in (("rlvr", "label"), ("r_align", "r_align")):

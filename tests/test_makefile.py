@@ -72,6 +72,25 @@ def test_set_up_is_done_once_and_the_extension_again_when_its_source_changes(clo
     assert "-e ." in asked and "requirements/" not in asked
 
 
+def test_clean_removes_what_was_built_and_the_next_make_builds_it_again(clone):
+    _venv(clone)
+    built = [
+        clone / "kernels" / "_packing.so",
+        clone / "kernels" / "__pycache__" / "x.pyc",
+        clone / "build" / "x.o",
+    ]
+    kept = [clone / "runs" / "summary.json", clone / ".venv" / "lib" / "__pycache__" / "x.pyc"]
+    for path in built + kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    _asked(clone)
+    assert _make(clone, "clean").returncode == 0
+    assert not any(path.exists() for path in built) and all(path.exists() for path in kept)
+    _venv(clone)
+    asked = " ".join(_asked(clone))
+    assert "-e ." in asked and "requirements/" not in asked
+
+
 def test_a_gpu_machine_gets_the_cuda_packages_with_their_dependencies(clone):
     assert _venv(clone, "cuda").returncode == 0
     install = next(line for line in _asked(clone) if "requirements/" in line)

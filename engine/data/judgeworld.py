@@ -42,13 +42,13 @@ _FACT = re.compile(r"\b(\w+) is (\w+)")
 class JudgeWorldConfig:
     """A world of pairs; the same configuration gives the same pairs."""
 
-    num_train: int = 8000  # pairs for RL
-    num_warm_start: int = 20000  # pairs for the SFT warm start
+    num_train: int = 3000  # pairs for RL
+    num_warm_start: int = 5000  # pairs for the SFT warm start
     num_dev: int = 512  # pairs distributed as in training, for tuning
     num_test: int = 512  # pairs in each of the three tests
     cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one
     num_facts: int = 3  # facts in a prompt
-    num_values: int = 6  # value words an item can take
+    num_values: int = 4  # value words an item can take
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ def _judgment(note: dict[str, str], told_a: dict[str, str], told_b: dict[str, st
     for item, value in note.items():
         sides = [side for side, told in zip(SIDES, (told_a, told_b), strict=True) if told.get(item) != value]
         wrong += [(side, item, value) for side in sides]
-        mark = "differs" if sides else "same"
+        mark = sides[0] if sides else "same"
         evidence.append(f" {item} {value} {told_a.get(item)} {told_b.get(item)} {mark}")
     assert len(wrong) == 1, f"exactly one defect expected, got {wrong}"
     side, item, value = wrong[0]

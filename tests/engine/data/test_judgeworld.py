@@ -84,10 +84,8 @@ def test_the_same_seed_gives_the_same_world_and_tests_do_not_depend_on_the_size_
     larger = JudgeWorldConfig(
         num_train=3100, num_warm_start=900, num_dev=200, num_test=400, cue_agreement=0.95, seed=5
     )
-    again, other = (
-        build_judgeworld(CONFIG),
-        build_judgeworld(JudgeWorldConfig(num_train=100, num_warm_start=100, seed=6)),
-    )
+    again = build_judgeworld(CONFIG)
+    other = build_judgeworld(JudgeWorldConfig(num_train=100, num_warm_start=100, seed=6))
     assert again == WORLD
     assert all(build_judgeworld(larger)[split] == WORLD[split] for split in TESTS)
     assert other["unbiased"][:400] != WORLD["unbiased"]

@@ -7,7 +7,9 @@ from ralign.engine.errors import UserError
 from ralign.engine.judging.prompts import COMPACT, render
 from transformers import AutoTokenizer
 
-PAIRS = build_judgeworld(JudgeWorldConfig(num_train=1500, num_warm_start=1, num_dev=1, num_test=1))["train"]
+PAIRS = build_judgeworld(
+    JudgeWorldConfig(num_values=6, num_train=1500, num_warm_start=1, num_dev=1, num_test=1)
+)["train"]
 TEXTS = [render(COMPACT, pair) + text for pair in PAIRS for text in (pair.gt_judgment, cue_judge(pair))]
 WORDS = [word for item, values in VALUES.items() for word in (item, *values)]
 

@@ -1,5 +1,7 @@
 """Builds the C++ extension and maps the folders engine/ and kernels/ to ralign.engine and ralign.kernels."""
 
+from glob import glob
+
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
@@ -10,12 +12,15 @@ setup(
         "ralign.kernels",
     ],
     package_dir={"ralign.engine": "engine", "ralign.kernels": "kernels"},
+    package_data={"ralign.engine.report": ["*.html"]},
     ext_modules=[
         Pybind11Extension(
             "ralign.kernels._packing",
-            ["csrc/bindings.cpp", "csrc/plan.cpp"],
+            sorted(glob("csrc/*.cpp")),
+            depends=sorted(glob("csrc/*.h")),
             cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            # No fused multiply-add: a plan is the same on every machine.
+            extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
         )
     ],
     cmdclass={"build_ext": build_ext},

@@ -9,10 +9,16 @@ Over the n valid members of a group, mean = Σ r / n and std = sqrt(Σ (r − me
 A group of one has nobody to compare with: 0, in every kind. The variance is centred and summed in float64:
 equal rewards give exactly 0, not a rounding error divided by eps.
 
+On CUDA one launch: a program takes a few samples and compares their group ids with all S, twice (mean, then
+centred squares). S² comparisons are nothing beside a sort's launches up to tens of thousands of samples.
+
 Shapes: S samples; one scalar a sample.
 """
 
 import torch
+import triton
+import triton.language as tl
+from ralign.kernels.implementation import uses_triton
 
 KINDS = ("grpo", "dr_grpo", "rloo")
 
@@ -35,6 +41,57 @@ def group_advantages_ref(rewards, group_ids, valid, *, kind, eps=1e-6):
     return out
 
 
+@triton.jit
+def _tile(rewards, group_ids, valid, group, start, num_samples, BLOCK: tl.constexpr):
+    """Whether sample j of the tile is a valid member of row i's group, [ROWS, BLOCK], and its reward [BLOCK]."""
+    others = start + tl.arange(0, BLOCK)
+    inside = others < num_samples
+    counted = tl.load(valid + others, mask=inside, other=0) != 0
+    r = tl.where(counted, tl.load(rewards + others, mask=inside, other=0.0).to(tl.float64), 0.0)
+    same = tl.load(group_ids + others, mask=inside, other=0)[None, :] == group[:, None]
+    return same & counted[None, :], r
+
+
+@triton.jit
+def _advantages_kernel(
+    rewards, group_ids, valid, out, num_samples,
+    EPS: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < num_samples
+    group = tl.load(group_ids + rows, mask=inside, other=0)
+    n = tl.zeros((ROWS,), tl.float64)
+    total = tl.zeros((ROWS,), tl.float64)
+    for start in range(0, num_samples, BLOCK):
+        same, r = _tile(rewards, group_ids, valid, group, start, num_samples, BLOCK)
+        n += tl.sum(tl.where(same, 1.0, 0.0).to(tl.float64), 1)
+        total += tl.sum(tl.where(same, r[None, :], 0.0), 1)
+    mean = total / tl.maximum(n, 1.0)
+    counted = tl.load(valid + rows, mask=inside, other=0) != 0
+    own = tl.load(rewards + rows, mask=inside, other=0.0).to(tl.float64)
+    advantage = tl.where(counted, own - mean, 0.0)
+    if KIND == 0:
+        squares = tl.zeros((ROWS,), tl.float64)
+        for start in range(0, num_samples, BLOCK):
+            same, r = _tile(rewards, group_ids, valid, group, start, num_samples, BLOCK)
+            centred = tl.where(same, r[None, :] - mean[:, None], 0.0)
+            squares += tl.sum(centred * centred, 1)
+        advantage /= tl.sqrt(squares / tl.maximum(n - 1, 1.0)) + EPS
+    elif KIND == 2:
+        advantage *= n / tl.maximum(n - 1, 1.0)
+    tl.store(out + rows, advantage, mask=inside)
+
+
+def _advantages_triton(rewards, group_ids, valid, kind, eps):
+    rewards, group_ids, valid = rewards.detach().contiguous(), group_ids.contiguous(), valid.contiguous()
+    out, rows = torch.empty_like(rewards), 16
+    _advantages_kernel[(triton.cdiv(rewards.numel(), rows),)](
+        rewards, group_ids, valid.view(torch.uint8), out, rewards.numel(),
+        EPS=eps, KIND=KINDS.index(kind), ROWS=rows, BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
 def _segments(group_ids):
     """[S] any int64 -> the order that sorts them [S], and the segment of each sorted row [S] in 0..S−1."""
     sorted_ids, order = torch.sort(group_ids, stable=True)
@@ -49,31 +106,7 @@ def _segment_sum(values, segment):
     return torch.segment_reduce(values, "sum", lengths=num_rows, axis=0, unsafe=True)[segment]
 
 
-def group_advantages(
-    rewards: torch.Tensor,
-    group_ids: torch.Tensor,
-    valid: torch.Tensor,
-    *,
-    kind: str,
-    eps: float = 1e-6,
-) -> torch.Tensor:
-    """Advantage of each sample over its group.
-
-    rewards: [S] float. group_ids: [S] int64, any values in any order; equal ids are one group.
-    valid: [S] bool; False (a failed judge) gives 0 and leaves the others as if the sample were not there,
-        whatever its reward, NaN too.
-    kind: "grpo", "dr_grpo" or "rloo". eps: added to the standard deviation of grpo.
-
-    Returns [S] in the rewards' dtype, without gradient. Does not wait for the device. Raises ValueError for
-    an unknown kind and for shapes or dtypes that do not fit. Formula: the head of this file.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if group_ids.dtype != torch.int64 or valid.dtype != torch.bool:
-        raise ValueError(f"group_ids int64 and valid bool wanted, got {group_ids.dtype} and {valid.dtype}")
-    if not rewards.shape == group_ids.shape == valid.shape or rewards.ndim != 1:
-        shapes = [list(x.shape) for x in (rewards, group_ids, valid)]
-        raise ValueError(f"rewards, group_ids and valid must be [S] alike, got {shapes}")
+def _advantages_torch(rewards, group_ids, valid, kind, eps):
     order, segment = _segments(group_ids)
     counted = valid[order]
     r = torch.where(counted, rewards.detach()[order].double(), 0)
@@ -85,3 +118,36 @@ def group_advantages(
     elif kind == "rloo":
         centred = centred * (n / others)
     return torch.empty_like(rewards).index_copy_(0, order, centred.to(rewards.dtype))
+
+
+def group_advantages(
+    rewards: torch.Tensor,
+    group_ids: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    kind: str,
+    eps: float = 1e-6,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """Advantage of each sample over its group.
+
+    rewards: [S] float. group_ids: [S] int64, any values in any order; equal ids are one group.
+    valid: [S] bool; False (a failed judge) gives 0 and leaves the others as if the sample were not there,
+        whatever its reward, NaN too.
+    kind: "grpo", "dr_grpo" or "rloo". eps: added to the standard deviation of grpo.
+    implementation: "auto", "torch" or "triton"; see implementation.py.
+
+    Returns [S] in the rewards' dtype, without gradient. Does not wait for the device. Raises ValueError for
+    an unknown kind and for shapes or dtypes that do not fit. Formula: the head of this file.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if group_ids.dtype != torch.int64 or valid.dtype != torch.bool:
+        raise ValueError(f"group_ids int64 and valid bool wanted, got {group_ids.dtype} and {valid.dtype}")
+    if not rewards.shape == group_ids.shape == valid.shape or rewards.ndim != 1:
+        shapes = [list(x.shape) for x in (rewards, group_ids, valid)]
+        raise ValueError(f"rewards, group_ids and valid must be [S] alike, got {shapes}")
+    if rewards.numel() == 0:
+        return torch.empty_like(rewards)
+    run = _advantages_triton if uses_triton(implementation, rewards) else _advantages_torch
+    return run(rewards, group_ids, valid, kind, eps)

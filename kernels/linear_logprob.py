@@ -22,14 +22,12 @@ import torch.distributed as dist
 from ralign.kernels.logprob import (
     all_gather,
     check,
-    d_logits_,
+    d_logits,
     kept_rows,
     logprob_ref,
-    mark_bad_targets,
     merge_stats,
     num_valid_columns,
-    row_stats_,
-    spread,
+    row_stats,
 )
 from torch.autograd.function import once_differentiable
 
@@ -46,8 +44,8 @@ def linear_logprob_ref(hidden, weight, targets, *, temperature=1.0, valid_vocab=
     return logprob_ref(logits, targets, temperature=temperature, valid_vocab=valid_vocab)
 
 
-class _Shard(NamedTuple):
-    """What does not change between forward and backward."""
+class Head(NamedTuple):
+    """The LM head of this rank and how its logits are made; does not change between forward and backward."""
 
     temperature: float
     valid_vocab: int
@@ -55,6 +53,40 @@ class _Shard(NamedTuple):
     group: dist.ProcessGroup | None
     sequence_parallel: bool
     chunk_tokens: int
+    implementation: str
+
+    def gathered(self, hidden):
+        """All N rows of the hidden states."""
+        return all_gather(hidden, self.group) if self.sequence_parallel else hidden
+
+    def matrix(self, weight):
+        """The rows of the weight that stand for real tokens, as a product reads them: [num_columns, H]."""
+        return operand(weight[: num_valid_columns(weight.shape[0], self.valid_vocab, self.vocab_start)])
+
+    def logits(self, hidden, matrix):
+        """[R, H] -> [R, num_columns], not divided by the temperature, in at least fp32."""
+        return product(hidden, matrix.t())
+
+    def merged_stats(self, z, targets):
+        """[R, num_columns] -> [4, R]: m, log s, logprob, entropy over all ranks."""
+        stats = row_stats(z, targets, z.shape[1], self.vocab_start, self.temperature, self.implementation)
+        return merge_stats(stats, targets, self.valid_vocab, self.group, self.implementation)
+
+    def d_logits(self, z, targets, merged, d_logprobs, d_entropy, dtype):
+        """[R, num_columns] in `dtype`, over z where the dtype is z's."""
+        out = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
+        return d_logits(
+            z, targets, merged, d_logprobs, d_entropy, z.shape[1], self.vocab_start, self.temperature, out,
+            self.implementation,
+        )  # fmt: skip
+
+    def summed(self, d_hidden):
+        """The whole gradient of this rank's input, from its part of everyone's."""
+        if self.sequence_parallel:
+            return _reduce_scatter(d_hidden, self.group)
+        if self.group is not None:
+            dist.all_reduce(d_hidden, group=self.group)
+        return d_hidden
 
 
 def _reduce_scatter(x, group):
@@ -64,88 +96,119 @@ def _reduce_scatter(x, group):
     return out
 
 
-def _operand(x):
+def operand(x):
     """What a product reads: CUDA multiplies halves into fp32 as they are, the CPU computes in fp32 itself."""
     return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _product(a, b):
+def product(a, b):
     """a @ b, accumulated and returned in at least fp32."""
     if a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b)
 
 
-def _add_product_(total, a, b):
-    """total += a @ b with total in at least fp32."""
+def add_product_(total, a, b):
+    """total += a @ b with total in at least fp32, in one product."""
     if a.dtype == total.dtype:
-        return total.addmm_(a, b)
-    return total.add_(_product(a, b))
+        return torch.addmm(total, a, b, out=total)
+    return torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+
+
+def auto_chunk_tokens(num_columns: int, on_cuda: bool) -> int:
+    """Rows whose fp32 logits fill about 320 MiB on a GPU (enough rows for a product at full speed, whose other
+    operand, the weight, is read once a chunk), 128 MiB on a CPU; a multiple of 64 from 64 to 1024."""
+    rows = (320 if on_cuda else 128) * 2**20 // (4 * max(num_columns, 1))
+    return min(max(rows // 64 * 64, 64), 1024)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, shard: _Shard):
-        rows = kept_rows(targets)
-        columns = targets[rows] - shard.vocab_start
-        num_columns = num_valid_columns(weight.shape[0], shard.valid_vocab, shard.vocab_start)
-        full = all_gather(hidden, shard.group) if shard.sequence_parallel else hidden
-        head = _operand(weight[:num_columns])
-        stats = []
-        for i in range(0, max(rows.numel(), 1), shard.chunk_tokens):
-            part = slice(i, i + shard.chunk_tokens)
-            z = _product(_operand(full[rows[part]]), head.t()).div_(shard.temperature)
-            stats.append(row_stats_(z, columns[part]))
+    def forward(ctx, hidden, weight, targets, rows, head: Head):
+        full, matrix = head.gathered(hidden), head.matrix(weight)
+        kept = targets[rows]
+        merged = [
+            torch.zeros(4, 0, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        ]
+        for part in _chunks(rows.numel(), head.chunk_tokens):
+            z = head.logits(operand(full[rows[part]]), matrix)
+            merged.append(
+                row_stats(z, kept[part], z.shape[1], head.vocab_start, head.temperature, head.implementation)
+            )
             del z  # before the next chunk's logits are made
-        row_max, log_sum, logprobs, entropy = merge_stats(torch.cat(stats, dim=1), shard.group)
-        logprobs = mark_bad_targets(logprobs, targets[rows], shard.valid_vocab)
-        ctx.save_for_backward(hidden, weight, rows, columns, row_max, log_sum, entropy)
-        ctx.shard = shard
+        # One collective for all chunks.
+        merged = merge_stats(
+            torch.cat(merged, dim=1), kept, head.valid_vocab, head.group, head.implementation
+        )
+        ctx.save_for_backward(hidden, weight, rows, kept, merged)
+        ctx.head = head
         ctx.set_materialize_grads(False)
-        return spread(logprobs, rows, targets.numel()), spread(entropy, rows, targets.numel())
+        return tuple(merged.new_zeros(targets.numel()).index_copy_(0, rows, merged[i]) for i in (2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logprobs, d_entropy):
-        hidden, weight, rows, *per_row = ctx.saved_tensors
-        shard = ctx.shard
-        num_columns = num_valid_columns(weight.shape[0], shard.valid_vocab, shard.vocab_start)
-        full = all_gather(hidden, shard.group) if shard.sequence_parallel else hidden
-        head = _operand(weight[:num_columns])
-        grads = [None if grad is None else grad[rows] / shard.temperature for grad in (d_logprobs, d_entropy)]
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        accumulate = torch.promote_types(hidden.dtype, torch.float32)
+        hidden, weight, rows, kept, merged = ctx.saved_tensors
+        head = ctx.head
+        grads = [None if grad is None else grad[rows] for grad in (d_logprobs, d_entropy)]
+        full, matrix = head.gathered(hidden), head.matrix(weight)
+        sums = GradientSums(full, weight, head, *ctx.needs_input_grad[:2])
+        for part in _chunks(rows.numel(), head.chunk_tokens):
+            chunk = operand(full[rows[part]])
+            z = head.logits(chunk, matrix)
+            d = [None if grad is None else grad[part] for grad in grads]
+            sums.add(
+                rows[part], chunk, matrix, head.d_logits(z, kept[part], merged[:, part], *d, matrix.dtype)
+            )
+            del z
+        return *sums.finish(), None, None, None
+
+
+class GradientSums:
+    """d_hidden and d_weight, collected a chunk of rows at a time."""
+
+    def __init__(self, full, weight, head: Head, wants_hidden=True, wants_weight=True):
+        self.head, self.dtypes = head, (full.dtype, weight.dtype)
+        accumulate = torch.promote_types(full.dtype, torch.float32)
         # Partial sums of the ranks are added in fp32; a lone rank's sum is complete and rounded at once.
-        d_hidden = torch.zeros_like(full, dtype=hidden.dtype if shard.group is None else accumulate)
-        d_weight = torch.zeros_like(weight, dtype=accumulate) if wants_weight else None
-        for i in range(0, rows.numel(), shard.chunk_tokens):
-            part = slice(i, i + shard.chunk_tokens)
-            chunk = _operand(full[rows[part]])
-            z = _product(chunk, head.t()).div_(shard.temperature)
-            args = [x[part] for x in per_row] + [None if grad is None else grad[part] for grad in grads]
-            d_z = d_logits_(z, *args).to(head.dtype)
-            if wants_hidden:
-                d_hidden[rows[part]] = _product(d_z, head).to(d_hidden.dtype)
-            if wants_weight:
-                _add_product_(d_weight[:num_columns], d_z.t(), chunk)
-            del z, d_z
-        if wants_hidden:
-            d_hidden = _sum_over_ranks(d_hidden, shard).to(hidden.dtype)
-        return (
-            d_hidden if wants_hidden else None,
-            d_weight.to(weight.dtype) if wants_weight else None,
-            None,
-            None,
+        dtype = full.dtype if head.group is None else accumulate
+        self.d_hidden = torch.zeros_like(full, dtype=dtype) if wants_hidden else None
+        self.d_weight = torch.zeros_like(weight, dtype=accumulate) if wants_weight else None
+
+    def add(self, rows, chunk, matrix, d_z):
+        """rows [R] of the hidden states `chunk` [R, H], `matrix` [V, H], the gradient of their logits [R, V]."""
+        if self.d_hidden is not None:
+            self.d_hidden[rows] = product(d_z, matrix).to(self.d_hidden.dtype)
+        if self.d_weight is not None:
+            add_product_(self.d_weight[: matrix.shape[0]], d_z.t(), chunk)
+
+    def finish(self):
+        """d_hidden, summed over the ranks, and d_weight, each in its input's dtype."""
+        d_hidden = None if self.d_hidden is None else self.head.summed(self.d_hidden).to(self.dtypes[0])
+        return d_hidden, None if self.d_weight is None else self.d_weight.to(self.dtypes[1])
+
+
+def _chunks(num_rows, chunk_tokens):
+    return [slice(i, min(i + chunk_tokens, num_rows)) for i in range(0, num_rows, chunk_tokens)]
+
+
+def make_head(hidden, weight, targets, temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens,
+              implementation) -> Head:  # fmt: skip
+    """Checks what the public functions of the LM head are given."""
+    if sequence_parallel and group is None:
+        raise ValueError("sequence_parallel needs the group that the hidden states are split over")
+    num_tokens = hidden.shape[0] * (dist.get_world_size(group) if sequence_parallel else 1)
+    check(targets, num_tokens, weight.shape[0], temperature, valid_vocab, vocab_start, group)
+    if hidden.ndim != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        raise ValueError(
+            f"hidden [N, H] and weight [V, H] of one dtype wanted, got {list(hidden.shape)} {hidden.dtype} "
+            f"and {list(weight.shape)} {weight.dtype}"
         )
-
-
-def _sum_over_ranks(d_hidden, shard):
-    """The whole gradient of this rank's input, from its part of everyone's."""
-    if shard.sequence_parallel:
-        return _reduce_scatter(d_hidden, shard.group)
-    if shard.group is not None:
-        dist.all_reduce(d_hidden, group=shard.group)
-    return d_hidden
+    if chunk_tokens is None:
+        chunk_tokens = auto_chunk_tokens(weight.shape[0], weight.is_cuda)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    return Head(temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens, implementation)
 
 
 def linear_logprob(
@@ -158,8 +221,10 @@ def linear_logprob(
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     sequence_parallel: bool = False,
-    chunk_tokens: int = 1024,
+    rows: torch.Tensor | None = None,
+    chunk_tokens: int | None = None,
     with_entropy: bool = True,
+    implementation: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logprob of each target and entropy of each token's distribution, differentiable in hidden and weight.
 
@@ -173,25 +238,23 @@ def linear_logprob(
     vocab_start: the vocabulary index of this rank's first row of the weight.
     group: process group whose ranks hold the other rows; None: this rank holds all of them.
     sequence_parallel: hidden is split over `group` along dim 0; its gradient is too.
-    chunk_tokens: rows whose logits are held at once; the peak is about 2 × chunk_tokens × V_local × 4 bytes.
+    rows: [R] int64, ascending: the rows whose target is not IGNORE, where the caller knows them (a packing plan
+        does); None: they are looked up, for which the host waits for the device.
+    chunk_tokens: rows whose logits are held at once; None: see auto_chunk_tokens. The peak is about
+        chunk_tokens × V_local × (4 bytes + 2 for bf16's gradient on CUDA; 12 on the CPU).
     with_entropy: False returns None in its place.
+    implementation: of the row statistics and gradients: "auto", "torch" or "triton"; see implementation.py.
+        Products are the BLAS library's.
 
     Returns logprobs [N] and entropy [N] in nats, fp32 (float64 for float64 inputs), the same on every rank;
     each rank's upstream gradient must be the whole gradient, not its share. Backward gives d_hidden summed
-    over the group and d_weight complete for this rank's rows. Saved for backward: the inputs, and three
+    over the group and d_weight complete for this rank's rows. Saved for backward: the inputs, and four
     numbers a kept row. Raises ValueError for arguments that do not fit. Formula: the head of logprob.py.
     """
-    if sequence_parallel and group is None:
-        raise ValueError("sequence_parallel needs the group that the hidden states are split over")
-    num_tokens = hidden.shape[0] * (dist.get_world_size(group) if sequence_parallel else 1)
-    check(targets, num_tokens, weight.shape[0], temperature, valid_vocab, vocab_start, group)
-    if hidden.ndim != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
-        raise ValueError(
-            f"hidden [N, H] and weight [V, H] of one dtype wanted, got {list(hidden.shape)} {hidden.dtype} "
-            f"and {list(weight.shape)} {weight.dtype}"
-        )
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    shard = _Shard(temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens)
-    logprobs, entropy = _LinearLogprob.apply(hidden, weight, targets, shard)
+    head = make_head(
+        hidden, weight, targets, temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens,
+        implementation,
+    )  # fmt: skip
+    rows = kept_rows(targets) if rows is None else rows
+    logprobs, entropy = _LinearLogprob.apply(hidden, weight, targets, rows, head)
     return logprobs, entropy if with_entropy else None

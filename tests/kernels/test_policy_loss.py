@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ralign.kernels.policy_loss import KL_KINDS, policy_loss, policy_loss_ref, token_weights
+from ralign.kernels.policy_loss import KINDS, KL_KINDS, policy_loss, policy_loss_ref
 
 
 def one(ratio, advantage, **options):
@@ -162,25 +162,61 @@ def test_what_does_not_fit_is_refused(options, message):
         policy_loss(*torch.zeros(4, 2), **options)
 
 
-@pytest.mark.parametrize(
-    ("kind", "total", "expected"),
-    [
-        ("token", None, [1 / 6, 1 / 6, 0, 0]),
-        ("token", 12, [1 / 12, 1 / 12, 0, 0]),
-        ("sequence", None, [1 / 4, 1 / 8, 0, 0]),
-        ("sequence", torch.tensor(8), [1 / 16, 1 / 32, 0, 0]),
-        ("token", 0, [0, 0, 0, 0]),
-    ],
-)
-def test_token_weights_by_hand(kind, total, expected):
-    lens, valid = torch.tensor([2, 4, 3, 0]), torch.tensor([True, True, False, True])
-    torch.testing.assert_close(
-        token_weights(lens, valid, kind=kind, total=total), torch.tensor(expected).float()
-    )
+def test_sequence_ratio_by_hand():
+    """Two counted tokens of log-ratios 0.1 and 0.3: both have the ratio e^0.2, and half its gradient each."""
+    logprobs = torch.tensor([-0.9, -0.7, 5.0, -1.0], dtype=torch.float64, requires_grad=True)
+    old = torch.full((4,), -1.0, dtype=torch.float64)
+    advantages, weights = (torch.tensor(x, dtype=torch.float64) for x in ([2, 2, 2, -1], [0.5, 0.5, 0, 1]))
+    options = {"clip_high": 0.5, "cu_seqlens": torch.tensor([0, 3, 4], dtype=torch.int32)}
+    loss, metrics = policy_loss(logprobs, old, advantages, weights, **options)
+    loss.backward()
+    ratio = math.exp(0.2)
+    assert loss.item() == pytest.approx(-2 * ratio + 1)
+    assert logprobs.grad.tolist() == pytest.approx([-ratio, -ratio, 0, 1])
+    assert metrics["ratio_sum"].item() == pytest.approx(2 * ratio + 1) and metrics["clip_high_sum"] == 0
+    options["clip_high"] = 0.1
+    loss, metrics = policy_loss(logprobs, old, advantages, weights, **options)
+    assert loss.item() == pytest.approx(-2 * 1.1 + 1) and metrics["clip_high_sum"] == 2
+    assert torch.autograd.grad(loss, logprobs)[0].tolist() == pytest.approx([0, 0, 0, 1])
 
 
-def test_weights_of_all_tokens_add_to_one():
-    lens = torch.randint(1, 50, (30,))
-    for kind in ("token", "sequence"):
-        weights = token_weights(lens, lens > 5, kind=kind)
-        torch.testing.assert_close((weights * lens).sum(), torch.tensor(1.0))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequences", [True, False])
+def test_kinds_and_ratio_levels_equal_autograd_of_the_papers_formula(kind, sequences):
+    all_tokens = batch(400)
+    all_tokens["weights"][50:60] = 0
+    # A sequence's tokens share an advantage: GSPO's gradient is stated for that.
+    bounds = [0, 7, 8, 300, 390]  # the last ten tokens are padding
+    for i, j in zip(bounds, bounds[1:], strict=False):
+        all_tokens["advantages"][i:j] = all_tokens["advantages"][i].clone()
+    all_tokens["weights"][390:] = 0
+    options = OPTIONS | {"kind": kind, "dual_clip": 1.5 if kind == "clip" else None}
+    if sequences:
+        options["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
+    leaves = [all_tokens["logprobs"].requires_grad_(), all_tokens["entropy"].requires_grad_()]
+    losses = [op(**all_tokens, **options) for op in (policy_loss, policy_loss_ref)]
+    torch.testing.assert_close(losses[0][0], losses[1])
+    ours, theirs = (torch.autograd.grad(3 * loss, leaves) for loss in (losses[0][0], losses[1]))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_sums_over_many_programs():
+    """More tokens than one Triton program takes, an odd number."""
+    tokens = batch(20_001, dtype=torch.float32)
+    loss, metrics = policy_loss(**tokens, **OPTIONS)
+    exact, exact_metrics = policy_loss(**{name: x.double() for name, x in tokens.items()}, **OPTIONS)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-4)
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, exact_metrics[name].float(), rtol=1e-4, atol=1e-2)
+    assert metrics["num_tokens"] == 20_001
+
+
+def test_a_nan_is_not_capped_away():
+    tokens = batch(8)
+    tokens["rollout_logprobs"][3] = torch.nan
+    assert policy_loss(**tokens, **OPTIONS)[0].isnan()
+
+
+def test_cispo_has_no_dual_clip():
+    with pytest.raises(ValueError, match="dual_clip must be None, got 3.0"):
+        policy_loss(*torch.zeros(4, 2), kind="cispo", dual_clip=3.0)

@@ -15,12 +15,18 @@ def seed():
 @SHAPES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", [Qwen3RMSNorm, LlamaRMSNorm])
-def test_forward_has_the_bits_of_transformers(shape, dtype, norm):
+def test_forward_has_the_bits_of_transformers(shape, dtype, norm, implementation):
     theirs = norm(shape[-1], eps=1e-6).to(dtype)
     torch.nn.init.normal_(theirs.weight)
     x = (torch.randn(shape) * 10).to(dtype)
     ours = rms_norm(x, theirs.weight, 1e-6)
-    assert ours.dtype == dtype and torch.equal(ours, theirs(x))
+    expected = theirs(x)
+    assert ours.dtype == dtype
+    if implementation == "torch":
+        assert torch.equal(ours, expected)
+    else:  # another order of summation; and the interpreter truncates to bf16, at both of the roundings
+        units = 3 if dtype == torch.bfloat16 else 4
+        assert ((ours - expected).abs() <= units * torch.finfo(dtype).eps * expected.abs()).all()
 
 
 def gradients(op, x, weight, dy):

@@ -1,13 +1,19 @@
-"""Vocab-parallel logprob on real process groups, against the reference on the whole vocabulary; float64."""
+"""Vocab-parallel ops on real process groups, against the reference on the whole vocabulary; float64.
+
+Under TRITON_INTERPRET=1 the ops run their Triton kernels.
+"""
 
 import json
+import os
 import sys
 
 import torch
 import torch.distributed as dist
 from ralign.kernels.linear_logprob import linear_logprob, linear_logprob_ref
+from ralign.kernels.linear_policy_loss import linear_policy_loss, linear_policy_loss_ref
 from ralign.kernels.logprob import IGNORE, logprob, logprob_ref
 
+IMPLEMENTATION = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "auto"
 UPSTREAM = torch.linspace(-1, 2, 12, dtype=torch.float64)
 
 
@@ -19,16 +25,27 @@ def run(op, leaves, targets, **options):
     return [logprobs.detach(), entropy.detach(), *grads]
 
 
+def run_loss(op, leaves, targets, **options):
+    """The loss and the gradient of each leaf."""
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    old, weights = UPSTREAM.sin() - 3, (targets != IGNORE).double() / 12
+    out = op(
+        *leaves, targets, old, UPSTREAM, weights, temperature=0.7, dual_clip=3.0, entropy_coef=0.1, **options
+    )
+    loss = out[0] if isinstance(out, tuple) else out
+    return [loss.detach(), *torch.autograd.grad(2 * loss, leaves)]
+
+
 def shard(x):
     return x.chunk(dist.get_world_size())[dist.get_rank()].contiguous()
 
 
-def compare(results, truth) -> dict:
-    """Largest error on any rank, and whether both outputs have the same bits on every rank."""
+def compare(results, truth, num_shared=2) -> dict:
+    """Largest error on any rank, and whether the first results have the same bits on every rank."""
     error = torch.stack([(a - b).abs().amax() for a, b in zip(results, truth, strict=True)]).amax()
     dist.all_reduce(error, op=dist.ReduceOp.MAX)
     everyones = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, [x.tolist() for x in results[:2]])
+    dist.all_gather_object(everyones, [x.tolist() for x in results[:num_shared]])
     return {"error": error.item(), "same_on_all_ranks": all(x == everyones[0] for x in everyones)}
 
 
@@ -44,6 +61,7 @@ def main():
     for valid_vocab in (16 * world, 19, 16):
         targets = torch.where(mixed < valid_vocab, mixed, 0)
         options = {"valid_vocab": valid_vocab, "vocab_start": 16 * dist.get_rank(), "group": group}
+        options["implementation"] = IMPLEMENTATION
         truth = run(linear_logprob_ref, [hidden, weight], targets, valid_vocab=valid_vocab)
         local = [*truth[:3], shard(truth[3])]
         replicated = run(linear_logprob, [hidden, shard(weight)], targets, chunk_tokens=5, **options)
@@ -53,10 +71,26 @@ def main():
         )
         local[2] = shard(truth[2])
         cases[f"sequence parallel, {valid_vocab}"] = compare(split, local)
+        truth = run_loss(linear_policy_loss_ref, [hidden, weight], targets, valid_vocab=valid_vocab)
+        for sequence_parallel in (False, True):
+            leaves = [shard(hidden) if sequence_parallel else hidden, shard(weight)]
+            fused = run_loss(
+                linear_policy_loss,
+                leaves,
+                targets,
+                sequence_parallel=sequence_parallel,
+                chunk_tokens=5,
+                **options,
+            )
+            local = [truth[0], shard(truth[1]) if sequence_parallel else truth[1], shard(truth[2])]
+            cases[f"loss, sequence parallel {sequence_parallel}, {valid_vocab}"] = compare(
+                fused, local, num_shared=1
+            )
     logits = hidden @ weight.t()
     truth = run(logprob_ref, [logits], mixed, valid_vocab=19)
     columns = slice(16 * dist.get_rank(), 16 * (dist.get_rank() + 1))
     options = {"valid_vocab": 19, "vocab_start": columns.start, "group": group}
+    options["implementation"] = IMPLEMENTATION
     local = [*truth[:2], truth[2][:, columns]]
     cases["logits"] = compare(run(logprob, [logits[:, columns]], mixed, **options), local)
     nothing = torch.full((12,), IGNORE)

@@ -6,6 +6,8 @@ names the decisive factor, in the golden judgment and in the judgment under revi
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -29,11 +31,26 @@ class Outcome(Enum):
 
 
 class MetaRM(Protocol):
-    """Compares judgments with golden judgments, a batch at a time."""
+    """Compares judgments with golden judgments, one at a time without waiting or a batch at a time."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why nothing more will be judged (a budget is spent, a key refused), or None."""
+        ...
+
+    def awake(self) -> AbstractContextManager[None]:
+        """To be held open while judgments are submitted and awaited; collective over all ranks."""
+        ...
+
+    def submit(self, golden: str, judgment: str) -> Future[Outcome]:
+        """The outcome of one judgment, later; never `SKIPPED`. Both texts come whole, thinking included."""
+        ...
 
     def judge_batch(self, goldens: Sequence[str], judgments: Sequence[str]) -> list[Outcome]:
-        """One outcome a judgment, in order; never `SKIPPED`. Both texts come whole, thinking included."""
+        """One outcome a judgment, in order, when all are there."""
         ...
+
+    def close(self) -> None: ...
 
 
 class DecisiveFactor(NamedTuple):
@@ -49,7 +66,12 @@ _FACTOR = re.compile(r"\b([AB]) is wrong: (\w+) should be (\w+)")
 
 def decisive_factors(text: str) -> set[DecisiveFactor]:
     """The decisive factors that a text names, each in the words of `judgeworld.decisive_factor`."""
-    return {DecisiveFactor(*found) for found in _FACTOR.findall(text)}
+    return set(factor_sentences(text))
+
+
+def factor_sentences(text: str) -> list[DecisiveFactor]:
+    """The same in the order of the text, repetitions included."""
+    return [DecisiveFactor(*found) for found in _FACTOR.findall(text)]
 
 
 class RuleMetaRM:
@@ -58,6 +80,19 @@ class RuleMetaRM:
     It reads visible text alone: a factor named before ``</think>`` counts for nothing. Naming a second,
     different factor makes the judgment Incorrect, so listing them all earns nothing.
     """
+
+    stop_reason = None
+
+    def awake(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def submit(self, golden: str, judgment: str) -> Future[Outcome]:
+        outcome: Future[Outcome] = Future()
+        outcome.set_result(self.judge(golden, judgment))
+        return outcome
+
+    def close(self) -> None:
+        pass
 
     def judge(self, golden: str, judgment: str) -> Outcome:
         """`Outcome.CORRECT` or `Outcome.INCORRECT`; `UserError` if `golden` names no single factor."""

@@ -21,7 +21,9 @@ import numpy as np
 from ralign.engine.errors import UserError
 from ralign.engine.judging.metarm import Outcome
 
-_WRONG, _CORRECT, _INCORRECT, _FAILED = range(4)
+NUM_CATEGORIES = 4
+_WRONG, _CORRECT, _INCORRECT, _FAILED = range(NUM_CATEGORIES)
+_OTHER = {"A": "B", "B": "A", None: None}
 _INTERVAL = (2.5, 97.5)
 
 
@@ -38,39 +40,41 @@ def measure(
 
     verdicts: "A", "B" or None (unparsable: wrong). labels: "A" or "B". outcomes: the MetaRM's, `Outcome`s or
         the names in a judged file; SkippedLabelMismatch exactly where the verdict misses the label.
-    swapped_verdicts: verdicts on the same pairs with the responses swapped; `swap_consistency` is the share
-        of pairs for which both were read and name the same response, or None without them.
+    swapped_verdicts: verdicts on the same pairs with the responses swapped, as written (an "A" names the
+        response that is B in `labels`); without them swap_consistency is None, and both_order_l_acc left out.
 
-    Returns num_pairs, l_acc, s_corr, f_score and swap_consistency as {value, low, high} (fractions; None in
-    each where the denominator is 0), num_parse_fail (no verdict) and num_judge_fail (MetaRM failed).
-    Raises UserError for sequences of other lengths, unknown names, and outcomes that contradict the verdicts.
+    Returns num_pairs, l_acc, s_corr, f_score, swap_consistency and both_order_l_acc as {value, low, high}
+    (fractions; None in each where the denominator is 0), num_parse_fail (no verdict) and num_judge_fail
+    (MetaRM failed). Raises UserError for sequences of other lengths, unknown names, and outcomes that
+    contradict the verdicts.
     """
-    categories = _categories(verdicts, labels, outcomes)
+    categories = categorise(verdicts, labels, outcomes)
     if swapped_verdicts is not None and len(swapped_verdicts) != len(labels):
         raise UserError(f"{len(swapped_verdicts)} swapped verdicts for {len(labels)} pairs")
     num_pairs = len(categories)
-    counts = np.bincount(categories, minlength=4)
+    counts = np.bincount(categories, minlength=NUM_CATEGORIES)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(num_pairs, counts / num_pairs, size=num_bootstrap)
-    swap_consistency = None
-    if swapped_verdicts is not None:
-        other = {"A": "B", "B": "A"}
-        num_same = sum(
-            v is not None and other[v] == s for v, s in zip(verdicts, swapped_verdicts, strict=True)
-        )
-        same_draws = rng.binomial(num_pairs, num_same / num_pairs, size=num_bootstrap)
-        swap_consistency = _interval(num_same / num_pairs, same_draws / num_pairs)
-    return {
+    result = {
         "num_pairs": num_pairs,
-        **{name: _interval(ratio(counts), ratio(draws)) for name, ratio in _RATIOS.items()},
+        **{name: _interval(ratio(counts), ratio(draws)) for name, ratio in RATIOS.items()},
         "num_parse_fail": sum(verdict is None for verdict in verdicts),
         "num_judge_fail": int(counts[_FAILED]),
-        "swap_consistency": swap_consistency,
+        "swap_consistency": None,
     }
+    if swapped_verdicts is not None:
+        second = [_OTHER[verdict] for verdict in swapped_verdicts]
+        same = [v is not None and v == s for v, s in zip(verdicts, second, strict=True)]
+        right = [s and v == label for s, v, label in zip(same, verdicts, labels, strict=True)]
+        result["swap_consistency"] = _share(sum(same), num_pairs, num_bootstrap, rng)
+        result["both_order_l_acc"] = _share(sum(right), num_pairs, num_bootstrap, rng)
+    return result
 
 
-def _categories(verdicts, labels, outcomes) -> np.ndarray:
-    """[num_pairs] int64: the category of each pair."""
+def categorise(
+    verdicts: Sequence[str | None], labels: Sequence[str], outcomes: Sequence[Outcome | str]
+) -> np.ndarray:
+    """[num_pairs] int64: the category of each pair, from 0 to NUM_CATEGORIES - 1; checks as `measure` does."""
     if not len(verdicts) == len(labels) == len(outcomes):
         raise UserError(f"{len(verdicts)} verdicts, {len(labels)} labels and {len(outcomes)} outcomes")
     if not len(labels):
@@ -103,8 +107,8 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1), math.nan)
 
 
-# counts [..., 4] -> [...]
-_RATIOS = {
+# counts [..., NUM_CATEGORIES] -> [...], NaN where the denominator is 0
+RATIOS = {
     "l_acc": lambda counts: _ratio(counts.sum(-1) - counts[..., _WRONG], counts.sum(-1)),
     "s_corr": lambda counts: _ratio(counts[..., _INCORRECT], counts[..., _CORRECT] + counts[..., _INCORRECT]),
     "f_score": lambda counts: _ratio(counts[..., _CORRECT], counts.sum(-1) - counts[..., _FAILED]),
@@ -117,3 +121,8 @@ def _interval(value: float, draws: np.ndarray) -> dict[str, float | None]:
         return {"value": None, "low": None, "high": None}
     low, high = np.nanpercentile(draws, _INTERVAL)
     return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _share(count: int, num_pairs: int, num_bootstrap: int, rng: np.random.Generator) -> dict[str, Any]:
+    share = count / num_pairs
+    return _interval(share, rng.binomial(num_pairs, share, size=num_bootstrap) / num_pairs)

@@ -5,7 +5,7 @@ import re
 from ralign.engine.data.pairs import Side
 
 _VERDICT = re.compile(r"\\?boxed\{([AB])\}")
-END_OF_THINKING = "</think>"
+THINKING, END_OF_THINKING = "<think>", "</think>"
 
 
 def parse_verdict(text: str) -> Side | None:
@@ -14,6 +14,14 @@ def parse_verdict(text: str) -> Side | None:
     return found.group(1) if found else None
 
 
+def all_verdicts(text: str) -> list[Side]:
+    """Every boxed letter, in order."""
+    return _VERDICT.findall(text)
+
+
 def visible(text: str) -> str:
-    """What the MetaRM is shown: what follows the last ``</think>`` (or all, if there is none), stripped."""
-    return text.rpartition(END_OF_THINKING)[2].strip()
+    """What the MetaRM is shown: what follows the last ``</think>`` (or all, if there is none), stripped.
+
+    Thinking that was begun there and not ended (an answer cut off) is not visible either.
+    """
+    return text.rpartition(END_OF_THINKING)[2].partition(THINKING)[0].strip()

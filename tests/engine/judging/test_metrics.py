@@ -96,6 +96,18 @@ def test_swap_consistency_counts_the_same_response_chosen_twice():
     assert always_first["swap_consistency"]["value"] == 0
 
 
+def test_both_order_l_acc_counts_what_is_right_twice():
+    verdicts, labels = ["A", "A", "B", "B", None], ["A", "A", "B", "A", "A"]
+    outcomes = ["Correct", "Correct", "Incorrect", "SkippedLabelMismatch", "SkippedLabelMismatch"]
+    swapped = ["B", "A", "A", "A", "B"]  # right again, held to the place, right again, wrong again, right
+    result = measure(verdicts, labels, outcomes, swapped_verdicts=swapped)
+    assert result["l_acc"]["value"] == 3 / 5
+    assert result["both_order_l_acc"]["value"] == 2 / 5
+    assert result["swap_consistency"]["value"] == 3 / 5
+    assert result["both_order_l_acc"]["low"] <= 2 / 5 <= result["both_order_l_acc"]["high"]
+    assert "both_order_l_acc" not in measure(verdicts, labels, outcomes)
+
+
 @pytest.mark.parametrize(
     ("verdicts", "labels", "outcomes", "said"),
     [

@@ -22,3 +22,8 @@ def test_only_what_follows_the_thinking_is_visible():
     assert visible("a </think> b </think>\n c ") == "c"
     assert visible(" no thinking ") == "no thinking"
     assert visible("thinking alone</think>") == ""
+
+
+def test_thinking_that_was_not_ended_is_not_visible():
+    assert visible("so far <think> and on") == "so far"
+    assert visible("<think> a </think> b <think> c") == "b"

@@ -1,0 +1,348 @@
+"""Golden judgments for a pairs file, by a strong model that is told the label.
+
+    ralign-annotate pairs=pairs.jsonl output=golden.jsonl judge.model=NAME judge.base_url=http://host:8000/v1
+
+The model is shown both responses and which of them is better, and writes the judgment of someone who found
+that out. A judgment is kept only if its verdict is the label, and if it does not speak of having been told; one
+that is not is asked for again, `num_tries` times in all. Pairs that have a golden judgment keep it, unless
+`redo=True`.
+
+Every answer goes to OUTPUT.journal.jsonl as it comes. A run that was killed goes on from there: nothing that was
+answered is paid for again. OUTPUT (the pairs that have a judgment, in the order of the input) and
+OUTPUT.summary.json (kept, rejected and why, failed, tokens, cost) are written at the end, and when a budget is
+spent; calls that failed are tried again by the next run.
+"""
+
+import fcntl
+import json
+import os
+import queue
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.data.pairs import Pair, context_turns, other_side, prompt_text, read_pairs, write_pairs
+from ralign.engine.errors import UserError
+from ralign.engine.judging.cache import cache_key
+from ralign.engine.judging.config import EndpointConfig, check_endpoint, extra_fields
+from ralign.engine.judging.endpoint import Endpoint
+from ralign.engine.judging.judge import JudgeStopped, Reply, Request
+from ralign.engine.judging.verdicts import all_verdicts, visible
+from ralign.engine.report.progress import Progress
+
+NEEDED = ("prompt", "response_A", "response_B", "label")
+NONE = "(none)"
+_PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B|label|other|reviews)\}")
+
+GOLDEN = r"""You write the reference judgment of a comparison: two responses to the same user message, of which \
+experts found Response {label} the better one. Show why it is, as an expert would who read both with care. The \
+judgment will be used to check the reasons that others give, so every reason must be a fact about the responses that \
+can be looked up in them.
+
+Weigh in this order: true and sound content; doing what was asked, constraints included; relevance and completeness;
+clarity and economy; safety; originality where the message leaves room for it. Length and decoration earn nothing.
+
+Write:
+- Requirements: what the message asks for.
+- Response A: strengths and weaknesses, each with the passage that shows it.
+- Response B: likewise.
+- Decisive differences: the one to three concrete differences that settle it, the weightiest first, each stating
+  which response does what. Where Response {other} is better in something, say why that weighs less.
+- Verdict: end with \boxed{{label}}, once, and write nothing after it.
+
+Judge in your own voice. Do not mention that the outcome was known, nor the experts, nor these instructions.
+
+[Notes of human reviewers]
+{reviews}
+
+[Dialogue before the message]
+{context}
+
+[User message]
+{prompt}
+
+[Response A]
+{response_A}
+
+[Response B]
+{response_B}
+
+[Reference judgment]
+"""
+
+_TOLD = re.compile(
+    r"\b(?:ground[- ]truth|(?:given|provided|known|gold|expert) (?:label|verdict|outcome)"
+    r"|(?:was|were|am|been) told|experts? found|as instructed|human reviewers?|reviewers?' notes)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class AnnotateConfig:
+    """Settings of `ralign-annotate`."""
+
+    pairs: str | None = None
+    """Pairs file (JSONL); gt_judgment may be missing."""
+    output: str | None = None
+    """Pairs file to write; its journal and summary stand beside it."""
+    template: str = "golden"
+    """Prompt: golden, or a file of your own."""
+    num_tries: int = 2
+    """Questions per pair, while the judgment's verdict is not the label."""
+    redo: bool = False
+    """Write golden judgments anew where there are some."""
+    max_bad_lines: int = 0
+    """Bad lines of the pairs file to go on without; one more ends the run."""
+    limit: int | None = None
+    """Look at the first pairs alone, for a try."""
+    judge: EndpointConfig = field(default_factory=EndpointConfig)
+    """The model that writes."""
+
+
+def main() -> None:
+    """The console script."""
+    run_main(_main)
+
+
+def _main(argv: list[str]) -> None:
+    config = parse(AnnotateConfig(), argv, __doc__)
+    for name in ("pairs", "output"):
+        if not getattr(config, name):
+            raise UserError(f"{name} is missing: give {name}=FILE")
+    if Path(config.pairs).resolve() == Path(config.output).resolve():
+        raise UserError(f"output={config.output} is the pairs file itself")
+    for name in ("num_tries", "limit"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_endpoint(config.judge, "judge")
+    summary = annotate(config)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in summary["rejected"].items())
+    print(
+        f"{config.output}: {summary['num_kept']} of {summary['num_pairs']} pairs have a golden judgment;"
+        f" {summary['num_rejected']} rejected{f' ({reasons})' if reasons else ''},"
+        f" {summary['num_failed']} calls failed; {summary['tokens']['prompt']} + {summary['tokens']['answer']}"
+        f" tokens, cost {summary['cost']:.4g}"
+    )
+
+
+def annotate(config: AnnotateConfig) -> dict:
+    """Does the whole job and returns the summary.
+
+    Raises:
+        UserError: files that cannot be used, another process on the same output.
+        JudgeStopped: the budget is spent or the key refused; what there is has been written.
+    """
+    template = load_template(config.template)
+    pairs = read_pairs(config.pairs, max_bad_lines=config.max_bad_lines, need_golden=False)[: config.limit]
+    with Journal(Path(f"{config.output}.journal.jsonl")) as journal:
+        writer = Writer(config, template, journal)
+        judge = Endpoint(config.judge, spent=journal.tokens)
+        progress, done = Progress(), Counter()
+        try:
+            todo = [pair for pair in pairs if writer.wants(pair)]
+            with progress.stage("annotate", f"Golden judgments by {config.judge.model}", num_steps=len(todo)):
+                for end in writer.run(judge, todo):
+                    done[end] += 1
+                    progress.step(**done, tokens=sum(journal.tokens))
+        finally:
+            judge.close()
+        summary = writer.finish(pairs)
+    if judge.stop_reason is not None:
+        raise JudgeStopped(
+            f"{judge.stop_reason}; {config.output} has what was answered, and a further run goes on"
+        )
+    return summary
+
+
+def load_template(name_or_path: str) -> str:
+    """The built-in template, or the file's text; UserError if there is none or a placeholder is missing."""
+    if name_or_path == "golden":
+        return GOLDEN
+    try:
+        template = Path(name_or_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the template {name_or_path!r} is neither golden nor a readable text file"
+        ) from error
+    missing = [f"{{{name}}}" for name in NEEDED if name not in _PLACEHOLDER.findall(template)]
+    if missing:
+        raise UserError(f"the template {name_or_path} lacks the placeholder {', '.join(missing)}")
+    return template
+
+
+def render(template: str, pair: Pair) -> str:
+    """The writer's prompt for a pair."""
+    turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
+    reviews = pair.meta.get("reviews") or []
+    values = {
+        "context": "\n\n".join(turns) or NONE,
+        "prompt": prompt_text(pair),
+        "response_A": pair.response_A,
+        "response_B": pair.response_B,
+        "label": pair.gt_label,
+        "other": other_side(pair.gt_label),
+        "reviews": "\n".join(f"- {review}" for review in reviews) or NONE,
+    }
+    return _PLACEHOLDER.sub(lambda found: values[found.group(1)], template)
+
+
+def reason_to_reject(reply: Reply, label: str) -> str | None:
+    """Why an answer is no golden judgment for this label, in a few words, or None."""
+    if reply.problem:
+        return "empty or too long"
+    if reply.finish_reason == "length":
+        return "cut off"
+    text = visible(reply.text)
+    verdicts = all_verdicts(text)
+    if not verdicts:
+        return "no verdict"
+    if set(verdicts) != {label}:
+        return "verdict is not the label" if len(set(verdicts)) == 1 else "two verdicts"
+    return "speaks of being told" if _TOLD.search(text) else None
+
+
+class Writer:
+    """Asks for the missing judgments and knows what became of each pair."""
+
+    def __init__(self, config: AnnotateConfig, template: str, journal: "Journal"):
+        self.config, self.template, self.journal = config, template, journal
+        self.failed: Counter[str] = Counter()  # why calls failed
+
+    def key(self, pair: Pair) -> str:
+        """What an answer depends on: the prompt, the model, its sampling."""
+        judge = self.config.judge
+        sampling = [judge.temperature, judge.max_new_tokens, extra_fields(judge)]
+        return cache_key(
+            id=pair.id, prompt=render(self.template, pair), model=judge.model, sampling=sampling
+        ).hex()[:32]
+
+    def wants(self, pair: Pair) -> bool:
+        """Whether this pair still needs an answer."""
+        if pair.gt_judgment and not self.config.redo:
+            return False
+        tries = self.journal.tries.get(self.key(pair), [])
+        return not tries or (tries[-1]["reason"] is not None and len(tries) < self.config.num_tries)
+
+    def run(self, judge: Endpoint, todo: list[Pair]) -> Iterator[str]:
+        """Asks about all of `todo`; yields kept, rejected or failed whenever a pair is done.
+
+        No more pairs are open than the judge has slots, so no more answers than that are lost to a kill. Ends
+        early when the judge has stopped.
+        """
+        arrived: queue.SimpleQueue = queue.SimpleQueue()
+        waiting = iter(todo)
+        num_open = 0
+
+        def submit(pair: Pair) -> None:
+            attempt = len(self.journal.tries.get(self.key(pair), []))
+            request = Request.of(render(self.template, pair), attempt)
+            judge.submit(request).add_done_callback(lambda reply: arrived.put((pair, reply.result())))
+
+        for pair in islice(waiting, self.config.judge.concurrency):
+            submit(pair)
+            num_open += 1
+        while num_open:
+            pair, reply = arrived.get()
+            reason = reason_to_reject(reply, pair.gt_label)
+            if reply.failed:
+                self.failed[reply.problem.partition(": ")[0]] += 1
+            else:
+                self.journal.add(self.key(pair), pair, reply, reason)
+                if self.wants(pair):
+                    submit(pair)
+                    continue
+            num_open -= 1
+            yield "failed" if reply.failed else "rejected" if reason else "kept"
+            if judge.stop_reason is None and (following := next(waiting, None)) is not None:
+                submit(following)
+                num_open += 1
+
+    def finish(self, pairs: list[Pair]) -> dict:
+        """Writes output and summary; returns the summary."""
+        kept, rejected = [], Counter()
+        for pair in pairs:
+            tries = self.journal.tries.get(self.key(pair))
+            if pair.gt_judgment and not self.config.redo:
+                kept.append(pair)
+            elif tries and tries[-1]["reason"] is None:
+                kept.append(replace(pair, gt_judgment=tries[-1]["judgment"]))
+            elif tries:
+                rejected[tries[-1]["reason"]] += 1
+        output = Path(self.config.output)
+        part = output.with_name(f"{output.name}.part")
+        write_pairs(part, kept)
+        os.replace(part, output)
+        num_prompt, num_answer = self.journal.tokens
+        judge = self.config.judge
+        summary = {
+            "model": judge.model,
+            "num_pairs": len(pairs),
+            "num_kept": len(kept),
+            "num_rejected": rejected.total(),
+            "rejected": dict(rejected.most_common()),
+            "num_left": len(pairs) - len(kept) - rejected.total(),
+            "num_failed": self.failed.total(),
+            "failed": dict(self.failed.most_common()),
+            "tokens": {"prompt": num_prompt, "answer": num_answer},
+            "cost": (num_prompt * judge.price_in + num_answer * judge.price_out) / 1e6,
+        }
+        Path(f"{output}.summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        return summary
+
+
+class Journal:
+    """Every answer, one JSON object a line, safe as soon as `add` returns; a torn last line is dropped.
+
+    `tries` maps a key to its answers so far; `tokens` is (prompt, answer) of all that was ever paid for.
+    """
+
+    def __init__(self, path: Path):
+        """Opens the journal for this process alone; UserError if it cannot be, or another process has it."""
+        self.tries: dict[str, list[dict]] = {}
+        self.tokens = (0, 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path} is in use by another process") from None
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self._take(json.loads(line))
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(f"{path}:{number}: not a line of this journal") from error
+        self._file.truncate(len(whole))
+
+    def _take(self, entry: dict) -> None:
+        self.tries.setdefault(entry["key"], []).append(entry)
+        self.tokens = (self.tokens[0] + entry["tokens"][0], self.tokens[1] + entry["tokens"][1])
+
+    def add(self, key: str, pair: Pair, reply: Reply, reason: str | None) -> None:
+        """One answer: its judgment if it is kept (`reason` None), else why not."""
+        entry = {
+            "key": key,
+            "id": pair.id,
+            "reason": reason,
+            "judgment": visible(reply.text),
+            "tokens": [reply.num_prompt_tokens, reply.num_answer_tokens],
+        }
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        self._take(entry)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()

@@ -1,0 +1,236 @@
+"""The endpoint against a server that misbehaves: what becomes of each request, what is paid, what is kept."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from ralign.engine.judging.config import EndpointConfig
+from ralign.engine.judging.endpoint import MAX_REPLY_BYTES, Endpoint, _Failure, read_completion
+from ralign.engine.judging.judge import Request, ask
+
+
+@pytest.fixture
+def make(fake_endpoint):
+    """An endpoint of a fake server, and that server."""
+    opened = []
+
+    def start(server=None, *, latency_s=0.0, patience_s=0.0, **config):
+        server = server or fake_endpoint(latency_s)
+        config = {"model": "m", "timeout_s": 1.0, "num_retries": 2, "max_backoff_s": 0.02} | config
+        endpoint = Endpoint(EndpointConfig(base_url=server.url, **config), patience_s=patience_s)
+        opened.append(endpoint)
+        return endpoint, server
+
+    yield start
+    for endpoint in opened:
+        endpoint.close()
+
+
+def ask_one(endpoint, prompt, attempt=0):
+    return ask(endpoint, [Request.of(prompt, attempt)])[0]
+
+
+def test_a_good_answer_comes_with_its_tokens(make):
+    endpoint, _ = make()
+    reply = ask_one(endpoint, "hello")
+    assert "<final_verdict>Correct" in reply.text and not reply.failed and not reply.problem
+    assert (reply.num_prompt_tokens, reply.num_answer_tokens, reply.finish_reason) == (70, 30, "stop")
+    assert (endpoint.usage.num_calls, endpoint.usage.num_prompt_tokens) == (1, 70)
+
+
+@pytest.mark.parametrize("behaviour", ["429", "500", "503", "broken", "nested", "reset", "timeout"])
+def test_what_can_be_retried_is_retried_and_then_fails(make, behaviour):
+    endpoint, server = make(timeout_s=0.3 if behaviour == "timeout" else 5.0)
+    assert not ask_one(endpoint, f"[{behaviour}*2]").failed
+    assert server.tries(f"[{behaviour}*2]") == 3 and endpoint.usage.num_retries == 2
+    reply = ask_one(endpoint, f"[{behaviour}]")
+    assert reply.failed and reply.text == "" and "after 2 retries" in reply.problem
+    assert server.tries(f"[{behaviour}]") == 3
+    assert endpoint.stop_reason is None and not ask_one(endpoint, "still fine").failed
+
+
+def test_a_refused_request_fails_at_once_and_alone(make):
+    endpoint, server = make()
+    reply = ask_one(endpoint, "[400]")
+    assert reply.failed and "400" in reply.problem and server.tries("[400]") == 1
+    assert endpoint.stop_reason is None
+
+
+@pytest.mark.parametrize("status", ["401", "404"])
+def test_a_refused_key_or_model_stops_the_endpoint(make, status):
+    endpoint, server = make(concurrency=1)
+    assert ask_one(endpoint, f"[{status}]").failed
+    assert status in endpoint.stop_reason and "model m" in endpoint.stop_reason
+    assert ask_one(endpoint, "next").failed and server.tries("next") == 0
+
+
+def test_the_servers_own_wish_to_wait_is_kept_to(make):
+    endpoint, _ = make()
+    start_s = time.monotonic()
+    assert not ask_one(endpoint, "[429 later*1]").failed
+    assert time.monotonic() - start_s >= 1.0
+
+
+@pytest.mark.parametrize(("behaviour", "problem"), [("empty", "empty"), ("none", "empty"), ("huge", "bytes")])
+def test_an_answer_without_usable_text_is_no_failed_call(make, behaviour, problem):
+    endpoint, server = make(timeout_s=20.0)
+    reply = ask_one(endpoint, f"[{behaviour}]")
+    assert not reply.failed and reply.text == "" and problem in reply.problem
+    assert server.tries(f"[{behaviour}]") == 1
+
+
+def test_a_lone_surrogate_becomes_text_that_can_be_written(make, tmp_path):
+    endpoint, _ = make(cache=str(tmp_path / "cache"))
+    assert ask_one(endpoint, "[surrogate]").text.startswith("?<golden_key_points>")
+
+
+def test_no_more_than_the_bound_is_under_way(make):
+    endpoint, server = make(latency_s=0.05, concurrency=7)
+    replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(50)])
+    assert not any(reply.failed for reply in replies)
+    assert server.stats()["most_at_once"] == 7
+
+
+def test_equal_requests_under_way_are_sent_once_and_attempts_apart(make):
+    endpoint, server = make(latency_s=0.2)
+    ask(endpoint, [Request.of("same")] * 5 + [Request.of("same", attempt=1)])
+    assert server.tries("same") == 2
+
+
+def test_the_cache_answers_a_second_run_without_a_call(make, tmp_path):
+    requests = [Request.of(f"prompt {n}") for n in range(40)]
+    first, server = make(cache=str(tmp_path))
+    replies = ask(first, requests)
+    second, _ = make(server, cache=str(tmp_path))
+    again = ask(second, requests)
+    assert server.stats()["num_asked"] == 40
+    assert [reply.text for reply in again] == [reply.text for reply in replies]
+    assert all(reply.cached for reply in again) and second.usage.num_cached == 40
+    assert second.usage.num_prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "other"}, {"temperature": 0.5}, {"max_new_tokens": 9}, {"extra": '{"top_p": 0.9}'}],
+)
+def test_another_model_or_sampling_is_another_question(make, tmp_path, change):
+    first, server = make(cache=str(tmp_path))
+    ask_one(first, "p")
+    second, _ = make(server, cache=str(tmp_path), **change)
+    assert not ask_one(second, "p").cached
+
+
+def test_failures_and_unusable_answers_are_not_kept(make, tmp_path):
+    endpoint, server = make(cache=str(tmp_path), num_retries=0)
+    for prompt in ("[500*1]", "[empty*1]"):
+        ask_one(endpoint, prompt)
+        assert "Correct" in ask_one(endpoint, prompt).text
+        assert server.tries(prompt) == 2
+
+
+@pytest.mark.parametrize(
+    "budget", [{"budget_tokens": 1000}, {"budget_cost": 1e-3, "price_in": 1.0, "price_out": 1.0}]
+)
+def test_a_spent_budget_stops_the_endpoint_in_order(make, budget):
+    endpoint, server = make(concurrency=4, **budget)
+    replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(100)])
+    num_answered = sum(not reply.failed for reply in replies)
+    assert 5 <= num_answered <= 10  # 100 tokens a call
+    assert server.stats()["num_asked"] == num_answered
+    assert "budget" in endpoint.stop_reason and "budget" in replies[-1].problem
+
+
+def test_the_budget_counts_what_an_earlier_process_spent(make, tmp_path):
+    first, server = make(cache=str(tmp_path), budget_tokens=1000, concurrency=1)
+    ask(first, [Request.of(f"prompt {n}") for n in range(8)])
+    second, _ = make(server, cache=str(tmp_path), budget_tokens=1000, concurrency=1)
+    replies = ask(second, [Request.of(f"other {n}") for n in range(8)])
+    assert 1 <= sum(not reply.failed for reply in replies) <= 2
+
+
+_ASKER = """
+import sys
+from ralign.engine.judging.config import EndpointConfig
+from ralign.engine.judging.endpoint import Endpoint
+from ralign.engine.judging.judge import Request
+url, cache, start, num = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+endpoint = Endpoint(EndpointConfig(model="m", base_url=url, cache=cache, concurrency=8))
+for future in [endpoint.submit(Request.of(f"prompt {n}")) for n in range(start, start + num)]:
+    assert future.result().text
+    print("done", flush=True)
+endpoint.close()
+"""
+
+
+def start_asker(server, cache, start, num):
+    command = [sys.executable, "-c", _ASKER, server.url, str(cache), str(start), str(num)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_share_a_cache(make, tmp_path):
+    _, server = make()
+    askers = [start_asker(server, tmp_path / "cache", start, 60) for start in (0, 30)]
+    assert [asker.wait(60) for asker in askers] == [0, 0]
+    endpoint, _ = make(server, cache=str(tmp_path / "cache"))
+    num_asked = server.stats()["num_asked"]
+    assert 90 <= num_asked <= 120
+    assert all(reply.cached for reply in ask(endpoint, [Request.of(f"prompt {n}") for n in range(90)]))
+    assert server.stats()["num_asked"] == num_asked
+
+
+def test_a_killed_process_leaves_a_sound_cache_with_all_that_it_had(make, fake_endpoint, tmp_path):
+    server = fake_endpoint(0.02)
+    asker = start_asker(server, tmp_path / "cache", 0, 400)
+    for _ in range(50):
+        assert asker.stdout.readline() == "done\n"
+    asker.kill()
+    asker.wait()
+    endpoint, _ = make(server, cache=str(tmp_path / "cache"))
+    replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(50)])
+    assert all(reply.cached and "Correct" in reply.text for reply in replies)
+
+
+def test_a_server_that_is_away_is_waited_for(make, fake_endpoint, tmp_path):
+    server = fake_endpoint()
+    endpoint, _ = make(server, patience_s=60, num_retries=0)
+    port_file = tmp_path / "port-0.0"
+    server.close()
+    future = endpoint.submit(Request.of("hello"))
+    time.sleep(0.5)
+    assert not future.done()
+    # The same port again: asyncio's servers reuse addresses.
+    program = (
+        "import asyncio, sys; sys.path.insert(0, sys.argv[2]); import fake_endpoint as f\n"
+        "async def main():\n"
+        "    s = await asyncio.start_server(f.Server(0).serve, '127.0.0.1', int(sys.argv[1]))\n"
+        "    await s.serve_forever()\n"
+        "asyncio.run(main())"
+    )
+    from pathlib import Path
+
+    programs = str(Path(__file__).parents[2] / "programs")
+    again = subprocess.Popen([sys.executable, "-c", program, port_file.read_text(), programs])
+    try:
+        assert "Correct" in future.result(timeout=30).text
+    finally:
+        again.kill()
+        again.wait()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 5}}]}', b"\xff"],
+)
+def test_bodies_that_are_no_completion_are_retried(content):
+    with pytest.raises(_Failure) as caught:
+        read_completion(content)
+    assert caught.value.retry
+
+
+def test_tokens_are_estimated_where_the_server_does_not_count():
+    content = json.dumps({"choices": [{"message": {"content": "x" * 40}}]}).encode()
+    reply = read_completion(content, num_prompt_chars=100)
+    assert (reply.num_prompt_tokens, reply.num_answer_tokens) == (25, 10)
+    assert read_completion(b"x" * (MAX_REPLY_BYTES + 1)).problem

@@ -1,0 +1,141 @@
+"""A judge that the job runs itself, with real vLLM: shared by ranks, killed in the middle, ended with the job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ralign.engine.errors import UserError
+from ralign.engine.judging.config import JudgeConfig, ServerConfig
+from ralign.engine.judging.lm_metarm import COMPACT, render_review
+from ralign.engine.judging.managed import Server, fingerprint, server_command
+from ralign.engine.taught import teach
+
+PROGRAMS = Path(__file__).parents[2] / "programs"
+WORDS = "red blue pink gold grey teal".split()
+
+
+def make_judge(folder: Path) -> Path:
+    """A model that has learned to say Correct to a judgment that ends in yes."""
+    examples = []
+    for golden in WORDS:
+        for word in WORDS:
+            for end, verdict in (("yes", "Correct"), ("no", "Incorrect")):
+                prompt = render_review(COMPACT, f"the {golden} one", f"it is {word} {end}")
+                answer = f"<genrm_analysis> said</genrm_analysis><final_verdict>{verdict}</final_verdict>"
+                examples.append((prompt, answer))
+    assert teach(folder, examples, num_steps=150) < 0.1
+    (folder / "words.json").write_text(json.dumps(WORDS))
+    return folder
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_gone(pids, timeout_s: float) -> list[int]:
+    """Those of `pids` that are still there after this time."""
+    until_s = time.monotonic() + timeout_s
+    while (alive := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    return alive
+
+
+@pytest.mark.slow
+def test_a_killed_engine_loses_no_sample_and_the_server_ends_with_a_killed_job(tmp_path):
+    judge, result = make_judge(tmp_path / "judge"), tmp_path / "result.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(PROGRAMS / "managed_judge.py"), str(result), str(judge)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
+    assert done.returncode != 0 and result.exists(), done.stderr[-4000:]
+    report = json.loads(result.read_text())
+    assert report["num_restarts"] == 1 and report["num_open_at_kill"] > 0
+    for outcomes, expected, num_calls in report["ranks"]:
+        assert outcomes == expected
+        assert num_calls == len(expected)  # every sample was counted once
+    assert len(report["pids"]) >= 6  # two lives of warden, server and engine at least
+    assert wait_until_gone(report["pids"], 20) == []
+
+
+_JOB = """
+import subprocess, sys, time
+server = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+server += " start_new_session=True); time.sleep(600)"
+warden = [sys.executable, "-m", "ralign.engine.judging.warden"]
+import os
+process = subprocess.Popen([*warden, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def start_job():
+    """A starter with a warden, a server, and the server's child in a session of its own: their pids."""
+    job = subprocess.Popen([sys.executable, "-c", _JOB], stdout=subprocess.PIPE, text=True)
+    warden = psutil.Process(int(job.stdout.readline()))
+    until_s = time.monotonic() + 60
+    while len(warden.children(recursive=True)) < 2:
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    return job, warden, [warden.pid, *(child.pid for child in warden.children(recursive=True))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_all_processes_of_a_server_end_with_its_starter(number):
+    job, _, pids = start_job()
+    job.send_signal(number)
+    job.wait()
+    assert wait_until_gone(pids, 15) == []
+
+
+def test_the_rest_of_a_server_ends_with_its_first_process():
+    job, warden, pids = start_job()
+    psutil.Process(pids[1]).kill()
+    assert wait_until_gone(pids, 15) == [] or warden.status() == psutil.STATUS_ZOMBIE
+    job.kill()
+    job.wait()
+
+
+def config_for(folder, **options):
+    server = options.pop("server", ServerConfig())
+    return JudgeConfig(metarm="managed", model=str(folder), max_new_tokens=64, server=server, **options)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = config_for(tmp_path, server=ServerConfig(options="--no-such-option 1"))
+    server = Server(config, tmp_path / "log")
+    with pytest.raises(UserError, match=r"ended while starting: .*no-such-option.*log: "):
+        server.start()
+
+
+def test_the_command_line_follows_the_settings(tmp_path):
+    server = ServerConfig(tensor=2, max_model_len=99, max_num_seqs=7, options="--quantization fp8")
+    command = " ".join(server_command(config_for(tmp_path, server=server), "127.0.0.1", 1234))
+    for part in (
+        "api_server",
+        "--tensor-parallel-size 2",
+        "--max-model-len 99",
+        "--port 1234",
+        "--host 127.0.0.1",
+    ):
+        assert part in command
+    assert command.endswith("--quantization fp8")
+    assert "--host 0.0.0.0" in " ".join(server_command(config_for(tmp_path), "node7", 1234))
+
+
+def test_a_changed_model_is_another_one_to_the_cache(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    first = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == first
+    (tmp_path / "weights").write_text("other")
+    assert fingerprint(tmp_path) != first

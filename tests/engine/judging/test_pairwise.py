@@ -1,0 +1,131 @@
+"""The reward that a GenRM behind the `Judge` interface gives to groups of answers."""
+
+import re
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from ralign.engine.judging.comparisons import Schedule
+from ralign.engine.judging.judge import JudgeStopped, Reply, Usage
+from ralign.engine.judging.pairwise import Group, PairwiseReward
+
+
+class LongerIsBetter:
+    """Answers at once: the longer text; `fails` and `mute` say which prompts get no answer, or no verdict."""
+
+    def __init__(self, fails=lambda prompt, attempt: False, mute=lambda prompt, attempt: False):
+        self.usage, self.stop_reason, self.asked = Usage(), None, []
+        self.fails, self.mute = fails, mute
+
+    def submit(self, request):
+        ((_, prompt),) = request.messages
+        self.asked.append((prompt, request.attempt))
+        a, b = re.search(r"A=(.*) B=(.*)", prompt).groups()
+        future: Future = Future()
+        if self.fails(prompt, request.attempt):
+            future.set_result(Reply(failed=True, problem="lost"))
+        elif self.mute(prompt, request.attempt):
+            future.set_result(Reply(text=r"<think>\boxed{A}"))
+        else:
+            future.set_result(Reply(text=f"\\boxed{{{'A' if len(a) > len(b) else 'B'}}}"))
+        return future
+
+    def close(self):
+        pass
+
+
+def group(name, texts, reference=None):
+    return Group(
+        name=name,
+        texts=texts,
+        lengths=[len(text) for text in texts],
+        prompt_for=lambda first, second: f"{name}: A={first} B={second}",
+        reference=reference,
+    )
+
+
+def schedule(scheme, num=4, **options):
+    return Schedule(scheme=scheme, num_samples=num, **options)
+
+
+@pytest.mark.parametrize("scheme", ["circular", "all_pairs", "knockout"])
+def test_the_best_answer_of_each_group_is_paid_most(scheme):
+    judge = LongerIsBetter()
+    groups = [group("p", ["xx", "xxxx", "x", "xxx"]), group("q", ["xxxx", "x", "xxx", "xx"])]
+    results = PairwiseReward(judge, schedule(scheme)).score(groups, seed=0)
+    assert [int(result.rewards.argmax()) for result in results] == [1, 0]
+    lowest = -2 / 3 if scheme == "knockout" else -1  # two lost in the first round, and share the last places
+    assert all(
+        result.rewards.max() == 1 and result.rewards.min() == pytest.approx(lowest) for result in results
+    )
+    assert len(judge.asked) == 2 * schedule(scheme).num_calls == sum(r.tally.num_calls for r in results)
+
+
+def test_against_a_reference():
+    result = PairwiseReward(LongerIsBetter(), schedule("reference")).score(
+        [group("p", ["x", "xxxx", "xxxxx", "xx"], reference="xxx")], seed=0
+    )[0]
+    assert result.rewards.tolist() == [-1, 1, 1, -1]
+
+
+def test_equal_answers_tie_without_a_call():
+    judge = LongerIsBetter()
+    result = PairwiseReward(judge, schedule("all_pairs", 3)).score([group("p", ["xx", "xx", "x"])], seed=0)[0]
+    assert len(judge.asked) == 2
+    assert result.rewards.tolist() == [0.5, 0.5, -1] and result.tally.num_ties == 1
+
+
+def test_calls_with_a_common_beginning_are_asked_one_after_another():
+    judge = LongerIsBetter()
+    groups = [group(name, ["xxxx", "x", "xxx", "xx"]) for name in "pqp"[:2]]
+    PairwiseReward(judge, schedule("all_pairs", seats="both")).score(groups, seed=0)
+    beginnings = [prompt.split(" B=")[0] for prompt, _ in judge.asked]
+    changes = 1 + sum(a != b for a, b in zip(beginnings, beginnings[1:], strict=False))
+    assert changes == len(set(beginnings)) == 8
+
+
+def test_an_answer_without_a_verdict_is_asked_for_again_and_a_failed_call_is_not():
+    mute = LongerIsBetter(mute=lambda prompt, attempt: attempt == 0)
+    result = PairwiseReward(mute, schedule("circular"), num_tries=2).score(
+        [group("p", ["x", "xx", "xxx", ""])], 0
+    )
+    assert result[0].tally.num_unparsable == 0 and len(mute.asked) == 8
+    lost = LongerIsBetter(fails=lambda prompt, attempt: True)
+    result = PairwiseReward(lost, schedule("circular"), num_tries=2).score(
+        [group("p", ["x", "xx", "xxx", ""])], 0
+    )
+    assert len(lost.asked) == 4 and result[0].tally.num_failed == result[0].tally.num_masked == 4
+    assert not result[0].valid.any()
+
+
+def test_the_same_seed_draws_the_same_seats_whatever_other_groups_there_are():
+    texts = ["xxxx", "x", "xxx", "xx"]
+
+    def prompts(groups, seed):
+        judge = LongerIsBetter()
+        PairwiseReward(judge, schedule("all_pairs")).score(groups, seed)
+        return [prompt for prompt, _ in judge.asked if prompt.startswith("p")]
+
+    alone = prompts([group("p", texts)], 1)
+    assert prompts([group("q", texts), group("p", texts)], 1) == alone
+    assert any(prompts([group("p", texts)], seed) != alone for seed in range(2, 6))
+
+
+def test_the_length_penalty_reaches_the_rewards():
+    texts = ["xx", "xxxx", "x", "xxx"]
+    plain, short = (
+        PairwiseReward(LongerIsBetter(), schedule("all_pairs"), length_coefficient=c).score(
+            [group("p", texts)], 0
+        )
+        for c in (0.0, 0.4)
+    )
+    moved = short[0].rewards - plain[0].rewards
+    # Two of four are positive; lengths 1 to 4 around 2.5.
+    np.testing.assert_allclose(moved, [0.4 * 0.5 * x / 3 for x in (0.5, -1.5, 1.5, -0.5)])
+
+
+def test_a_judge_that_stopped_is_heard_of():
+    judge = LongerIsBetter()
+    judge.stop_reason = "the budget of 5 tokens is spent"
+    with pytest.raises(JudgeStopped, match="budget of 5"):
+        PairwiseReward(judge, schedule("circular")).score([group("p", ["x", "xx", "xxx", ""])], 0)

@@ -49,7 +49,7 @@ class JudgeWorldConfig:
     cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one
     num_facts: int = 3  # facts in a prompt
     num_values: int = 4  # value words an item can take
-    seed: int = 0
+    seed: int = 0  # fixes the pairs
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_warm_start", "num_dev", "num_test"):

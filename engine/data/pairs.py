@@ -3,6 +3,7 @@
 One JSON object a line: ``id``, ``source`` (string or object), ``conversations`` (turns of ``role`` and
 ``content``; the last one is the prompt, earlier ones its context), ``response_A``, ``response_B``,
 ``gt_label`` (``"A"`` or ``"B"``), ``gt_judgment`` (the golden judgment) and an optional ``meta`` object.
+A file that still waits for its golden judgments is read with ``need_golden=False``.
 """
 
 import json
@@ -51,12 +52,25 @@ def other_side(side: Side) -> Side:
     return "B" if side == "A" else "A"
 
 
-def read_pairs(path: str | Path, *, max_bad_lines: int = 0) -> list[Pair]:
+def read_pairs(path: str | Path, *, max_bad_lines: int = 0, need_golden: bool = True) -> list[Pair]:
     """Reads a pairs file in order, leaving out lines that break the schema; blank lines are skipped.
 
-    Each bad line is logged as ``FILE:LINE: reason``. A line whose id was already seen is bad too. Raises
-    `UserError` when the file cannot be read, holds no pair, or has more than `max_bad_lines` bad lines.
+    Each bad line is logged as ``FILE:LINE: reason``. A line whose id was already seen is bad too. Without
+    `need_golden` a missing, null or empty ``gt_judgment`` is read as "". Raises `UserError` when the file
+    cannot be read, holds no pair, or has more than `max_bad_lines` bad lines.
     """
+    pairs, reasons = scan_pairs(path, need_golden=need_golden)
+    for reason in reasons:
+        logger.warning("bad line %s", reason)
+    if len(reasons) > max_bad_lines:
+        raise UserError(_too_many(path, reasons, max_bad_lines))
+    if not pairs:
+        raise UserError(f"{path} holds no pair")
+    return pairs
+
+
+def scan_pairs(path: str | Path, *, need_golden: bool = True) -> tuple[list[Pair], list[str]]:
+    """The pairs of a file and, for each bad line, ``FILE:LINE: reason``; `UserError` if it cannot be read."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -68,20 +82,15 @@ def read_pairs(path: str | Path, *, max_bad_lines: int = 0) -> list[Pair]:
         if not line.strip():
             continue
         try:
-            pair = _parse_line(line)
+            pair = parse_pair(parse_object(line), need_golden=need_golden)
             if pair.id in line_of_id:
-                raise _BadLine(f"id {pair.id!r} was already used on line {line_of_id[pair.id]}")
-        except _BadLine as bad:
+                raise BadLine(f"id {pair.id!r} was already used on line {line_of_id[pair.id]}")
+        except BadLine as bad:
             reasons.append(f"{path}:{number}: {bad}")
-            logger.warning("bad line %s", reasons[-1])
             continue
         line_of_id[pair.id] = number
         pairs.append(pair)
-    if len(reasons) > max_bad_lines:
-        raise UserError(_too_many(path, reasons, max_bad_lines))
-    if not pairs:
-        raise UserError(f"{path} holds no pair")
-    return pairs
+    return pairs, reasons
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -91,26 +100,40 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
             file.write(json.dumps(asdict(pair), ensure_ascii=False) + "\n")
 
 
-class _BadLine(Exception):
-    """Why one line is not a pair."""
+class BadLine(Exception):
+    """Why one line is not a pair (or not an object)."""
 
 
-def _parse_line(line: bytes) -> Pair:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object on one line; `BadLine` if there is none."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise _BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
+        raise BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
-        raise _BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
+        raise BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
+    except ValueError as error:  # NaN and its like; a number of thousands of digits
+        raise BadLine(f"not JSON that can be read ({error})") from error
     except RecursionError as error:
-        raise _BadLine("not JSON that can be read (nested too deeply)") from error
+        raise BadLine("not JSON that can be read (nested too deeply)") from error
     if not isinstance(record, dict):
-        raise _BadLine(f"a JSON object is expected, got {type(record).__name__}")
+        raise BadLine(f"a JSON object is expected, got {type(record).__name__}")
+    return record
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def parse_pair(record: dict[str, Any], *, need_golden: bool = True) -> Pair:
+    """The pair that a JSON object holds, other fields left aside; `BadLine` if it breaks the schema."""
+    if not need_golden and record.get("gt_judgment") is None:
+        record = {**record, "gt_judgment": ""}
     missing = [name for name in _FIELDS if name not in record]
     if missing:
-        raise _BadLine(f"missing field {', '.join(missing)}")
+        raise BadLine(f"missing field {', '.join(missing)}")
     _check_types(record)
-    _check_values(record)
+    _check_values(record, need_golden)
     return Pair(**{name: record[name] for name in _FIELDS}, meta=record.get("meta") or {})
 
 
@@ -119,30 +142,32 @@ def _check_types(record: dict[str, Any]) -> None:
         kinds: tuple[type, ...] = {"source": (str, dict), "conversations": (list,)}.get(name, (str,))
         if not isinstance(record[name], kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
-            raise _BadLine(f"{name} must be {expected}, got {type(record[name]).__name__}")
+            raise BadLine(f"{name} must be {expected}, got {type(record[name]).__name__}")
     if not isinstance(record.get("meta"), dict | None):
-        raise _BadLine(f"meta must be dict, got {type(record['meta']).__name__}")
+        raise BadLine(f"meta must be dict, got {type(record['meta']).__name__}")
     for turn in record["conversations"]:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(k), str) for k in ("role", "content")):
-            raise _BadLine("each turn of conversations must be an object with strings role and content")
+            raise BadLine("each turn of conversations must be an object with strings role and content")
 
 
-def _check_values(record: dict[str, Any]) -> None:
+def _check_values(record: dict[str, Any], need_golden: bool) -> None:
     if record["gt_label"] not in SIDES:
-        raise _BadLine(f"gt_label must be A or B, got {record['gt_label']!r}")
+        raise BadLine(f"gt_label must be A or B, got {record['gt_label']!r}")
     if not record["id"]:
-        raise _BadLine("id is empty")
+        raise BadLine("id is empty")
     if not record["conversations"]:
-        raise _BadLine("conversations is empty")
-    for name in ("response_A", "response_B", "gt_judgment"):
+        raise BadLine("conversations is empty")
+    for name in ("response_A", "response_B", "gt_judgment")[: 3 if need_golden else 2]:
         if not record[name].strip():
-            raise _BadLine(f"{name} is empty")
+            raise BadLine(f"{name} is empty")
     if not record["conversations"][-1]["content"].strip():
-        raise _BadLine("the last turn of conversations is empty")
+        raise BadLine("the last turn of conversations is empty")
     try:
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError as error:  # an escaped lone surrogate: JSON, but no text that can be written
-        raise _BadLine("holds a lone surrogate, which is not text") from error
+        raise BadLine("holds a lone surrogate, which is not text") from error
+    except (ValueError, RecursionError) as error:  # 1e999 is read as infinity
+        raise BadLine(f"cannot be written back ({error})") from error
 
 
 def _too_many(path: str | Path, reasons: list[str], max_bad_lines: int) -> str:

@@ -41,7 +41,7 @@ def plot_judgments(summary: Mapping[str, Any], path: str | Path) -> Path:
     tests = tests_of(summary)
     if not tests:
         raise UserError("nothing to plot: the summary has no test")
-    width = 1.2 + len(tests) * max(2.6, 0.95 * len(summary["models"]))
+    width = max(7.8, 1.2 + len(tests) * max(2.6, 0.95 * len(summary["models"])))  # the legend needs 7.8
     figure = Figure(figsize=(width, 3.9), layout="constrained")
     panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
     for panel, test in zip(panels, tests, strict=True):

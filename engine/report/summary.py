@@ -4,7 +4,9 @@
      "f_score": {…}, "num_parse_fail": n, "num_judge_fail": n, "swap_consistency": {…} or null}}},
      "seed": n, "time_s": {STAGE: t}}
 
-Fractions from 0 to 1; a metric without a denominator has nulls.
+Fractions from 0 to 1; a metric without a denominator has nulls. A result may also hold `both_order_l_acc`
+(pairs judged in both orders), `num_call_fail` and `num_metarm_parse_fail` (which add up to `num_judge_fail`), and
+`subsets`, {SUBSET: result}; a summary may hold `comparisons`, {TEST: [comparison of two models]}.
 """
 
 import json
@@ -15,12 +17,18 @@ from typing import Any
 from ralign.engine.errors import UserError
 
 METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
+SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
+_OPTIONAL = {"both_order_l_acc", "num_call_fail", "num_metarm_parse_fail", "subsets"}
 _NAMES = {"sft": "SFT", "rlvr": "RLVR", "r_align": "R-Align"}
 
 
 def make_summary(
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]], *, seed: int, time_s: Mapping[str, float]
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    *,
+    seed: int,
+    time_s: Mapping[str, float],
+    comparisons: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The summary of an evaluation; `models[MODEL][TEST]` is what `judging.metrics.measure` returns."""
     summary = {
@@ -30,6 +38,8 @@ def make_summary(
         "seed": seed,
         "time_s": {stage: float(seconds) for stage, seconds in time_s.items()},
     }
+    if comparisons:
+        summary["comparisons"] = {test: list(found) for test, found in comparisons.items()}
     _check(summary, "summary")
     return summary
 
@@ -73,19 +83,25 @@ def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str
 
 
 def _check(summary: Any, where: str) -> None:
-    if not isinstance(summary, dict) or set(summary) != {"models", "seed", "time_s"}:
+    if not isinstance(summary, dict) or set(summary) - {"comparisons"} != {"models", "seed", "time_s"}:
         raise UserError(f"{where}: expected an object with models, seed and time_s")
     for model, tests in summary["models"].items():
         for test, result in tests.items():
-            wanted = {*METRICS, *_COUNTS, "swap_consistency"}
-            if set(result) != wanted:
-                odd = ", ".join(sorted(wanted ^ set(result)))
-                raise UserError(f"{where}: {model} on {test}: fields missing or not known: {odd}")
-            for name in (*METRICS, "swap_consistency"):
-                interval = result[name]
-                if interval is None and name == "swap_consistency":
-                    continue
-                if set(interval) != {"value", "low", "high"}:
-                    raise UserError(f"{where}: {model} on {test}: {name} needs value, low and high")
-                if any(bound is not None and not 0 <= bound <= 1 for bound in interval.values()):
-                    raise UserError(f"{where}: {model} on {test}: {name} is not a fraction: {interval}")
+            _check_result(result, f"{where}: {model} on {test}")
+            for subset, part in result.get("subsets", {}).items():
+                _check_result(part, f"{where}: {model} on {test}, {subset}")
+
+
+def _check_result(result: Mapping[str, Any], where: str) -> None:
+    wanted = {*METRICS, *_COUNTS, "swap_consistency"}
+    if set(result) - _OPTIONAL != wanted:
+        odd = ", ".join(sorted(wanted ^ (set(result) - _OPTIONAL)))
+        raise UserError(f"{where}: fields missing or not known: {odd}")
+    for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
+        interval = result.get(name)
+        if interval is None and name not in METRICS:
+            continue
+        if set(interval) != {"value", "low", "high"}:
+            raise UserError(f"{where}: {name} needs value, low and high")
+        if any(bound is not None and not 0 <= bound <= 1 for bound in interval.values()):
+            raise UserError(f"{where}: {name} is not a fraction: {interval}")

@@ -4,37 +4,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from ralign.engine.report.progress import duration
-from ralign.engine.report.summary import METRICS, display, percent, tests_of
+from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent, tests_of
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH = 120
+_WIDEST = 1000  # a bound: no table is so wide
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints a table of models under each test (per cent, with 95 % intervals) and one of the stages' times.
 
-    The tables keep their width on a narrower terminal, which wraps them, and in a file or a pipe.
+    Where the summary has them, also tables of the subsets and of the comparisons between models. The tables
+    keep their width on a narrower terminal, which wraps them, and in a file or a pipe.
     """
     console = console or Console()
-    console.width = max(console.width, _WIDTH)
-    console.print(_metrics_table(summary))
+    tables = [_metrics_table(summary, "Per cent [95 % bootstrap interval]")]
+    if subsets := _by_subset(summary):
+        tables.append(_metrics_table({"models": subsets}, "Subsets"))
+    tables += [_comparison_table(test, found) for test, found in summary.get("comparisons", {}).items()]
     if summary["time_s"]:
-        console.print(_time_table(summary["time_s"]))
+        tables.append(_time_table(summary["time_s"]))
+    for table in tables:
+        needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+        console.width = max(console.width, needed)
+        console.print(table)
 
 
-def _metrics_table(summary: Mapping[str, Any]) -> Table:
+def _by_subset(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The subsets of every test as tests of their own, `TEST: SUBSET`."""
+    models: dict[str, dict[str, Any]] = {}
+    for model, tests in summary["models"].items():
+        for test, result in tests.items():
+            for subset, part in result.get("subsets", {}).items():
+                models.setdefault(model, {})[f"{test}: {subset}"] = part
+    return models
+
+
+def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
     results = [result for tests in summary["models"].values() for result in tests.values()]
-    swapped = any(result["swap_consistency"] is not None for result in results)
-    intervals = [*METRICS, "swap_consistency"] if swapped else [*METRICS]
-    table = Table(
-        title="Per cent [95 % bootstrap interval]", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    intervals = [*METRICS]
+    intervals += [name for name in SWAP_METRICS if any(result.get(name) for result in results)]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in intervals:
-        table.add_column(METRICS.get(name, "Swap"), justify="right", no_wrap=True)
+        table.add_column((METRICS | SWAP_METRICS)[name], justify="right", no_wrap=True)
     table.add_column("No verdict", justify="right", no_wrap=True)
     table.add_column("MetaRM failed", justify="right", no_wrap=True)
     for test in tests_of(summary):
@@ -44,10 +59,40 @@ def _metrics_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(Text(f"{display(test)} ({num_pairs} pairs)", style="bold"))
         for model, result in judged.items():
             # Text, not str: the brackets of an interval are no markup.
-            cells = [Text(percent(result[name]) if result[name] else "–") for name in intervals]
-            counts = [str(result[name]) for name in ("num_parse_fail", "num_judge_fail")]
-            table.add_row(f"  {display(model)}", *cells, *counts)
+            cells = [Text(percent(result[name]) if result.get(name) else "–") for name in intervals]
+            table.add_row(
+                Text(f"  {display(model)}"), *cells, str(result["num_parse_fail"]), failures(result)
+            )
     return table
+
+
+def failures(result: Mapping[str, Any]) -> str:
+    """How often the MetaRM failed, and how: `10 (4 call, 6 parse)`."""
+    total = str(result["num_judge_fail"])
+    if not result["num_judge_fail"] or "num_call_fail" not in result:
+        return total
+    return f"{total} ({result['num_call_fail']} call, {result['num_metarm_parse_fail']} parse)"
+
+
+def _comparison_table(test: str, comparisons: list[dict[str, Any]]) -> Table:
+    title = f"{display(test)}: difference in points [95 % interval], p of the paired permutation test"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in METRICS.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Pairs", justify="right")
+    for found in comparisons:
+        cells = [Text(_difference(found[name])) for name in METRICS]
+        title = f"{display(found['model'])} against {display(found['baseline'])}"
+        table.add_row(Text(title), *cells, str(found["num_pairs"]))
+    return table
+
+
+def _difference(found: Mapping[str, float | None]) -> str:
+    if found["difference"] is None:
+        return "–"
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['difference']:+.1f} [{low:+.1f}, {high:+.1f}], p {found['p_value']:.2g}"
 
 
 def _time_table(time_s: Mapping[str, float]) -> Table:

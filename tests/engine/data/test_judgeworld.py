@@ -12,9 +12,9 @@ from ralign.engine.data.judgeworld import (
 )
 from ralign.engine.data.pairs import prompt_text, read_pairs, write_pairs
 from ralign.engine.errors import UserError
-from ralign.engine.judging.metarm import RuleMetaRM
+from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.judging.verdicts import parse_verdict
-from ralign.engine.rewards import ask_metarm, score
+from ralign.engine.rewards import score
 
 CONFIG = JudgeWorldConfig(
     num_train=3000, num_warm_start=1000, num_dev=200, num_test=400, cue_agreement=0.95, seed=5
@@ -28,7 +28,11 @@ def judge_split(judge, split):
     goldens = [pair.gt_judgment for pair in WORLD[split]]
     verdicts = [parse_verdict(text) for text in judgments]
     labels = [pair.gt_label for pair in WORLD[split]]
-    outcomes = ask_metarm(RuleMetaRM(), judgments, goldens, verdicts, labels)
+    asked = RuleMetaRM().judge_batch(goldens, judgments)
+    outcomes = [
+        outcome if verdict == label else Outcome.SKIPPED
+        for outcome, verdict, label in zip(asked, verdicts, labels, strict=True)
+    ]
     return score("r_align", verdicts, labels, outcomes)
 
 

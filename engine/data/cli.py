@@ -1,0 +1,170 @@
+"""ralign-data: check pairs files, convert published sets, swap sides, find overlap."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ralign.engine.command_line import run_main
+from ralign.engine.data.converters import LAYOUTS
+from ralign.engine.errors import UserError
+from ralign.engine.options import Parser
+
+_CONVERT = """\
+Converts a published preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON
+Lines, Parquet or CSV file in that set's layout. Ties, empty and equal responses are left out, and counted."""
+_OVERLAP = """\
+Near-duplicates inside FILE, or between FILE (training) and the files after --against (tests), by word 5-grams of
+the prompts. With --out, writes FILE without what was found."""
+
+
+def main() -> None:
+    """The console script."""
+    run_main(_main)
+
+
+def _main(argv: list[str]) -> None:
+    parser = Parser(prog="ralign-data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    check = commands.add_parser(
+        "validate", help="check pairs files", description="Checks every line and pair."
+    )
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument("--without-golden", action="store_true", help="golden judgments may be missing")
+    check.add_argument("--json", action="store_true", help="print the reports as JSON, and nothing else")
+    check.set_defaults(call=_validate)
+    convert = commands.add_parser("convert", help="published sets to pairs", description=_CONVERT)
+    convert.add_argument("layout", choices=list(LAYOUTS))
+    convert.add_argument("source", metavar="SOURCE")
+    convert.add_argument("out", metavar="OUT")
+    convert.add_argument("--config", help="the set's configuration on the hub")
+    convert.add_argument("--split", help="the split to convert")
+    convert.set_defaults(call=_convert)
+    swap = commands.add_parser("swap", help="responses in the other order, golden judgments too")
+    swap.add_argument("file", metavar="FILE")
+    swap.add_argument("out", metavar="OUT")
+    swap.add_argument("--both", action="store_true", help="write the pairs as they are, too")
+    swap.set_defaults(call=_swap)
+    overlap = commands.add_parser("overlap", help="near-duplicates, train-test overlap", description=_OVERLAP)
+    overlap.add_argument("file", metavar="FILE")
+    overlap.add_argument("--against", nargs="+", metavar="TEST", default=[], help="test files")
+    overlap.add_argument("--threshold", type=float, default=0.8, help="least Jaccard similarity (0.8)")
+    overlap.add_argument(
+        "--whole", action="store_true", help="compare prompt and responses, not the prompt alone"
+    )
+    overlap.add_argument("--out", metavar="OUT", help="write FILE without the pairs that were found")
+    overlap.add_argument("--json", action="store_true", help="print the matches as JSON, and nothing else")
+    overlap.set_defaults(call=_overlap)
+    for each in (swap, overlap):
+        each.add_argument(
+            "--max-bad-lines", type=int, default=0, metavar="N", help="go on without up to N (0)"
+        )
+    args = parser.parse_args(argv)
+    args.call(args)
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from ralign.engine.data.checks import check_file
+
+    reports = {path: check_file(path, need_golden=not args.without_golden) for path in args.files}
+    if args.json:
+        print(json.dumps({path: asdict(report) for path, report in reports.items()}, indent=2))
+    else:
+        for path, report in reports.items():
+            _print_report(path, report)
+    bad = [path for path, report in reports.items() if report.errors or not report.num_pairs]
+    if bad:
+        raise UserError(f"{', '.join(bad)}: not a valid pairs file")
+
+
+def _print_report(path: str, report) -> None:
+    print(f"{path}: {report.num_pairs} pairs, {len(report.errors)} bad lines")
+    for error in report.errors:
+        print(f"  error: {error}")
+    for kind, ids in report.warnings.items():
+        print(f"  warning: {kind}: {len(ids)} pairs ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
+    if facts := report.facts:
+        unbalanced = "" if facts["balanced"] else " (unbalanced: swapping sides evens it out)"
+        print(f"  labels: {facts['label_A']} A, {facts['label_B']} B{unbalanced}")
+        print(f"  the longer response is better in {100 * facts['longer_is_better']:.0f} %")
+        print(f"  golden judgments: {facts['num_with_golden']}; multi-turn: {facts['num_multi_turn']}")
+        lengths = [facts[name] for name in ("chars_median", "chars_p95", "chars_max")]
+        print("  characters a pair: median {}, 95 % {}, longest {}".format(*lengths))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from ralign.engine.data.converters import convert, load_rows
+    from ralign.engine.data.pairs import write_pairs
+
+    result = convert(args.layout, load_rows(args.source, config=args.config, split=args.split))
+    if not result.pairs:
+        raise UserError(f"{args.source}: no row makes a pair ({_counts(result.left_out)})")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_pairs(args.out, result.pairs)
+    left_out = f", left out: {_counts(result.left_out)}" if result.left_out else ""
+    print(f"{args.out}: {len(result.pairs)} pairs{left_out}")
+    if not any(pair.gt_judgment for pair in result.pairs):
+        print("  without golden judgments: ralign-annotate writes them")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+
+
+def _swap(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from ralign.engine.data.pairs import read_pairs, write_pairs
+    from ralign.engine.data.swap import swap_names, swap_sides
+
+    pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
+    nameless = sum(not swap_names(pair.gt_judgment)[1] for pair in pairs if pair.gt_judgment)
+    swapped = [replace(swap_sides(pair), id=f"{pair.id}-swapped") for pair in pairs]
+    write_pairs(args.out, [*pairs, *swapped] if args.both else swapped)
+    print(f"{args.out}: {len(swapped)} pairs swapped{', and as they were' if args.both else ''}")
+    if nameless:
+        print(f"warning: {nameless} golden judgments name no response and stay as they were", file=sys.stderr)
+
+
+def _overlap(args: argparse.Namespace) -> None:
+    from ralign.engine.data.overlap import near_duplicates, overlap, pair_text
+    from ralign.engine.data.pairs import read_pairs, write_pairs
+
+    if not 0 < args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold}: a similarity above 0 and up to 1 is expected")
+    pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
+    texts = [pair_text(pair, whole=args.whole) for pair in pairs]
+    found: list[dict] = []
+    dropped: set[int] = set()
+    if not args.against:
+        for match in near_duplicates(texts, threshold=args.threshold):
+            found.append(_match(pairs[match.first].id, args.file, pairs[match.second].id, match.similarity))
+            dropped.add(match.second)  # the earlier of two stays
+    for path in args.against:
+        tests = read_pairs(path, need_golden=False, max_bad_lines=args.max_bad_lines)
+        test_texts = [pair_text(pair, whole=args.whole) for pair in tests]
+        for match in overlap(texts, test_texts, threshold=args.threshold):
+            found.append(_match(pairs[match.first].id, path, tests[match.second].id, match.similarity))
+            dropped.add(match.first)
+    if args.out:
+        write_pairs(args.out, [pair for n, pair in enumerate(pairs) if n not in dropped])
+    if args.json:
+        print(json.dumps({"num_pairs": len(pairs), "num_found": len(dropped), "matches": found}, indent=2))
+        return
+    for match in found[:20]:
+        print(f"  {match['similarity']:.2f}  {match['id']}  {match['other_file']}: {match['other_id']}")
+    if len(found) > 20:
+        print(f"  and {len(found) - 20} more")
+    share = 100 * len(dropped) / len(pairs)
+    kept = f"; {args.out} holds the others" if args.out else ""
+    print(f"{args.file}: {len(dropped)} of {len(pairs)} pairs ({share:.1f} %) found{kept}")
+
+
+def _match(id: str, other_file: str, other_id: str, similarity: float) -> dict:
+    return {"id": id, "other_file": other_file, "other_id": other_id, "similarity": round(similarity, 4)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is already done, kept line by line: a run that was killed goes on from here and asks nothing twice."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ralign.engine.errors import UserError
+
+
+class Journal:
+    """Records by key in a JSONL file; each is on its way to the disk as soon as `add` returns.
+
+    The first line holds the settings under which the records were made: a journal made under others is
+    refused, since its records would be taken for what they are not. A last line cut off by a kill is dropped.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        """Opens the journal, or begins it. Raises UserError for one made under other settings, or broken."""
+        self.path = Path(path)
+        self._records: dict[str, dict[str, Any]] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.splitlines()
+        if lines:
+            self._check(self._read(lines[0], 1).get("settings"), settings)
+        for number, line in enumerate(lines[1:], start=2):
+            record = self._read(line, number)
+            self._records[record.pop("key")] = record
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        if not lines:
+            self._write({"settings": dict(settings)})
+
+    def _read(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}:{number}: not JSON ({error}); remove the file to begin anew"
+            ) from error
+        if not isinstance(record, dict) or ("settings" if number == 1 else "key") not in record:
+            raise UserError(f"{self.path}:{number}: not a line of a journal; remove the file to begin anew")
+        return record
+
+    def _check(self, made_with: Any, settings: Mapping[str, Any]) -> None:
+        names = sorted({*made_with, *settings})
+        other = [name for name in names if made_with.get(name) != settings.get(name)]
+        if other:
+            name = other[0]
+            raise UserError(
+                f"{self.path} was made with {name}={made_with.get(name)!r}, not {settings.get(name)!r}"
+                + (f" (and other {', '.join(other[1:])})" if other[1:] else "")
+                + ": give another --out, or remove the file to do its part again"
+            )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._records[key]
+
+    def add(self, key: str, record: Mapping[str, Any]) -> None:
+        """Keeps a record under a new key."""
+        assert key not in self._records, key
+        self._records[key] = dict(record)
+        self._write({"key": key, **record})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=True) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

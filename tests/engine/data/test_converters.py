@@ -1,0 +1,220 @@
+"""Published layouts: small files made in them, loaded by `datasets` as the published ones are."""
+
+import pytest
+from ralign.engine.data.cli import _main
+from ralign.engine.data.converters import LAYOUTS, convert, load_rows
+from ralign.engine.data.pairs import read_pairs
+from ralign.engine.errors import UserError
+
+_HELPSTEER3 = [
+    {
+        "domain": "code",
+        "language": "python",
+        "context": [{"role": "user", "content": "Sort a list."}],
+        "response1": "sorted(x)",
+        "response2": "x.sorted()",
+        "overall_preference": -2,
+        "individual_preference": [
+            {"score": -2, "reasoning": "@Response 1 runs, Response 2 fails.", "feedback1": "a", "feedback2": "b"},
+            {"score": 1, "reasoning": "Response 2 is shorter.", "feedback1": "a", "feedback2": "b"},
+        ],
+    },
+    {
+        "domain": "general",
+        "language": "english",
+        "context": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "Where is Oslo?"},
+        ],
+        "response1": "In Peru",
+        "response2": "In Norway",
+        "overall_preference": 3,
+        "individual_preference": [],
+    },
+    {
+        "domain": "general", "language": "english", "context": [{"role": "user", "content": "x"}],
+        "response1": "a", "response2": "b", "overall_preference": 0, "individual_preference": [],
+    },
+]  # fmt: skip
+_REWARDBENCH2 = [
+    {
+        "id": "17", "prompt": "2+2?", "chosen": ["4"], "rejected": ["5", "22", "3"], "num_correct": 1,
+        "num_incorrect": 3, "total_completions": 4, "models": ["m"] * 4, "subset": "Math",
+        "additional_metadata": {"category": None},
+    },
+    {
+        "id": "18", "prompt": "Name a colour", "chosen": ["red", "blue"], "rejected": ["seven"], "num_correct": 2,
+        "num_incorrect": 1, "total_completions": 3, "models": ["m"] * 3, "subset": "Ties",
+        "additional_metadata": {"category": None},
+    },
+]  # fmt: skip
+_PPE = [
+    {
+        "question_id": f"q{n}", "model_a": "m1", "model_b": "m2", "winner": winner, "prompt": "Hi",
+        "response_1": "one", "response_2": "two", "language": "English",
+        "conv_metadata": {"turns": 1}, "is_code": False,
+    }
+    for n, winner in enumerate(("model_a", "model_b", "tie", "tie (bothbad)"))
+]  # fmt: skip
+_SKYWORK = [
+    {
+        "chosen": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "bad"}],
+        "source": "magpie",
+    }
+    for n in range(40)
+] + [
+    {
+        "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "user", "content": "other"}, {"role": "assistant", "content": "bad"}],
+        "source": "magpie",
+    }
+]
+_CODE = [
+    {"id": 1, "input": "Write f", "accepted": "def f(): return 1", "rejected": "def f(): retrun 1"},
+    {"id": 2, "input": "Write g", "accepted": "same", "rejected": "same "},
+    {"id": 3, "input": "Write h", "accepted": "x", "rejected": ""},
+]
+_MATH = [
+    {
+        "dataset": "MATH", "prompt": "1+1?", "initial_reason_steps": "", "chosen": "2", "rejected": "3",
+        "full_chosen": "It is 2.", "full_rejected": "It is 3.", "answer": "2",
+    }
+]  # fmt: skip
+_R_ALIGN = [
+    {
+        "id": f"r{n}",
+        "source": source,
+        "conversations": [{"role": "user", "content": "Where is Oslo?"}],
+        "response_A": "Norway",
+        "response_B": "Peru",
+        "gt_label": "A",
+        "gt_judgment": "Response B errs. \\boxed{A}",
+    }
+    for n, source in enumerate(({"name": "skywork", "part": "x"}, {"name": "math", "part": None}))
+]
+ROWS = {
+    "helpsteer3": _HELPSTEER3,
+    "rewardbench2": _REWARDBENCH2,
+    "ppe": _PPE,
+    "skywork": _SKYWORK,
+    "code": _CODE,
+    "math": _MATH,
+    "r_align": _R_ALIGN,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What `datasets` prepares stays in the test's folder."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(params=["json", "parquet", "folder"])
+def published(request, tmp_path):
+    """layout -> a place that holds its rows as a published set does."""
+    datasets = pytest.importorskip("datasets")
+
+    def place(layout):
+        made = datasets.Dataset.from_list(ROWS[layout])
+        if request.param == "folder":
+            made.save_to_disk(tmp_path / layout)
+            return str(tmp_path / layout)
+        path = tmp_path / f"{layout}.{'jsonl' if request.param == 'json' else 'parquet'}"
+        made.to_json(path) if request.param == "json" else made.to_parquet(path)
+        return str(path)
+
+    return place
+
+
+def better(pair):
+    return pair.response_A if pair.gt_label == "A" else pair.response_B
+
+
+def worse(pair):
+    return pair.response_B if pair.gt_label == "A" else pair.response_A
+
+
+# layout -> (better, worse) of each pair, rows left out
+EXPECTED = {
+    "helpsteer3": ([("sorted(x)", "x.sorted()"), ("In Norway", "In Peru")], {"tie": 1}),
+    "rewardbench2": ([("4", "5"), ("4", "22"), ("4", "3"), ("red", "seven")], {}),
+    "ppe": ([("one", "two"), ("two", "one")], {"tie": 2}),
+    "skywork": ([("good", "bad")] * 40, {"chosen and rejected answer different prompts": 1}),
+    "code": ([(_CODE[0]["accepted"], _CODE[0]["rejected"])], {"equal responses": 1, "empty response": 1}),
+    "math": ([("It is 2.", "It is 3.")], {}),
+    "r_align": ([("Norway", "Peru")] * 2, {}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_pairs_with_the_better_response_labelled(published, layout, tmp_path, capsys):
+    source = published(layout)
+    found = convert(layout, load_rows(source))
+    pairs, left_out = EXPECTED[layout]
+    assert [(better(pair), worse(pair)) for pair in found.pairs] == pairs
+    assert found.left_out == left_out
+    _main(["convert", layout, source, f"{tmp_path}/out/pairs.jsonl"])
+    assert read_pairs(tmp_path / "out" / "pairs.jsonl", need_golden=False) == found.pairs
+    said = capsys.readouterr().out
+    assert f"{len(pairs)} pairs" in said and all(reason in said for reason in left_out)
+    assert ("ralign-annotate" in said) == (layout != "r_align")
+
+
+def test_helpsteer3_keeps_order_context_subset_and_the_reasons_of_the_majority():
+    first, second = convert("helpsteer3", _HELPSTEER3).pairs
+    assert (first.response_A, first.gt_label, second.gt_label) == ("sorted(x)", "A", "B")
+    assert first.meta["reviews"] == ["Response A runs, Response B fails."]  # not that of who disagreed
+    assert first.source == {"dataset": "helpsteer3", "subset": "code"}
+    assert [turn["role"] for turn in second.conversations] == ["user", "assistant", "user"]
+    assert "reviews" not in second.meta
+
+
+def test_sides_are_even_and_the_same_each_time():
+    rows = [{**_CODE[0], "input": f"Write {n}"} for n in range(1000)]
+    pairs = convert("code", rows).pairs
+    assert convert("code", rows).pairs == pairs
+    assert 450 < sum(pair.gt_label == "A" for pair in pairs) < 550
+
+
+def test_ids_that_a_set_repeats_are_told_apart():
+    ids = [pair.id for pair in convert("ppe", _PPE + _PPE).pairs]
+    assert len(set(ids)) == len(ids) == 4
+
+
+def test_r_align_sets_keep_golden_judgments_and_lose_arrow_s_nulls(published):
+    pairs = convert("r_align", load_rows(published("r_align"))).pairs
+    assert [pair.id for pair in pairs] == ["r0", "r1"]
+    assert pairs[0].gt_judgment == "Response B errs. \\boxed{A}"
+    assert pairs[0].source["name"] == "skywork" and "part" not in pairs[1].source
+    bad = convert("r_align", [{**_R_ALIGN[0], "gt_label": "C"}])
+    assert not bad.pairs and list(bad.left_out) == ["gt_label must be A or B, got 'C'"]
+
+
+def test_another_layout_is_named_with_what_it_lacks(tmp_path):
+    with pytest.raises(UserError, match="no column 'accepted': this is not the layout code"):
+        convert("code", _MATH)
+    with pytest.raises(UserError, match="unknown layout 'x'"):
+        convert("x", [])
+    with pytest.raises(UserError, match="no row makes a pair"):
+        import json
+
+        (tmp_path / "c.jsonl").write_text(json.dumps(_CODE[1]) + "\n")
+        _main(["convert", "code", f"{tmp_path}/c.jsonl", f"{tmp_path}/o.jsonl"])
+
+
+def test_a_source_that_is_not_there_and_a_split_that_must_be_chosen(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="expected a .*file"):
+        (tmp_path / "x.txt").write_text("x")
+        load_rows(f"{tmp_path}/x.txt")
+    with pytest.raises(UserError, match="cannot load .*nowhere"):
+        load_rows(f"{tmp_path}/nowhere")
+    made = datasets.Dataset.from_list(_MATH)
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UserError, match="splits train, test: choose one with --split"):
+        load_rows(f"{tmp_path}/two")
+    assert len(list(load_rows(f"{tmp_path}/two", split="test"))) == 1

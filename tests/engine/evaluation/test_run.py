@@ -1,0 +1,294 @@
+"""`ralign-eval run` end to end: a served judge and MetaRM, a local model under vLLM, kills, failures, settings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.pairs import other_side, write_pairs
+from ralign.engine.data.swap import swap_sides
+from ralign.engine.errors import UserError
+from ralign.engine.evaluation.cli import _main
+from ralign.engine.evaluation.score import read_files
+from ralign.engine.judging.lm_metarm import load_metarm_template, render_review
+from ralign.engine.judging.metarm import RuleMetaRM
+from ralign.engine.judging.prompts import load_template, render
+
+NUM_PAIRS = 40
+_COMPACT = load_template("compact")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    world = build_judgeworld(JudgeWorldConfig(num_train=1, num_warm_start=1, num_dev=NUM_PAIRS, num_test=1))
+    write_pairs(tmp_path / "dev.jsonl", world["dev"])
+    return world["dev"]
+
+
+def _judgment(pair, number):
+    """What the served judge says: in turn golden, cue, the wrong side for the right fact, nothing readable."""
+    golden = pair.gt_judgment
+    wrong = golden.replace(f"boxed{{{pair.gt_label}}}", f"boxed{{{other_side(pair.gt_label)}}}")
+    return (golden, cue_judge(pair), wrong, "I cannot tell.")[number % 4]
+
+
+@pytest.fixture
+def answers(pairs):
+    """(model, prompt) -> answer: the judge's in both orders, and a MetaRM that follows the rule."""
+    found = {}
+    template = load_metarm_template("binary")
+    for number, pair in enumerate(pairs):
+        for seen in (pair, swap_sides(pair)):
+            found["judge", render(_COMPACT, seen)] = _judgment(seen, number)
+        text = _judgment(pair, number)
+        outcome = RuleMetaRM().judge(pair.gt_judgment, text).value
+        form = "<golden_key_points>x</golden_key_points><genrm_analysis>looked at {}</genrm_analysis>"
+        review = f"{form.format(pair.id)}<final_verdict>{outcome}</final_verdict>"
+        found["metarm", render_review(template, pair.gt_judgment, text)] = review
+    return found
+
+
+def _command(tmp_path, server, *more, metarm="rule", out="out"):
+    model = f"endpoint:{server.url}#judge"
+    command = ["run", "--pairs", f"{tmp_path}/dev.jsonl", "--model", model, "--metarm", metarm]
+    command += ["--template", "compact", "--out", f"{tmp_path}/{out}", "--bootstrap", "50", "--retries", "0"]
+    return [*command, *more]
+
+
+def _judged(tmp_path, out="out"):
+    return (tmp_path / out / "judgments" / "judge" / "dev.jsonl").read_text()
+
+
+def _result(tmp_path, out="out"):
+    return json.loads((tmp_path / out / "report" / "summary.json").read_text())["models"]["judge"]["dev"]
+
+
+def test_a_served_judge_and_a_served_metarm_in_both_orders(tmp_path, pairs, answers, serve, capsys):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    metarm = f"endpoint:{server.url}#metarm"
+    _main(_command(tmp_path, server, "--both-orders", metarm=metarm))
+    _main(_command(tmp_path, server, "--both-orders", out="rule"))
+    result = _result(tmp_path)
+    rows = [json.loads(line) for line in _judged(tmp_path).splitlines()]
+    assert [row["id"] for row in rows] == [pair.id for pair in pairs]
+    ruled = [json.loads(line) for line in _judged(tmp_path, "rule").splitlines()]
+    assert [row["metarm_verdict"] for row in rows] == [row["metarm_verdict"] for row in ruled]
+    assert {row["metarm_verdict"] for row in rows} == {"Correct", "Incorrect", "SkippedLabelMismatch"}
+    for number, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
+        assert row["model_judgment"] == _judgment(pair, number) and row["gt_judgment"] == pair.gt_judgment
+        assert row["model_judgment_swapped"] == _judgment(swap_sides(pair), number)
+        assert row["meta"]["model_name"] == "judge" and row["meta"]["metarm_model_name"] == metarm
+        if row["metarm_verdict"] != "SkippedLabelMismatch":
+            assert row["metarm_analysis"] == f"looked at {pair.id}"
+            assert row["metarm_score"] == float(row["metarm_verdict"] == "Correct")
+    num_cue_right = sum(cue_judge(p)[-2] == p.gt_label for p in pairs[1::4])
+    assert result["l_acc"]["value"] == (NUM_PAIRS // 4 + num_cue_right) / NUM_PAIRS
+    assert result["s_corr"]["value"] == num_cue_right / (NUM_PAIRS // 4 + num_cue_right)
+    assert result["num_parse_fail"] == NUM_PAIRS // 4 and result["num_judge_fail"] == 0
+    assert result["swap_consistency"]["value"] == 0.75  # all but the unreadable
+    assert result["both_order_l_acc"]["value"] == result["l_acc"]["value"]
+    report = tmp_path / "out" / "report"
+    assert {path.name for path in report.iterdir()} == {
+        "summary.json", "metrics.csv", "judgments.png", "index.html",
+    }  # fmt: skip
+    assert "Page: " in capsys.readouterr().out
+    assert set(server.asked.values()) == {1, 2}  # the second run asks the judge again, the rule asks nobody
+
+
+def test_the_same_command_again_asks_nobody_and_writes_the_same(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server))
+    before, num_asked = _judged(tmp_path), server.asked.total()
+    _main(_command(tmp_path, server))
+    assert _judged(tmp_path) == before and server.asked.total() == num_asked == NUM_PAIRS
+    _main(_command(tmp_path, server, "--both-orders"))  # the second order alone
+    assert server.asked.total() == 2 * NUM_PAIRS
+
+
+def test_a_killed_run_goes_on_and_pays_nothing_twice(tmp_path, answers, pairs, serve):
+    def slowly(model, prompt):
+        time.sleep(0.15)
+        return answers[model, prompt]
+
+    server = serve(slowly)
+    command = _command(tmp_path, server, "--concurrency", "2", metarm=f"endpoint:{server.url}#metarm")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ralign.engine.evaluation.cli", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    journal = tmp_path / "out" / "work" / "judge" / "dev.answers.jsonl"
+    deadline_s = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
+        assert time.monotonic() < deadline_s and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with journal.open("ab") as file:
+        file.write(b'{"key": "dev-0000')  # a line that the kill cut off
+    assert not (tmp_path / "out" / "judgments").exists()
+    _main(command)
+    asked_twice = sum(count - 1 for count in server.asked.values())
+    assert asked_twice <= 4  # what was under way at the kill
+    _main(_command(tmp_path, server, "--concurrency", "16", metarm=f"endpoint:{server.url}#metarm", out="b"))
+    assert _judged(tmp_path) == _judged(tmp_path, "b")
+
+
+def test_calls_that_fail_for_good_are_counted_and_asked_again_by_the_next_run(
+    tmp_path, answers, pairs, serve, capsys
+):
+    broken = True
+
+    def answer(model, prompt):
+        failing = broken and list(answers).index((model, prompt)) % 7 == 0
+        return 500 if failing else answers[model, prompt]
+
+    server = serve(answer)
+    _main(_command(tmp_path, server, metarm=f"endpoint:{server.url}#metarm"))
+    result, said = _result(tmp_path), capsys.readouterr().err
+    rows = [json.loads(line) for line in _judged(tmp_path).splitlines()]
+    failed = [row for row in rows if "model_error" in row["meta"]]
+    assert failed and all(row["model_pred"] is None and "500" in row["meta"]["model_error"] for row in failed)
+    unreviewed = [row for row in rows if row["metarm_verdict"] == "CallFail"]
+    assert len(unreviewed) == result["num_call_fail"] > 0
+    assert all("500" in row["meta"]["metarm_error"] and row["metarm_score"] is None for row in unreviewed)
+    assert f"{len(failed) + len(unreviewed)} calls failed for good" in said
+    broken = False
+    _main(_command(tmp_path, server, metarm=f"endpoint:{server.url}#metarm"))
+    assert _result(tmp_path)["num_call_fail"] == 0
+    assert not any("model_error" in json.loads(line)["meta"] for line in _judged(tmp_path).splitlines())
+
+
+def test_a_refused_key_ends_the_run_in_one_line_and_keeps_what_was_done(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: 401)
+    with pytest.raises(UserError, match="stopped: .* 401 .*the same command goes on"):
+        _main(_command(tmp_path, server))
+
+
+def test_what_was_made_under_other_settings_is_not_mixed_in(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server))
+    with pytest.raises(UserError, match=r"dev.answers.jsonl was made with temperature=0.4, not 0.9"):
+        _main(_command(tmp_path, server, "--temperature", "0.9"))
+    with pytest.raises(UserError, match=r"dev.reviews.jsonl was made with metarm='rule', not 'keywords'"):
+        _main(_command(tmp_path, server, metarm="keywords"))
+    write_pairs(tmp_path / "dev.jsonl", pairs[:5])
+    with pytest.raises(UserError, match="made with pairs="):
+        _main(_command(tmp_path, server))
+
+
+def test_answers_that_another_program_wrote_are_reviewed_and_scored(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server, "--both-orders"))
+    released = ("id", "gt_label", "model_judgment", "model_pred", "model_judgment_swapped")
+    rows = [json.loads(line) for line in _judged(tmp_path).splitlines()]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("".join(json.dumps({n: row[n] for n in released}) + "\n" for row in rows))
+    command = _command(tmp_path, server, "--both-orders", out="again")
+    command[command.index("--model") + 1] = f"judge=judged:{path}"
+    _main(command)
+    assert _judged(tmp_path, "again") == _judged(tmp_path) and server.asked.total() == 2 * NUM_PAIRS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    command[command.index("--out") + 1] = f"{tmp_path}/third"
+    with pytest.raises(UserError, match="theirs.jsonl: the file does not have every pair"):
+        _main(command)
+    path.write_text('{"id": "x"}\n')
+    with pytest.raises(UserError, match="theirs.jsonl:1: no id, or no model_judgment"):
+        _main(command)
+
+
+def test_new_golden_judgments_ask_the_metarm_alone_again(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server))
+    write_pairs(tmp_path / "dev.jsonl", [replace(p, gt_judgment=f"Surely: {p.gt_judgment}") for p in pairs])
+    with pytest.raises(UserError, match="dev.reviews.jsonl was made with goldens="):
+        _main(_command(tmp_path, server))
+    (tmp_path / "out" / "work" / "judge" / "dev.reviews.jsonl").unlink()
+    _main(_command(tmp_path, server))
+    assert server.asked.total() == NUM_PAIRS and '"Surely: ' in _judged(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["--metarm", "oracle"],
+            "--metarm oracle: expected rule, keywords, endpoint:URL#MODEL or managed:FOLDER",
+        ),
+        (["--metarm", "endpoint:http://x/v1"], "expected endpoint:URL#MODEL"),
+        (["--metarm", "endpoint:x#m"], "base_url must be an address"),
+        (["--metarm", "managed:nowhere"], "judge.model=nowhere: no Hugging Face folder"),
+        (["--model", "nowhere"], "--model nowhere: expected a Hugging Face folder"),
+        (["--model", "endpoint:http://a/v1#m", "endpoint:http://b/v1#m"], "another model is named m too"),
+        (["--template", "nope"], "'nope' is neither compact, full nor a readable"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_asked(tmp_path, pairs, serve, more, said, answers):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    with pytest.raises(UserError, match=said):
+        _main([*_command(tmp_path, server), *more])
+    assert not server.asked
+
+
+def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, serve, monkeypatch):
+    from ralign.engine.judging import managed
+
+    server = serve(lambda model, prompt: answers["metarm" if model.endswith("folder") else model, prompt])
+    calls = []
+
+    class FakeServer:
+        api_key, dead = "key", None
+
+        def __init__(self, config, log):
+            calls.append((config.model, log.name))
+
+        def start(self):
+            calls.append("start")
+            return server.url
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setattr(managed, "Server", FakeServer)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    _main(_command(tmp_path, server, metarm=f"managed:{folder}"))
+    assert calls == [(str(folder), "metarm_server.log"), "start", "close"]
+    assert _result(tmp_path)["s_corr"]["value"] > 0 and _result(tmp_path)["num_judge_fail"] == 0
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A folder with a two-layer Qwen3 of random weights and a tokenizer of JudgeWorld's words."""
+    from ralign.engine.config import ModelConfig
+    from ralign.engine.data.tokenizer import build_tokenizer
+    from ralign.engine.policy.fresh import create_model_folder
+
+    world = build_judgeworld(JudgeWorldConfig(num_train=200, num_warm_start=1, num_dev=1, num_test=1))
+    texts = [text for p in world["train"] for text in (render(_COMPACT, p), p.gt_judgment)]
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = build_tokenizer(texts, folder, 512)
+    create_model_folder(folder, ModelConfig(), tokenizer, 0)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_is_judged_in_this_process(tmp_path, pairs, tiny_model):
+    command = ["run", "--pairs", f"{tmp_path}/dev.jsonl", "--model", f"tiny={tiny_model}", "--metarm", "rule"]
+    command += ["--out", f"{tmp_path}/out", "--template", "compact", "--max-new-tokens", "24"]
+    command += ["--kv-cache-gib", "0.1", "--max-num-seqs", "128", "--bootstrap", "50", "--both-orders"]
+    program = [sys.executable, "-m", "ralign.engine.evaluation.cli", *command]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (judged,) = read_files([f"tiny={tmp_path}/out/judgments/tiny/dev.jsonl"])["tiny"].values()
+    assert len(judged) == NUM_PAIRS and all(pair.in_both_orders for pair in judged)
+    assert len({pair.record["model_judgment"] for pair in judged}) > NUM_PAIRS // 2  # it said something
+    assert "tiny on dev" in done.stderr and "s/step" in done.stderr

@@ -9,9 +9,10 @@ the same process never sees it. On a machine with CUDA it does nothing.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 from unittest import mock
 
 import torch
@@ -19,10 +20,12 @@ import torch.distributed as dist
 from ralign.engine.errors import UserError
 from torch.overrides import TorchFunctionMode
 
+T = TypeVar("T")
+
 
 @dataclass(kw_only=True, frozen=True)
 class Cluster:
-    """This process's place in the job. Ranks vary fastest in tensor, then data, then pipeline parallel."""
+    """This process's place in the job. Ranks vary fastest in tensor, then context, data, pipeline parallel."""
 
     rank: int
     world_size: int
@@ -30,6 +33,8 @@ class Cluster:
     tp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
+    cp_group: dist.ProcessGroup
+    generation_timeout_s: float
 
     @property
     def tp_rank(self) -> int:
@@ -56,6 +61,14 @@ class Cluster:
         return dist.get_world_size(self.pp_group)
 
     @property
+    def cp_rank(self) -> int:
+        return dist.get_rank(self.cp_group)
+
+    @property
+    def cp_size(self) -> int:
+        return dist.get_world_size(self.cp_group)
+
+    @property
     def is_first_rank(self) -> bool:
         return self.rank == 0
 
@@ -65,18 +78,48 @@ class Cluster:
         dist.all_gather_object(values, value, group=self.dp_group)
         return values
 
+    def all_true(self, *values: bool) -> list[bool]:
+        """For each value, whether every rank of the job says so; one small collective on the host."""
+        flags = torch.tensor(values, dtype=torch.int)
+        dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+        return [bool(flag) for flag in flags]
+
+    def on_first_rank(self, action: Callable[[], T]) -> T:
+        """Do it on rank 0; every rank gets the result, or the UserError (an OSError becomes one too)."""
+        box: list = [None, None]
+        if self.is_first_rank:
+            try:
+                box[0] = action()
+            except OSError as error:
+                box[1] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            except UserError as error:
+                box[1] = str(error)
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise UserError(box[1])
+        return box[0]
+
     def last_stage_rank(self) -> int:
         """The global rank that holds this rank's last pipeline stage."""
         return dist.get_process_group_ranks(self.pp_group)[-1]
 
 
-def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> Cluster:
+def start(
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    context: int = 1,
+    timeout_s: float = 1800.0,
+    generation_timeout_s: float = 7200.0,
+) -> Cluster:
     """Join the world that torchrun describes (or a world of one) and lay out the parallel groups.
 
     Args:
         tensor: ranks that share each layer's matrices.
         pipeline: ranks that share the stack of layers.
+        context: ranks that share the tokens of a micro-batch.
         timeout_s: how long a collective may wait before the job ends.
+        generation_timeout_s: the same where ranks wait for the one whose answers are the longest.
 
     Raises:
         UserError: the sizes do not divide the world.
@@ -85,10 +128,10 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size % (tensor * pipeline):
+    if world_size % (tensor * pipeline * context):
         raise UserError(
-            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} does not divide the {world_size} "
-            "processes of this job"
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} x parallel.context={context} does not "
+            f"divide the {world_size} processes of this job"
         )
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -111,6 +154,7 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
+            context_parallel_size=context,
             distributed_timeout_minutes=max(1, int(timeout_s // 60)),
         )
         # No dropout draws from it, but sequence parallelism and recomputation ask for the tracker.
@@ -122,6 +166,8 @@ def start(*, tensor: int = 1, pipeline: int = 1, timeout_s: float = 1800.0) -> C
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        generation_timeout_s=generation_timeout_s,
+        cp_group=parallel_state.get_context_parallel_group(),
     )
 
 

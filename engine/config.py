@@ -12,18 +12,26 @@ from typing import Literal
 
 from ralign.engine.command_line import parse, run_main
 from ralign.engine.data.judgeworld import JudgeWorldConfig
+from ralign.engine.judging.config import EndpointConfig, JudgeConfig, ServerConfig
 from ralign.engine.validation import validate
 
 __all__ = [
     "AlgoConfig",
+    "CheckpointConfig",
     "DataConfig",
+    "EndpointConfig",
     "EvalConfig",
+    "FaultsConfig",
     "GeneratorConfig",
+    "KernelsConfig",
+    "JudgeConfig",
+    "MemoryConfig",
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
     "Run",
     "SFTConfig",
+    "ServerConfig",
     "parse",
     "run_main",
     "save_config",
@@ -65,12 +73,14 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    """How the model is cut. The data-parallel size is what is left: world / (tensor * pipeline)."""
+    """How the model is cut. The data-parallel size is what is left: world / (tensor * pipeline * context)."""
 
     tensor: int = 1
-    """Tensor-parallel size, of the trainer and of the generator."""
+    """Tensor-parallel size of the trainer (and of the generator, unless generator.tensor says otherwise)."""
     pipeline: int = 1
     """Pipeline-parallel size (stages of layers)."""
+    context: int = 1
+    """Context-parallel size: the tokens of a micro-batch are spread over this many ranks."""
     sequence: bool = False
     """Sequence parallelism: shard norms and residuals along the sequence; needs tensor > 1."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -80,7 +90,7 @@ class ParallelConfig:
 
     def data_size(self, world_size: int) -> int:
         """Data-parallel size in a world of `world_size` processes (`validate` makes sure that it divides)."""
-        return world_size // (self.tensor * self.pipeline)
+        return world_size // (self.tensor * self.pipeline * self.context)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -135,16 +145,32 @@ class GeneratorConfig:
     """Must stay 1: truncated sampling biases the policy ratio."""
     top_k: int = -1
     """Must stay -1 (all tokens): truncated sampling biases the policy ratio."""
-    gpu_memory_utilization: float = 0.5
-    """Share of a GPU's memory that vLLM may use, KV cache included."""
+    tensor: int = 0
+    """Tensor-parallel size of the generator; 0: the trainer's, whose weights it then shares where it can."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that may be in use while generating, the trainer's part included."""
     kv_cache_gib: float = 0.5
-    """KV cache a process on a machine without a GPU, GiB."""
+    """KV cache a process, GiB; 0: what the other holders leave of gpu_memory_utilization (needs a GPU)."""
     max_num_seqs: int = 256
     """Most sequences decoded at once in one engine."""
     enforce_eager: bool = False
     """Decode without CUDA graphs: starts sooner, generates slower."""
     verify: Literal["first", "every"] = "first"
     """After which updates to prove that the engine reads the trainer's weights."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MemoryConfig:
+    """What leaves a GPU in which phase, and what a start is checked against."""
+
+    offload: Literal["auto", "never", "always"] = "auto"
+    """Optimizer state to pinned host memory, and gradients freed, while generating; auto: if the plan asks."""
+    kv_sleep: Literal["auto", "never", "always"] = "auto"
+    """Free the KV cache while training; auto: if the plan asks."""
+    bucket_mib: int = 256
+    """Staging memory of the gather path (generation and training layouts differ), MiB."""
+    reserve_gib: float = 4.0
+    """GPU memory that is nobody's in the ledger: CUDA context, NCCL and graphs, fragmentation."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,8 +187,14 @@ class AlgoConfig:
     """Prompts a step, over all processes."""
     num_samples: int = 8
     """Answers sampled for a prompt: its group."""
+    both_orders: bool = False
+    """Ask about each pair in both orders, and pay an answer only if its partner in the other order earns the same."""
     num_updates: int = 1
     """Optimizer updates a step, each on its own part of the samples; 1 is on-policy."""
+    objective: Literal["clip", "cispo"] = "clip"
+    """clip: PPO's clipped ratio. cispo: the clipped ratio as a constant weight of the logprob."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Whose probability ratio is clipped: each token's, or the sequence's geometric mean (GSPO)."""
     clip_low: float = 0.2
     """Ratios below 1 - clip_low earn nothing more."""
     clip_high: float = 0.28
@@ -179,6 +211,27 @@ class AlgoConfig:
     """Weight of the entropy bonus."""
     tis_cap: float | None = 2.0
     """Truncated importance sampling between engine and trainer: largest weight; None turns it off."""
+
+    @property
+    def num_orders(self) -> int:
+        """In how many orders each pair is asked about."""
+        return 2 if self.both_orders else 1
+
+
+@dataclass(kw_only=True, slots=True)
+class KernelsConfig:
+    """Implementation of each op: auto is Triton on CUDA; torch turns one back to plain torch, for diagnosis."""
+
+    linear_logprob: Literal["auto", "torch"] = "auto"
+    """Logprob, entropy and their gradient from the logits of the LM head."""
+    policy_loss: Literal["auto", "torch"] = "auto"
+    """Ratio, clipping, KL, importance weights, metrics."""
+    advantages: Literal["auto", "torch"] = "auto"
+    """Group advantages."""
+    rms_norm: Literal["auto", "torch"] = "auto"
+    """The policy's norms."""
+    fold_loss: bool = True
+    """Compute the loss inside the LM head's pass: a quarter less work there. Not with context parallelism."""
 
 
 def _sft_optim() -> OptimConfig:
@@ -214,6 +267,30 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """Which checkpoints of a stage stay on the disk."""
+
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 0
+    """Best checkpoints to keep beside the newest ones."""
+    watch: str = "reward/mean"
+    """Metric that says which checkpoint is best; higher is better."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FaultsConfig:
+    """When a run gives up instead of waiting or going on."""
+
+    stall_s: float = 1800.0
+    """Longest time in one phase without progress; then every rank's stack is written and the job ends."""
+    generation_stall_s: float = 7200.0
+    """The same for generating and judging, where ranks wait for the slowest."""
+    max_skipped_updates: int = 10
+    """Updates of a stage that may be skipped for a loss or gradient that is not finite; one more ends the run."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Run:
     """All settings of one experiment."""
 
@@ -229,6 +306,8 @@ class Run:
     """Most tokens in a micro-batch of one process."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at the end alone."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on with an interrupted run of the same name and settings; never: start afresh in its folder."""
     rollouts_every: int = 10
     """Steps between samples written to rollouts/; 0 writes none."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -239,14 +318,24 @@ class Run:
     """The preference pairs."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Sampling."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Memory in phases."""
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     """Reward and policy loss."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The MetaRM, and how it is asked."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer of the RL stage."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """The warm start."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Which implementation of each op."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Measuring."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints to keep."""
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    """Stalls and values that are not finite."""
 
     @property
     def folder(self) -> Path:

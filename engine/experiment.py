@@ -5,27 +5,38 @@ checkpoint loads it into the same memory, which the engine reads too.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
-from ralign.engine.checkpoint import create_model_folder
-from ralign.engine.config import Run, save_config
+from ralign.engine.checkpoint.checkpoints import Checkpoints
+from ralign.engine.checkpoint.settings import mark_finished, open_folder
+from ralign.engine.config import Run
 from ralign.engine.data.examples import Example, encode, encode_answer
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.swap import swap_sides
 from ralign.engine.data.tokenizer import build_tokenizer
+from ralign.engine.errors import UserError
 from ralign.engine.evaluate import judge_pairs, summarise, write_judgments
 from ralign.engine.generator.generator import Generator
-from ralign.engine.judging.metarm import MetaRM
+from ralign.engine.judging.factory import open_metarm
+from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.memory import MemoryPhases, plan_memory
+from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
 from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.report.progress import Progress
-from ralign.engine.sft import run_sft
-from ralign.engine.trainer import JudgedRollout, Trainer
+from ralign.engine.sft import SFT
+from ralign.engine.stop import Stopped, StopSignal
+from ralign.engine.tasks import Answered, GenRMTask, Prompted, Task
+from ralign.engine.trainer import Trainer
+from ralign.engine.watchdog import Watchdog
 
 NUM_TOKENIZER_PAIRS = 4000  # enough of a generated world to see every word
 
@@ -33,17 +44,40 @@ NUM_TOKENIZER_PAIRS = 4000  # enough of a generated world to see every word
 class Experiment:
     """A run folder, a job, a policy with its generator; every method is collective over all ranks."""
 
-    def __init__(self, run: Run, pairs: Sequence[Pair], metarm: MetaRM | None, *, vocab_size: int):
-        """Start the job; make tokenizer and fresh model from `pairs` unless `run.model.hf_path` names one."""
-        self.run, self.metarm = run, metarm
-        self.cluster = cluster_module.start(tensor=run.parallel.tensor, pipeline=run.parallel.pipeline)
+    def __init__(self, run: Run, pairs: Sequence[Pair], *, vocab_size: int):
+        """Start the job and its MetaRM; make tokenizer and fresh model from `pairs` unless `run.model.hf_path`
+        names one."""
+        self.run = run
+        self.cluster = cluster_module.start(
+            tensor=run.parallel.tensor,
+            pipeline=run.parallel.pipeline,
+            context=run.parallel.context,
+            # The watchdog is first: it leaves every rank's stack.
+            timeout_s=run.faults.stall_s + 120,
+            generation_timeout_s=run.faults.generation_stall_s + 120,
+        )
         self.progress = Progress(enabled=self.cluster.is_first_rank)
+        if message := self.cluster.on_first_rank(lambda: open_folder(run)):
+            self.progress.say(message)
+        waits = dict.fromkeys(("generate", "judge", "evaluate"), run.faults.generation_stall_s)
+        self.watchdog = Watchdog(
+            run.folder / "heartbeat", self.cluster.rank, stall_s=run.faults.stall_s, phase_stall_s=waits
+        )
         self.template = load_template(run.data.template)
+        # Before the policy: a server that shares its GPU measures the memory that it may take.
+        with (
+            self.progress.stage("judge", "The judge's server")
+            if run.judge.metarm == "managed"
+            else nullcontext()
+        ):
+            num_askers = self.cluster.world_size // (run.generator.tensor or run.parallel.tensor)
+            self.metarm = open_metarm(run.judge, self.cluster, run.folder, num_askers)
         with self.progress.stage("start", "Model and engine"):
             folder = Path(run.model.hf_path) if run.model.hf_path else self._new_model(pairs, vocab_size)
             from transformers import AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            plan = plan_memory(run, self.cluster, folder)
             self.policy = Policy(
                 folder,
                 self.cluster,
@@ -51,6 +85,7 @@ class Experiment:
                 sequence_parallel=run.parallel.sequence,
                 recompute=run.parallel.recompute,
                 temperature=run.generator.temperature,
+                kernels=run.kernels,
             )
             longest_answer = max(run.generator.max_new_tokens, run.eval.max_new_tokens)
             self.generator = Generator(
@@ -59,19 +94,30 @@ class Experiment:
                 run.generator,
                 max_model_len=run.data.max_prompt_tokens + longest_answer,
                 eos_token_id=self.tokenizer.eos_token_id,
+                kv_bytes=plan.kv_bytes,
+                bucket_bytes=run.memory.bucket_mib << 20,
+                can_sleep=plan.kv_sleep,
             )
             self.generator.verify()
+            self.memory = MemoryPhases(plan, self.policy, self.generator)
+        self.stop = StopSignal()  # after the engine, which may take signals too
 
     def _new_model(self, pairs: Sequence[Pair], vocab_size: int) -> Path:
         folder = self.run.folder / "model"
         if self.cluster.is_first_rank:
-            save_config(self.run, self.run.folder / "config.json")
-            seen = pairs[:NUM_TOKENIZER_PAIRS]
-            texts = [text for pair in seen for text in (render(self.template, pair), pair.gt_judgment)]
-            tokenizer = build_tokenizer(texts, folder, vocab_size)
+            tokenizer = build_tokenizer(self._texts(pairs[:NUM_TOKENIZER_PAIRS]), folder, vocab_size)
             create_model_folder(folder, self.run.model, tokenizer, self.run.seed)
         dist.barrier()
         return folder
+
+    def _texts(self, pairs: Sequence[Pair]) -> list[str]:
+        """What the tokenizer of a fresh model learns from."""
+        return [text for pair in pairs for text in (render(self.template, pair), pair.gt_judgment)]
+
+    def _enter(self, stage: str) -> None:
+        """A stage of a step begins: the watchdog notes it, and memory goes where it is needed."""
+        self.watchdog.phase(stage)
+        self.memory.enter(stage)
 
     def examples(self, pairs: Sequence[Pair]) -> list[Example]:
         """Tokenized pairs; those whose prompt is too long are left out and counted aloud."""
@@ -83,45 +129,133 @@ class Experiment:
             )
         return examples
 
+    def _both_orders(self, examples: Sequence[Example]) -> list[Example]:
+        """Each example followed by the same pair with its sides swapped, where that fits too."""
+        swapped = {e.pair.id: e for e in self.examples([swap_sides(example.pair) for example in examples])}
+        couples = [(e, swapped[e.pair.id]) for e in examples if e.pair.id in swapped]
+        return [example for couple in couples for example in couple]
+
     def warm_start(self, name: str, examples: Sequence[Example], judgments: Sequence[str]) -> Path:
         """Supervised training on the given judgments; returns the exported folder."""
         answers: list[np.ndarray] = [encode_answer(text, self.tokenizer) for text in judgments]
-        log = self._log(name)
+        self.memory.before_training()
+        sft = SFT(self.run, self.cluster, self.policy, examples, answers, self._enter)
 
-        def report(metrics: dict[str, float]) -> None:
-            log.write(metrics.pop("step"), metrics)
+        def step() -> dict[str, float]:
+            metrics = sft.step()
             self.progress.step(loss=metrics["policy/loss"])
+            return metrics
 
-        with self.progress.stage(name, "SFT warm start", num_steps=self.run.sft.num_steps):
-            run_sft(self.run, self.cluster, self.policy, examples, answers, report)
-            return self._export(name)
+        self._train(name, "SFT warm start", sft, step, self.run.sft.num_steps)
+        return self._export(name)
 
     def reinforce(self, name: str, start: Path, examples: Sequence[Example], reward: str) -> Path:
         """RL from a checkpoint with the `label` or the `r_align` reward; returns the exported folder."""
         run = replace(self.run, algo=replace(self.run.algo, reward=reward))
+        if run.algo.both_orders:
+            examples = self._both_orders(examples)
+        task = GenRMTask(run, examples, self.metarm, self.generator.replicas)
+        shown = ("reward/mean", "judge/l_acc", "judge/s_corr")
+        return self._reinforce(name, f"RL, reward {reward}", start, run, examples, task, shown)
+
+    def _reinforce(
+        self,
+        name: str,
+        title: str,
+        start: Path,
+        run: Run,
+        examples: Sequence[Prompted],
+        task: Task,
+        shown: Sequence[str],
+    ) -> Path:
+        """RL from a checkpoint with a task's rewards; `shown` are the metrics that the progress line tells."""
         self.load(start)
+        self.generator.weight_version = 0  # a stage counts its own updates
+        self.memory.before_training()
         trainer = Trainer(
-            run, self.cluster, self.policy, self.generator, self.tokenizer, examples, self.metarm
+            run, self.cluster, self.policy, self.generator, self.tokenizer, examples, task, self._enter
         )
-        log = self._log(name)
-        with self.progress.stage(name, f"RL, reward {reward}", num_steps=run.num_steps):
-            for _ in range(run.num_steps):
-                metrics, judged = trainer.step()
-                step = metrics.pop("step")
-                log.write(step, metrics)
-                if run.rollouts_every and step % run.rollouts_every == 0:
-                    self._write_rollouts(name, step, judged, examples)
-                shown = {
-                    key.split("/")[1]: metrics[key] for key in ("reward/mean", "judge/l_acc", "judge/s_corr")
-                }
-                self.progress.step(**shown)
-            return self._export(name)
+
+        def step() -> dict[str, float]:
+            metrics, judged = trainer.step()
+            if run.rollouts_every and metrics["step"] % run.rollouts_every == 0:
+                self._write_rollouts(name, metrics["step"], judged, task)
+            self.progress.step(**{key.split("/")[1]: metrics[key] for key in shown})
+            return metrics
+
+        self._train(name, title, trainer, step, run.num_steps)
+        return self._export(name)
+
+    def _train(
+        self,
+        name: str,
+        title: str,
+        stage: SFT | Trainer,
+        step: Callable[[], dict[str, float]],
+        num_steps: int,
+    ) -> None:
+        """Steps of a stage, from its newest checkpoint where there is one, to the end, with a checkpoint there."""
+        config = self.run.checkpoint
+        checkpoints = Checkpoints(
+            self.run.folder / name / "checkpoints",
+            self.cluster,
+            self.policy,
+            keep_last=config.keep_last,
+            keep_best=config.keep_best,
+        )
+        if (state := checkpoints.restore()) is not None:
+            stage.load_state_dict(state)
+            self.progress.say(f"{name} goes on after step {stage.num_steps_done}")
+        log = MetricsLog(
+            self.run.folder / name / "metrics.jsonl",
+            next_step=stage.num_steps_done + 1,
+            enabled=self.cluster.is_first_rank,
+        )
+        with self.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done):
+            while (number := stage.num_steps_done + 1) <= num_steps:
+                try:
+                    metrics = step()
+                except JudgeStopped:
+                    if number > 1:
+                        self.memory.before_training()  # the optimizer's state may be away
+                        checkpoints.save(number - 1, stage.state_dict())
+                        checkpoints.wait()
+                        self.progress.say(f"saved step {number - 1} of {name}; the same command goes on")
+                    raise
+                metrics.pop("step")
+                metrics["policy/num_skipped"] = self.policy.num_skipped_updates
+                metrics |= self.memory.metrics()
+                log.write(number, metrics)
+                self._check_skipped(name, number)
+                self._save_if_due(name, checkpoints, stage, number == num_steps, metrics)
+            checkpoints.wait()
+
+    def _save_if_due(
+        self,
+        name: str,
+        checkpoints: Checkpoints,
+        stage: SFT | Trainer,
+        is_last: bool,
+        metrics: dict[str, float],
+    ) -> None:
+        """A checkpoint every so many steps, after the last one, and when asked to stop, which then ends the run."""
+        self.watchdog.phase("checkpoint")
+        step, every = stage.num_steps_done, self.run.checkpoint_every
+        go_on, is_written = self.cluster.all_true(not self.stop.requested, checkpoints.is_written)
+        if is_written:
+            checkpoints.wait()
+        if (every and step % every == 0) or is_last or not go_on:
+            checkpoints.save(step, stage.state_dict(), score=self._score(stage, metrics))
+        if not go_on:
+            checkpoints.wait()
+            self._leave(f"asked to stop: saved step {step} of {name}; the same command goes on")
 
     def evaluate(self, name: str, tests: dict[str, list[Example]]) -> dict[str, dict]:
         """Metrics of the current weights on each test, by name; the judgments go to the run folder."""
         results = {}
         with self.progress.stage(f"evaluate_{name}", f"Evaluation of {name}", num_steps=len(tests)):
             for number, (test, examples) in enumerate(tests.items()):
+                self._enter("evaluate")
                 judgments = judge_pairs(
                     examples[: self.run.eval.num_pairs],
                     self.generator,
@@ -143,17 +277,13 @@ class Experiment:
         self.generator.weights_updated()
         self.generator.verify()
 
-    def _log(self, name: str) -> MetricsLog:
-        return MetricsLog(self.run.folder / name / "metrics.jsonl", enabled=self.cluster.is_first_rank)
-
     def _export(self, name: str) -> Path:
+        self.watchdog.phase("export")
         folder = self.run.folder / name / "hf"
         self.policy.export(folder)
         return folder
 
-    def _write_rollouts(
-        self, name: str, step: int, judged: list[JudgedRollout], examples: Sequence[Example]
-    ) -> None:
+    def _write_rollouts(self, name: str, step: int, judged: list[Answered], task: Task) -> None:
         if not self.cluster.is_first_rank:
             return
         path = self.run.folder / name / "rollouts" / f"step{step:05d}.jsonl"
@@ -161,18 +291,52 @@ class Experiment:
         with path.open("w", encoding="utf-8") as file:
             for sample in judged:
                 record = {
-                    "id": examples[sample.example].pair.id,
+                    **task.record(sample),
                     "group": sample.group,
                     "text": sample.text,
-                    "verdict": sample.verdict,
-                    "outcome": sample.outcome.value,
                     "finish_reason": sample.rollout.finish_reason,
                     "weight_version": sample.rollout.weight_version,
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def _score(self, stage: SFT | Trainer, metrics: dict[str, float]) -> float | None:
+        """What decides which checkpoint is best; the warm start has no such thing.
+
+        Raises:
+            UserError: no metric has the configured name.
+        """
+        config = self.run.checkpoint
+        if isinstance(stage, SFT) or not config.keep_best:
+            return None
+        if config.watch not in metrics:
+            raise UserError(
+                f"checkpoint.watch={config.watch}: no such metric; there are {', '.join(metrics)}"
+            )
+        return metrics[config.watch]
+
+    def _check_skipped(self, name: str, step: int) -> None:
+        """Raises UserError when too many updates were skipped: the settings make training diverge."""
+        skipped, limit = self.policy.num_skipped_updates, self.run.faults.max_skipped_updates
+        if skipped > limit:
+            raise UserError(
+                f"{name}, step {step}: {skipped} updates were skipped for a loss or gradient that is not finite "
+                f"(faults.max_skipped_updates={limit}); a lower optim.lr or optim.clip_grad may help"
+            )
+
+    def _leave(self, message: str) -> NoReturn:
+        self.progress.say(message)
+        self._end()
+        raise Stopped
+
     def close(self) -> None:
-        """Leave the job in order, when every rank is done."""
+        """Leave the job in order, when every rank is done; the run is complete."""
+        self.cluster.on_first_rank(lambda: mark_finished(self.run))
+        self._end()
+
+    def _end(self) -> None:
+        self.watchdog.close()
         dist.barrier()
+        if self.metarm is not None:
+            self.metarm.close()
         self.generator.close()
         cluster_module.stop()

@@ -6,19 +6,24 @@ the *judge failed* (the MetaRM gave no usable answer), and the sample is masked 
 - ``label`` (RLVR): 1 if the verdict equals the label, else 0.
 - ``r_align``: 1 if the verdict equals the label and the MetaRM finds the rationale Correct, else 0.
 
+With `partners` (both orders of a pair were judged, and sample k of one order goes with sample k of the other) a
+sample is paid only if its partner earns the same: a judge that looks at the order earns nothing.
+
 The MetaRM is asked about label-correct samples only. Under ``label`` its outcomes change no reward; they are
 counted, so that the share of spurious judgments can be watched.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from ralign.engine.errors import UserError
-from ralign.engine.judging.metarm import MetaRM, Outcome
+from ralign.engine.judging.metarm import Outcome
 
 RewardKind = Literal["label", "r_align"]
+MIN_ASKED = 8  # of fewer samples no share is taken
 REWARD_KINDS: tuple[RewardKind, ...] = ("label", "r_align")
 
 
@@ -34,6 +39,12 @@ class Rewards:
     num_judge_failed: int  # label right, MetaRM asked, no usable answer
     num_aligned: int  # label right, rationale Correct
     num_spurious: int  # label right, rationale Incorrect
+    swap_consistency: float = math.nan  # share of couples that name the same response in both orders
+
+    @property
+    def num_asked(self) -> int:
+        """Samples that the MetaRM was asked about."""
+        return self.num_aligned + self.num_spurious + self.num_judge_failed
 
     @property
     def l_acc(self) -> float:
@@ -51,23 +62,6 @@ class Rewards:
         return _ratio(self.num_aligned, self.num_samples - self.num_judge_failed)
 
 
-def ask_metarm(
-    metarm: MetaRM,
-    judgments: Sequence[str],
-    goldens: Sequence[str],
-    verdicts: Sequence[str | None],
-    labels: Sequence[str],
-) -> list[Outcome]:
-    """One outcome a sample: the MetaRM's where the verdict equals the label, `Outcome.SKIPPED` elsewhere."""
-    asked = [n for n, (v, label) in enumerate(zip(verdicts, labels, strict=True)) if v == label]
-    answers = metarm.judge_batch([goldens[n] for n in asked], [judgments[n] for n in asked])
-    outcomes = [Outcome.SKIPPED] * len(verdicts)
-    for n, answer in zip(asked, answers, strict=True):
-        assert answer is not Outcome.SKIPPED, "a MetaRM may fail, but not skip"
-        outcomes[n] = answer
-    return outcomes
-
-
 def score(
     kind: RewardKind,
     verdicts: Sequence[str | None],
@@ -75,11 +69,13 @@ def score(
     outcomes: Sequence[Outcome] | None = None,
     *,
     invalid_reward: float = 0.0,
+    partners: Sequence[int] | None = None,
 ) -> Rewards:
     """The rewards of a batch; all sequences have one entry a sample.
 
-    `outcomes` are those of `ask_metarm`; ``label`` does without them. Raises `UserError` for an unknown kind,
-    and for ``r_align`` without outcomes.
+    `outcomes` are the MetaRM's, `SKIPPED` where it was not asked; ``label`` does without them. `partners` gives
+    for each sample the index of the one that it must agree with. Raises `UserError` for an unknown kind, and for
+    ``r_align`` without outcomes.
     """
     if kind not in REWARD_KINDS:
         raise UserError(f"the reward must be one of {', '.join(REWARD_KINDS)}, got {kind!r}")
@@ -93,9 +89,18 @@ def score(
     aligned = correct & np.array([outcome is Outcome.CORRECT for outcome in outcomes], dtype=bool)
     spurious = correct & np.array([outcome is Outcome.INCORRECT for outcome in outcomes], dtype=bool)
     failed = correct & np.array([outcome.failed for outcome in outcomes], dtype=bool)
-    values = (correct if kind == "label" else aligned).astype(np.float32)
+    earned, unknown = (correct, np.zeros_like(correct)) if kind == "label" else (aligned, failed)
+    swap_consistency = math.nan
+    if partners is not None:
+        # Unknown only if it hangs on the judge: with a partner that earned nothing, there is nothing to earn.
+        maybe, others = earned | unknown, np.asarray(partners)
+        unknown = maybe & maybe[others] & (unknown | unknown[others])
+        earned = earned & earned[others]
+        same = correct == correct[others]  # right in both orders, or wrong in both: the same response
+        swap_consistency = float((same & ~invalid & ~invalid[others]).mean())
+    values = (earned & ~unknown).astype(np.float32)
     values[invalid] = invalid_reward
-    valid = ~failed if kind == "r_align" else np.ones(len(verdicts), dtype=bool)
+    valid = ~unknown
     return Rewards(
         values=values,
         valid=valid,
@@ -105,7 +110,18 @@ def score(
         num_judge_failed=int(failed.sum()),
         num_aligned=int(aligned.sum()),
         num_spurious=int(spurious.sum()),
+        swap_consistency=swap_consistency,
     )
+
+
+def check_failures(rewards: Rewards, max_failed_share: float) -> None:
+    """Raises UserError when the MetaRM failed on too many of a step's samples to learn from the rest."""
+    failed, asked = rewards.num_judge_failed, rewards.num_asked
+    if asked >= MIN_ASKED and failed > max_failed_share * asked:
+        raise UserError(
+            f"the MetaRM gave no usable answer on {failed} of the {asked} samples that it was asked about,"
+            f" more than judge.max_failed_share={max_failed_share:g}"
+        )
 
 
 def _ratio(numerator: int, denominator: int) -> float:

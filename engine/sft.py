@@ -1,6 +1,7 @@
 """The supervised warm start: learn given judgments, on the same policy and packing as RL."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,48 +10,68 @@ from ralign.engine.config import Run
 from ralign.engine.data.examples import Example
 from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.losses import supervised_loss
-from ralign.engine.packing import Sample
+from ralign.engine.packing import PackedBatch, Sample
 from ralign.engine.policy.policy import Policy
 from ralign.engine.trainer import Clock, pack
-from ralign.kernels.policy_loss import token_weights
+from ralign.kernels.token_weights import token_weights
 
 
-def run_sft(
-    run: Run,
-    cluster: Cluster,
-    policy: Policy,
-    examples: Sequence[Example],
-    answers: Sequence[np.ndarray],
-    report: Callable[[dict[str, float]], None],
-) -> None:
-    """Train for `run.sft.num_steps` steps; `report` gets each step's metrics.
+class SFT:
+    """Holds the parts of a warm start; `step` is the algorithm."""
 
-    Args:
-        answers: token ids of the judgment to learn for each example, end token included.
-    """
-    sampler = PromptSampler(len(examples), run.sft.num_samples, run.seed)
-    policy.start_training(run.sft.optim, run.sft.num_steps)
-    for step in range(1, run.sft.num_steps + 1):
-        clock = Clock()
+    def __init__(
+        self,
+        run: Run,
+        cluster: Cluster,
+        policy: Policy,
+        examples: Sequence[Example],
+        answers: Sequence[np.ndarray],
+        on_phase: Callable[[str], None] = lambda phase: None,
+    ):
+        """`answers`: token ids of the judgment to learn for each example, end token included.
+
+        `on_phase` hears the name of each stage of a step as it begins.
+        """
+        self.on_phase = on_phase
+        self.run, self.cluster, self.policy = run, cluster, policy
+        self.examples, self.answers = examples, answers
+        self.sampler = PromptSampler(len(examples), run.sft.num_samples, run.seed)
+        self.num_steps_done = 0
+        policy.start_training(run.sft.optim, run.sft.num_steps)
+
+    def step(self) -> dict[str, float]:
+        """One step; returns its metrics, the same on every rank but for times."""
+        clock = Clock(self.on_phase)
         with clock.stage("plan"):
-            batch = sampler.next_batch()
-            lengths = torch.tensor([len(answers[i]) for i in batch])
-            weights = token_weights(lengths, torch.ones(len(batch), dtype=torch.bool), kind="token")
-            samples = [
-                Sample(
-                    prompt_ids=examples[i].prompt_ids,
-                    response_ids=answers[i],
-                    per_response_token={},
-                    per_sample={"weights": float(weight)},
-                )
-                for i, weight in zip(batch, weights, strict=True)
-            ]
-            micro_batches = pack(samples, cluster, policy, run.token_budget)
+            micro_batches = self.plan()
         with clock.stage("forward_backward"):
-            loss, _ = policy.forward_backward(micro_batches, supervised_loss)
+            self.policy.forward_backward(micro_batches, supervised_loss)
         with clock.stage("optimizer"):
-            grad_norm, lr = policy.optimizer_step()
-        report(
-            {"step": step, "policy/loss": loss, "policy/grad_norm": grad_norm, "policy/lr": lr}
-            | clock.times_s()
-        )
+            stats = self.policy.optimizer_step()
+        self.num_steps_done += 1
+        metrics = {"policy/loss": stats.loss, "policy/grad_norm": stats.grad_norm, "policy/lr": stats.lr}
+        return {"step": self.num_steps_done} | metrics | clock.times_s()
+
+    def plan(self) -> list[PackedBatch]:
+        """This rank's micro-batches of the next judgments; every token of the global batch weighs the same."""
+        batch = self.sampler.next_batch()
+        lengths = torch.tensor([len(self.answers[i]) for i in batch])
+        weights = token_weights(lengths, torch.ones(len(batch), dtype=torch.bool), kind="token")
+        samples = [
+            Sample(
+                prompt_ids=self.examples[i].prompt_ids,
+                response_ids=self.answers[i],
+                per_response_token={},
+                per_sample={"weights": float(weight)},
+            )
+            for i, weight in zip(batch, weights, strict=True)
+        ]
+        return pack(samples, self.cluster, self.policy, self.run.token_budget)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the policy's own state."""
+        return {"num_steps_done": self.num_steps_done, "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_steps_done = state["num_steps_done"]
+        self.sampler.load_state_dict(state["sampler"])

@@ -1,38 +1,26 @@
-"""One step of reinforcement learning on a GenRM: generate, judge, advantages, plan, learn."""
+"""One step of reinforcement learning: generate, judge, advantages, plan, learn. What is judged is the task's."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
-from ralign.engine.data.examples import Example, decode_answers
+from ralign.engine.data.examples import decode_answers
 from ralign.engine.data.sampler import PromptSampler
+from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Generator, Rollout
-from ralign.engine.judging.metarm import MetaRM, Outcome
-from ralign.engine.judging.verdicts import parse_verdict
-from ralign.engine.losses import reinforce_loss
-from ralign.engine.packing import PackedBatch, Sample, materialise, plan
-from ralign.engine.policy.policy import Policy
-from ralign.engine.rewards import Rewards, ask_metarm, score
+from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.losses import ReinforceLoss, set_loss_rows
+from ralign.engine.packing import PackedBatch, Sample, flops_cost, materialise, plan
+from ralign.engine.policy.policy import Policy, UpdateStats
+from ralign.engine.tasks import Answered, Paid, Prompted, Task
 from ralign.kernels.advantages import group_advantages
-from ralign.kernels.policy_loss import token_weights
-
-
-@dataclass(kw_only=True, slots=True)
-class JudgedRollout:
-    """A rollout, the example it answers, and what the judges made of it."""
-
-    example: int  # index into the trainer's examples
-    group: int  # position of its prompt in the global batch
-    rollout: Rollout
-    text: str
-    verdict: str | None
-    outcome: Outcome
+from ralign.kernels.token_weights import token_weights
 
 
 class Trainer:
@@ -45,27 +33,37 @@ class Trainer:
         policy: Policy,
         generator: Generator,
         tokenizer,
-        examples: Sequence[Example],
-        metarm: MetaRM | None,
+        examples: Sequence[Prompted],
+        task: Task,
+        on_phase: Callable[[str], None] = lambda phase: None,
     ):
-        """`metarm` may be None where the reward is the label's alone; then S-Corr is not watched either."""
+        """`task` judges the answers to `examples`.
+
+        With `algo.both_orders`, `examples` 2i and 2i + 1 are the two orders of one pair.
+        `on_phase` hears the name of each stage of a step as it begins.
+        """
+        self.on_phase = on_phase
         self.run, self.cluster, self.policy, self.generator = run, cluster, policy, generator
-        self.tokenizer, self.examples, self.metarm = tokenizer, examples, metarm
-        self.sampler = PromptSampler(len(examples), run.algo.num_prompts, run.seed)
-        self.loss = reinforce_loss(run.algo)
-        self.num_steps_done = 0
+        self.tokenizer, self.examples, self.task = tokenizer, examples, task
+        orders = run.algo.num_orders
+        self.sampler = PromptSampler(len(examples) // orders, run.algo.num_prompts // orders, run.seed)
+        self.loss = ReinforceLoss(run.algo, run.kernels.policy_loss)
+        self.num_steps_done, self.has_verified = 0, False
         policy.start_training(run.optim, run.num_steps * run.algo.num_updates)
+        self.reference_identity: str | None = None
         if run.algo.kl_coef:
             policy.freeze_reference()
+            self.reference_identity = policy.weights_identity()
 
-    def step(self) -> tuple[dict[str, float], list[JudgedRollout]]:
+    def step(self) -> tuple[dict[str, float], list[Answered]]:
         """One step; returns its metrics (the same on every rank but for times) and all ranks' judged rollouts."""
-        clock = Clock()
-        with clock.stage("generate"):
-            rollouts = self.generate()
-        with clock.stage("judge"):
-            judged = self.judge(rollouts)
-            rewards = self.reward(judged)
+        clock = Clock(self.on_phase)
+        with self.judging():
+            with clock.stage("generate"):
+                rollouts = self.generate()  # the task hears of each as soon as it is finished
+            with clock.stage("judge"):
+                judged = self.judge(rollouts)
+                rewards = self.task.reward(judged)
         with clock.stage("plan"):
             updates = self.plan(judged, rewards)
         with clock.stage("old_logprobs"):
@@ -73,64 +71,68 @@ class Trainer:
         learned = []
         for micro_batches in updates:
             with clock.stage("forward_backward"):
-                loss, sums = self.policy.forward_backward(micro_batches, self.loss)
+                self.policy.forward_backward(micro_batches, self.loss)
             with clock.stage("optimizer"):
-                grad_norm, lr = self.policy.optimizer_step()
+                learned.append(self.policy.optimizer_step())
                 self.generator.weights_updated()
-            learned.append({"loss": loss, "grad_norm": grad_norm, "lr": lr, **policy_metrics(sums)})
         self.verify_weights()
         self.num_steps_done += 1
         return self.metrics(judged, rewards, learned) | clock.times_s(), judged
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """The task's judges are awake. If one stops for good in here, the step's prompts are still to come."""
+        before = self.sampler.state_dict()
+        with self.task.judging():
+            try:
+                yield
+            except JudgeStopped:
+                self.sampler.load_state_dict(before)
+                raise
+
     def generate(self) -> list[tuple[int, int, Rollout]]:
-        """(example, group, rollout) of this data-parallel rank's share of the step's prompts."""
-        algo, cluster = self.run.algo, self.cluster
-        batch = self.sampler.next_batch()
-        share = algo.num_prompts // cluster.dp_size
-        mine = range(cluster.dp_rank * share, (cluster.dp_rank + 1) * share)
+        """(example, group, rollout) of this engine's share of the step's prompts."""
+        algo, replicas = self.run.algo, self.generator.replicas
+        orders = range(algo.num_orders)
+        batch = [algo.num_orders * pair + order for pair in self.sampler.next_batch() for order in orders]
+        mine = replicas.share_of(algo.num_prompts)
+
+        def review(index: int, rollout: Rollout) -> None:
+            text = decode_answers([rollout.response_ids], self.tokenizer)[0]
+            self.task.finished(index, batch[mine[rollout.prompt_index]], text)
+
         rollouts = self.generator.generate(
             [self.examples[batch[group]].prompt_ids.tolist() for group in mine],
             num_samples=algo.num_samples,
             max_new_tokens=self.run.generator.max_new_tokens,
             temperature=self.run.generator.temperature,
-            seed=hash((self.run.seed, self.num_steps_done, cluster.dp_rank)) % 2**31,
+            seed=hash((self.run.seed, self.num_steps_done, replicas.index)) % 2**31,
+            on_finished=review,
         )
         return [(batch[mine[r.prompt_index]], mine[r.prompt_index], r) for r in rollouts]
 
-    def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[JudgedRollout]:
-        """Read verdicts and ask the MetaRM about this rank's rollouts; then everybody gets all of them."""
+    def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[Answered]:
+        """This engine's rollouts, judged; then everybody gets all of them."""
         texts = decode_answers([rollout.response_ids for *_, rollout in rollouts], self.tokenizer)
-        verdicts = [parse_verdict(text) for text in texts]
-        pairs = [self.examples[example].pair for example, *_ in rollouts]
-        outcomes = [Outcome.SKIPPED] * len(texts)
-        if self.metarm is not None:
-            goldens, labels = [pair.gt_judgment for pair in pairs], [pair.gt_label for pair in pairs]
-            outcomes = ask_metarm(self.metarm, texts, goldens, verdicts, labels)
-        judged = [
-            JudgedRollout(
-                example=example, group=group, rollout=rollout, text=text, verdict=verdict, outcome=outcome
-            )
-            for (example, group, rollout), text, verdict, outcome in zip(
-                rollouts, texts, verdicts, outcomes, strict=True
-            )
+        samples = [
+            Answered(example=example, group=group, rollout=rollout, text=text)
+            for (example, group, rollout), text in zip(rollouts, texts, strict=True)
         ]
-        return [sample for part in self.cluster.all_gather_data(judged) for sample in part]
+        judged = self.task.judge(samples)
+        return [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
 
-    def reward(self, judged: list[JudgedRollout]) -> Rewards:
-        return score(
-            self.run.algo.reward,
-            [sample.verdict for sample in judged],
-            [self.examples[sample.example].pair.gt_label for sample in judged],
-            [sample.outcome for sample in judged] if self.metarm is not None else None,
-            invalid_reward=self.run.algo.invalid_reward,
-        )
-
-    def plan(self, judged: list[JudgedRollout], rewards: Rewards) -> list[list[PackedBatch]]:
+    def plan(self, judged: list[Answered], rewards: Paid) -> list[list[PackedBatch]]:
         """This rank's micro-batches of each update; advantages and denominators are those of the global batch."""
         algo = self.run.algo
         valid = torch.from_numpy(rewards.valid)
         groups = torch.tensor([sample.group for sample in judged])
-        advantages = group_advantages(torch.from_numpy(rewards.values), groups, valid, kind=algo.advantages)
+        advantages = group_advantages(
+            torch.from_numpy(rewards.values),
+            groups,
+            valid,
+            kind=algo.advantages,
+            implementation=self.run.kernels.advantages,
+        )
         lengths = torch.tensor([len(sample.rollout.response_ids) for sample in judged])
         updates = []
         for part in torch.arange(len(judged)).chunk(algo.num_updates):
@@ -148,7 +150,7 @@ class Trainer:
         return updates
 
     def pack(self, samples: list[Sample]) -> list[PackedBatch]:
-        return pack(samples, self.cluster, self.policy, self.run.token_budget)
+        return pack(samples, self.cluster, self.policy, self.run.token_budget, needs_all=self.loss.needs_all)
 
     def add_old_logprobs(self, updates: list[list[PackedBatch]]) -> None:
         """Logprobs before the first update, and the reference's, on the very batches that will be learned."""
@@ -161,23 +163,52 @@ class Trainer:
                     batch.per_token["ref_logprobs"] = output[0]
 
     def verify_weights(self) -> None:
-        """After the first update of the run always; after every one if so configured."""
-        if self.num_steps_done == 0 or self.run.generator.verify == "every":
+        """After the first update of this process always; after every one if so configured."""
+        if not self.has_verified or self.run.generator.verify == "every":
             self.generator.verify()
+            self.has_verified = True
 
-    def metrics(self, judged: list[JudgedRollout], rewards: Rewards, learned: list[dict]) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the policy's own state."""
+        return {
+            "num_steps_done": self.num_steps_done,
+            "sampler": self.sampler.state_dict(),
+            "weight_version": self.generator.weight_version,
+            "reference": self.reference_identity,
+            "judge": self.task.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, after the policy's weights were restored; the engine is proved to have them.
+
+        Raises:
+            UserError: the KL reference is not the one that the checkpoint was trained with.
+        """
+        if state["reference"] != self.reference_identity:
+            raise UserError(
+                f"the KL reference has other weights than the checkpoint's (identity {self.reference_identity}, "
+                f"then {state['reference']}): start from the same model, or under another name"
+            )
+        self.num_steps_done = state["num_steps_done"]
+        self.sampler.load_state_dict(state["sampler"])
+        self.task.load_state_dict(state["judge"])
+        self.generator.weights_updated()
+        self.generator.weight_version = state["weight_version"]
+        self.generator.verify()
+
+    def metrics(self, judged: list[Answered], rewards: Paid, learned: list[UpdateStats]) -> dict[str, float]:
         lengths = np.array([len(sample.rollout.response_ids) for sample in judged])
-        means = {f"policy/{name}": float(np.mean([part[name] for part in learned])) for name in learned[0]}
+        parts = [
+            {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
+            for x in learned
+        ]
+        means = {f"policy/{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
         return {
             "step": self.num_steps_done,
             "reward/mean": float(rewards.values[rewards.valid].mean())
             if rewards.valid.any()
             else float("nan"),
-            "reward/num_invalid": rewards.num_invalid,
-            "judge/l_acc": rewards.l_acc,
-            "judge/s_corr": rewards.s_corr,
-            "judge/f_score": rewards.f_score if self.metarm is not None else float("nan"),
-            "judge/num_failed": rewards.num_judge_failed,
+            **self.task.metrics(rewards),
             "policy/response_len": float(lengths.mean()),
             "policy/truncated_share": float(np.mean([s.rollout.finish_reason == "length" for s in judged])),
             "policy/weight_version": self.generator.weight_version,
@@ -186,13 +217,23 @@ class Trainer:
         }
 
 
-def pack(samples: list[Sample], cluster: Cluster, policy: Policy, token_budget: int) -> list[PackedBatch]:
-    """This rank's micro-batches of a global batch of samples."""
-    layout = plan([len(sample) for sample in samples], token_budget=token_budget, dp_size=cluster.dp_size)
-    return [
-        materialise(samples, indices, pad_multiple=policy.pad_multiple).to(cluster.device)
-        for indices in layout.micro_batches[cluster.dp_rank]
-    ]
+def pack(
+    samples: list[Sample], cluster: Cluster, policy: Policy, token_budget: int, *, needs_all: bool = False
+) -> list[PackedBatch]:
+    """This rank's micro-batches of a global batch of samples; `needs_all` as in `set_loss_rows`."""
+    layout = plan(
+        [len(sample) for sample in samples],
+        token_budget=token_budget,
+        dp_size=cluster.dp_size,
+        multiple=cluster.pp_size,  # so that no pipeline stage runs short of micro-batches
+        pad_multiple=policy.pad_multiple,
+        cost=flops_cost(policy.hf_config),
+    )
+    mine = layout.of_rank(cluster.dp_rank)
+    batches = materialise(samples, mine, pad_multiple=policy.pad_multiple, device=cluster.device)
+    for batch in batches:
+        set_loss_rows(batch, samples, needs_all=needs_all)
+    return batches
 
 
 def policy_metrics(sums: dict[str, float]) -> dict[str, float]:
@@ -212,12 +253,14 @@ def _with_outputs(policy: Policy, updates: list[list[PackedBatch]]):
 class Clock:
     """Wall time of each stage of a step; what no stage covers is `other`."""
 
-    def __init__(self):
+    def __init__(self, on_stage: Callable[[str], None] = lambda name: None):
+        self._on_stage = on_stage
         self._start = time.perf_counter()
         self._stages: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        self._on_stage(name)
         start = time.perf_counter()
         yield
         self._stages[name] = self._stages.get(name, 0.0) + time.perf_counter() - start

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ralign.engine.errors import UserError
+from ralign.engine.judging.config import check_judge
 
 if TYPE_CHECKING:
     from ralign.engine.config import OptimConfig, Run
@@ -22,6 +23,7 @@ def validate(run: "Run", world_size: int) -> None:
     _check_algo(run, world_size)
     _check_optim("optim", run.optim)
     _check_optim("sft.optim", run.sft.optim)
+    check_judge(run.judge)
     _check_rest(run, world_size)
 
 
@@ -119,14 +121,24 @@ def _check_model(run: "Run") -> None:
 
 def _check_parallel(run: "Run", world_size: int) -> None:
     parallel, sizes = run.parallel, _model_sizes(run)
-    _at_least(1, parallel__tensor=parallel.tensor, parallel__pipeline=parallel.pipeline)
+    _at_least(
+        1,
+        parallel__tensor=parallel.tensor,
+        parallel__pipeline=parallel.pipeline,
+        parallel__context=parallel.context,
+    )
     _require(
-        world_size % (parallel.tensor * parallel.pipeline) == 0,
-        f"parallel.tensor * parallel.pipeline = {parallel.tensor} * {parallel.pipeline} does not divide"
-        f" the world of {world_size} process(es)",
+        world_size % (parallel.tensor * parallel.pipeline * parallel.context) == 0,
+        f"parallel.tensor * parallel.pipeline * parallel.context = {parallel.tensor} * {parallel.pipeline}"
+        f" * {parallel.context} does not divide the world of {world_size} process(es)",
     )
     for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
         _divides(parallel.tensor, "parallel.tensor", sizes[name], f"the model's {name}")
+    if generate := run.generator.tensor:
+        _at_least(0, generator__tensor=generate)
+        _divides(generate, "generator.tensor", world_size, "the world size")
+        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+            _divides(generate, "generator.tensor", sizes[name], f"the model's {name}")
     _divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], "the model's num_layers")
     _require(
         not parallel.sequence or parallel.tensor > 1,
@@ -158,9 +170,11 @@ def _check_sampling(run: "Run") -> None:
     _require(generator.top_k == -1, f"generator.top_k must be -1, got {generator.top_k}: {why}")
     _positive(
         generator__temperature=generator.temperature,
-        generator__kv_cache_gib=generator.kv_cache_gib,
         generator__gpu_memory_utilization=generator.gpu_memory_utilization,
     )
+    _at_least(0, generator__kv_cache_gib=generator.kv_cache_gib)
+    _at_least(1, memory__bucket_mib=run.memory.bucket_mib)
+    _at_least(0, memory__reserve_gib=run.memory.reserve_gib)
     _share(generator__gpu_memory_utilization=generator.gpu_memory_utilization)
     _at_least(1, generator__max_num_seqs=generator.max_num_seqs)
     _at_least(0, eval__temperature=run.eval.temperature)
@@ -175,10 +189,22 @@ def _check_algo(run: "Run", world_size: int) -> None:
         " to the same prompt",
     )
     _divides(data_size, "the data-parallel size", algo.num_prompts, "algo.num_prompts")
+    num_engines = world_size // (run.generator.tensor or run.parallel.tensor)
+    _divides(num_engines, "the number of engines", algo.num_prompts, "algo.num_prompts")
+    if algo.both_orders:
+        _divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
+    _require(
+        algo.reward != "r_align" or run.judge.metarm != "none",
+        "algo.reward=r_align needs a MetaRM, got judge.metarm=none",
+    )
     num_samples = algo.num_prompts * algo.num_samples
     _divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
     _at_least(0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef)
     _require(algo.clip_low < 1, f"algo.clip_low must be less than 1, got {algo.clip_low}")
+    _require(
+        algo.objective != "cispo" or algo.dual_clip is None,
+        f"algo.objective=cispo bounds every ratio on both sides: algo.dual_clip must be None, got {algo.dual_clip}",
+    )
     if algo.dual_clip is not None:
         _require(algo.dual_clip > 1, f"algo.dual_clip must exceed 1 (or be None), got {algo.dual_clip}")
     if algo.tis_cap is not None:
@@ -211,6 +237,12 @@ def _check_rest(run: "Run", world_size: int) -> None:
         rollouts_every=run.rollouts_every,
         sft__num_steps=run.sft.num_steps,
         data__max_bad_lines=run.data.max_bad_lines,
+        checkpoint__keep_best=run.checkpoint.keep_best,
+        faults__max_skipped_updates=run.faults.max_skipped_updates,
+    )
+    _positive(
+        faults__stall_s=run.faults.stall_s,
+        faults__generation_stall_s=run.faults.generation_stall_s,
     )
     _at_least(
         1,
@@ -218,6 +250,7 @@ def _check_rest(run: "Run", world_size: int) -> None:
         sft__num_samples=run.sft.num_samples,
         eval__num_pairs=run.eval.num_pairs,
         eval__num_bootstrap=run.eval.num_bootstrap,
+        checkpoint__keep_last=run.checkpoint.keep_last,
     )
     _share(sft__golden_share=run.sft.golden_share)
     data_size = run.parallel.data_size(world_size)

@@ -6,7 +6,7 @@ the first update of every run and on demand.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import GeneratorConfig
-from ralign.engine.errors import UserError
+from ralign.engine.generator.kv_cache import KVCache
+from ralign.engine.generator.replicas import Replicas
 from ralign.engine.policy.policy import Policy
 
 
@@ -38,7 +39,16 @@ class Rollout:
 
 
 class Generator:
-    """One vLLM engine a tensor-parallel group, sharing the policy's parameters."""
+    """One vLLM engine a group of neighbouring ranks (a replica).
+
+    Where the trainer's layout allows it, the engine's parameters are views of the policy's (the shared path);
+    otherwise the engine has its own, which `bring_weights` fills from the policy's (the gather path).
+
+    Attributes:
+        replicas: which engine this rank belongs to, of how many.
+        is_shared: no weight is held twice or ever moved.
+        weight_version: updates that the policy's weights have seen.
+    """
 
     def __init__(
         self,
@@ -48,41 +58,73 @@ class Generator:
         *,
         max_model_len: int,
         eos_token_id: int,
+        kv_bytes: int | None = None,
+        bucket_bytes: int = 256 << 20,
+        can_sleep: bool = False,
     ):
-        """Start vLLM on views of the policy's parameters.
+        """Start vLLM; collective.
 
-        Raises:
-            UserError: the training layout differs from vLLM's (pipeline stages, too few query groups).
+        Args:
+            kv_bytes: KV cache of this rank; None takes the configured size.
+            bucket_bytes: staging memory of the gather path.
+            can_sleep: the KV cache may be given back while training (on CUDA this wants vLLM's own allocator).
         """
-        if cluster.pp_size > 1:
-            raise UserError(
-                f"parallel.pipeline={cluster.pp_size}: generation shares the trainer's weights and needs "
-                "every layer on each rank; use parallel.pipeline=1"
-            )
         self.policy, self.cluster, self.eos_token_id = policy, cluster, eos_token_id
+        self.tensor_size = config.tensor or cluster.tp_size
+        self.is_shared = self.tensor_size == cluster.tp_size and cluster.pp_size == 1
+        self.replicas = Replicas(cluster, self.tensor_size)
         self.weight_version = 0
         self._prepare_environment()
-        from ralign.engine.generator.shared import register_shared_loader
+        from ralign.engine.generator import shared
         from vllm import LLM
 
         on_cpu = cluster.device.type == "cpu"
-        memory = int(config.kv_cache_gib * 2**30)
+        loader = (
+            shared.register_shared_loader(policy.vllm_parameters())
+            if self.is_shared
+            else shared.register_empty_loader()
+        )
         self.llm = LLM(
             model=str(Path(policy.folder)),
-            load_format=register_shared_loader(policy.vllm_parameters()),
-            tensor_parallel_size=cluster.tp_size,
+            load_format=loader,
+            tensor_parallel_size=self.tensor_size,
             distributed_executor_backend="external_launcher",
             dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            kv_cache_memory_bytes=memory,
+            kv_cache_memory_bytes=kv_bytes or int(config.kv_cache_gib * 2**30),
             enforce_eager=config.enforce_eager or on_cpu,
             enable_prefix_caching=True,
             skip_tokenizer_init=True,
             # Ratios need the logprobs of the distribution that was sampled, temperature included.
             logprobs_mode="processed_logprobs",
             seed=0,
-            **({"block_size": 32} if on_cpu else {"gpu_memory_utilization": config.gpu_memory_utilization}),
+            **({"block_size": 32} if on_cpu else self._cuda_options(config, can_sleep)),
+        )
+        self.kv_cache = KVCache(self.llm, cluster.device)
+        self._gather = None if self.is_shared else self._make_gather(bucket_bytes)
+        self._is_stale = not self.is_shared
+
+    def _cuda_options(self, config: GeneratorConfig, can_sleep: bool) -> dict:
+        """The KV cache's size is given; vLLM only checks that this share of the GPU is free at its start."""
+        free, total = torch.cuda.mem_get_info(self.cluster.device)
+        share = min(config.gpu_memory_utilization, 0.95 * free / total)
+        return {"gpu_memory_utilization": share, "enable_sleep_mode": can_sleep}
+
+    def _make_gather(self, bucket_bytes: int):
+        from ralign.engine.generator import gather
+
+        world = gather.describe(self.policy.gpt, self.cluster, self.tensor_size)
+        target = self.llm.apply_model(lambda model: dict(model.named_parameters()))[0]
+        source = self.policy.vllm_parameters()
+        assert set(target) == set(world.catalog), set(target) ^ set(world.catalog)
+        self._world = world
+        return gather.WeightGather(
+            world,
+            self.cluster.rank,
+            {name: x for name, x in source.items() if world.catalog[name][0] == self.cluster.pp_rank},
+            {name: x.data for name, x in target.items()},
+            bucket_bytes,
         )
 
     def _prepare_environment(self) -> None:
@@ -91,7 +133,6 @@ class Generator:
         if self.cluster.device.type == "cpu":
             # torchrun's processes already share the cores; vLLM would bind each of them anew.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
             import vllm._custom_ops as custom_ops
 
             # oneDNN would pack a private copy of each weight at load and go on reading that copy.
@@ -105,19 +146,23 @@ class Generator:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        on_finished: Callable[[int, Rollout], None] = lambda index, rollout: None,
     ) -> list[Rollout]:
         """Sample responses; the same call with the same seed and weights gives the same tokens.
 
         Args:
-            prompts: token ids; each tensor-parallel group brings its own, all its ranks the same.
+            prompts: token ids; each replica brings its own, all its ranks the same.
             num_samples: responses a prompt, adjacent in the result.
-            seed: of this call; ranks of one tensor-parallel group must agree, others should differ.
+            seed: of this call; ranks of one replica must agree, others should differ.
+            on_finished: hears of each rollout, by its index in the result, as soon as it is finished.
 
         Returns:
             len(prompts) * num_samples rollouts, prompts in order.
         """
         from vllm import SamplingParams, TokensPrompt
 
+        self.bring_weights()
+        self.kv_cache.wake()
         sampling = SamplingParams(
             n=1,
             temperature=temperature,
@@ -133,10 +178,19 @@ class Generator:
         devices = [] if self.cluster.device.type == "cpu" else [self.cluster.device]
         with torch.random.fork_rng(devices), torch.inference_mode(False):
             torch.manual_seed(seed)
-            outputs = self.llm.generate(requests, sampling, use_tqdm=False)
-        return [
-            self._rollout(index // num_samples, output.outputs[0]) for index, output in enumerate(outputs)
-        ]
+            order = {name: index for index, name in enumerate(self._enqueue(requests, sampling))}
+            rollouts: list = [None] * len(requests)
+            while self.llm.llm_engine.has_unfinished_requests():
+                for output in self.llm.llm_engine.step():
+                    if output.finished:
+                        index = order[output.request_id]
+                        rollouts[index] = self._rollout(index // num_samples, output.outputs[0])
+                        on_finished(index, rollouts[index])
+        return rollouts
+
+    def _enqueue(self, requests: list, sampling) -> list[str]:
+        """Request ids as the engine's outputs carry them: the engine appends a random part to those it returns."""
+        return [name.split("-")[0] for name in self.llm.enqueue(requests, sampling, use_tqdm=False)]
 
     def _rollout(self, prompt_index: int, completion) -> Rollout:
         # One logprob a position was asked for (logprobs=0: the sampled token), so the flat list is the sequence.
@@ -151,23 +205,73 @@ class Generator:
             weight_version=self.weight_version,
         )
 
+    def held_bytes(self) -> int:
+        """Bytes of the KV cache and, on the gather path, of the engine's own weights."""
+        own = 0
+        if not self.is_shared:
+            own = self.llm.apply_model(lambda model: sum(x.nbytes for x in model.parameters()))[0]
+        return own + self.kv_cache.num_bytes()
+
     def weights_updated(self) -> None:
-        """The trainer changed the weights: they are here already; what was cached of the old ones is dropped."""
+        """The trainer changed the weights: what was cached of the old ones is dropped.
+
+        On the shared path the new ones are here already; on the gather path the next `bring_weights` fetches
+        them, once, however many updates there were.
+        """
         self.weight_version += 1
+        self._is_stale = not self.is_shared
         assert self.llm.reset_prefix_cache(), "the prefix cache is in use while the weights change"
 
-    def verify(self) -> None:
-        """Prove that the engine reads what the trainer wrote, byte for byte; a mismatch stops the run."""
-        from ralign.engine.generator.shared import checksums
+    def bring_weights(self) -> None:
+        """See to it that the engine holds the newest weights; collective on the gather path, else nothing."""
+        if self._is_stale:
+            self.kv_cache.wake_weights()
+            self._gather.bring()
+            self._is_stale = False
 
-        read = self.llm.apply_model(lambda model: checksums(model.named_parameters()))[0]
-        written = checksums(self.policy.vllm_parameters().items())
+    def verify(self) -> None:
+        """Prove that the engine reads what the trainer wrote, value for value; a mismatch stops the run.
+
+        Collective on the gather path: every replica is compared with the sum over the trainer's shards.
+        """
+        self.bring_weights()
+        self.kv_cache.wake_weights()
+        written, read = self._checksums_shared() if self.is_shared else self._checksums_gathered()
         wrong = sorted(name for name in written if read.get(name) != written[name])
         if wrong:
             raise RuntimeError(
                 f"weight version {self.weight_version}: the engine reads other values than the trainer wrote in "
                 f"{len(wrong)} of {len(written)} tensors, first {wrong[0]}"
             )
+
+    def _checksums_shared(self) -> tuple[dict[str, int], dict[str, int]]:
+        from ralign.engine.generator.checksum import checksums
+
+        read = self.llm.apply_model(lambda model: checksums(model.named_parameters()))[0]
+        return checksums(self.policy.vllm_parameters().items()), read
+
+    def _checksums_gathered(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Of whole tensors: as the trainer's shards add up, and as this replica's do."""
+        from ralign.engine.generator.checksum import add_up, shard_checksum
+
+        cluster, catalog = self.cluster, self._world.catalog
+        place = self.replicas.place
+        read = self.llm.apply_model(
+            lambda model: {
+                name: shard_checksum(x, catalog[name][1], self.tensor_size, place)
+                for name, x in model.named_parameters()
+            }
+        )[0]
+        written = {
+            name: shard_checksum(x, catalog[name][1], cluster.tp_size, cluster.tp_rank)
+            for name, x in self.policy.vllm_parameters().items()
+            if cluster.dp_rank == cluster.cp_rank == 0 and catalog[name][0] == cluster.pp_rank
+        }
+        first = self.replicas.index * self.tensor_size
+        return (
+            add_up(written, range(cluster.world_size)),
+            add_up(read, range(first, first + self.tensor_size)),
+        )
 
     def close(self) -> None:
         """End the engine and, with it, the process groups it shares with the job."""

@@ -14,6 +14,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 LOAD_FORMAT = "ralign_shared"
+EMPTY_FORMAT = "ralign_empty"
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -44,6 +45,21 @@ def register_shared_loader(parameters: dict[str, Tensor]) -> str:
     return LOAD_FORMAT
 
 
+def register_empty_loader() -> str:
+    """A `load_format` that gives vLLM parameters of its own, all zero, for the gather path to fill."""
+
+    @register_model_loader(EMPTY_FORMAT)
+    class EmptyLoader(BaseModelLoader):
+        def download_model(self, model_config) -> None:
+            pass
+
+        def load_weights(self, model: nn.Module, model_config) -> None:
+            for parameter in model.parameters():
+                parameter.data.zero_()
+
+    return EMPTY_FORMAT
+
+
 def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     """Replace every parameter of a vLLM model by the tensor of the same name; shapes and dtypes must agree."""
     names = [name for name, _ in model.named_parameters()]
@@ -72,21 +88,3 @@ def _view(name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:
 def _state(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def checksums(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """A checksum of each tensor's bytes that depends on values and their order (mod 2^63)."""
-    return {name: checksum(tensor) for name, tensor in parameters}
-
-
-def checksum(tensor: Tensor, chunk_size: int = 1 << 22) -> int:
-    """Sum of each 16- or 32-bit word times an odd-stepped weight of its position, wrapping in 64 bits."""
-    words = (
-        tensor.detach().contiguous().view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-    )
-    total = 0
-    for start in range(0, words.numel(), chunk_size):
-        part = words[start : start + chunk_size].long()
-        weights = torch.arange(start, start + part.numel(), device=part.device) * 2654435761 + 1
-        total = (total + int((part * weights).sum())) % (1 << 63)
-    return total

@@ -3,14 +3,17 @@
 Megatron interleaves q, k and v by query group; vLLM stacks them. Keeping vLLM's order makes the two
 libraries' shards the same bytes, whatever the number of query groups a rank holds.
 
-T: tokens of the packed micro-batch.  N, G: this rank's query heads and query groups.  D: head size.
+T: this rank's tokens of the packed micro-batch (all of it without context parallelism).  S: the tokens whose
+keys it attends to (T, or all context-parallel ranks').  N, G: this rank's query heads and groups.  D: head size.
 """
 
 import functools
 import importlib.util
+from typing import NamedTuple
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
+from ralign.engine.policy.context import gather_keys
 from ralign.engine.policy.rope import apply_rotary
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +30,7 @@ class PackedSelfAttention(SelfAttention):
         """hidden_states: [T or T / tp, 1, hidden]; returns the same shape and the (absent) output bias."""
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         query, key = apply_rotary(query, rotary_pos_emb), apply_rotary(key, rotary_pos_emb)
+        key, value = gather_keys(key, value, packed_seq_params)
         if self.checkpoint_core_attention and self.training:
             from megatron.core import tensor_parallel
 
@@ -58,15 +62,16 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packed) -> Tenso
     """Causal attention within each packed sequence.
 
     Args:
-        query: [T, N, D].  key, value: [T, G, D].
-        packed: Megatron's PackedSeqParams: `cu_seqlens_q` int32 [B + 1], `max_seqlen_q`.
+        query: [T, N, D].  key, value: [S, G, D].
+        packed: Megatron's PackedSeqParams: `cu_seqlens_q`, `cu_seqlens_kv` int32 [B + 1], `max_seqlen_q`,
+            `max_seqlen_kv`. A sequence with fewer queries than keys has its last ones.
 
     Returns:
         [T, N, D]. On CUDA by flash-attn where it is installed, else by torch's varlen attention; on CPU by
         SDPA, sequences of similar length together.
     """
     if query.device.type == "cuda":
-        lengths = (packed.cu_seqlens_q, packed.cu_seqlens_q, packed.max_seqlen_q, packed.max_seqlen_q)
+        lengths = (packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv)
         if importlib.util.find_spec("flash_attn"):
             from flash_attn import flash_attn_varlen_func
 
@@ -82,33 +87,60 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packed) -> Tenso
 def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> Tensor:
     """Each bucket is padded to its longest sequence; causality keeps the padding, at the end, unseen."""
     output = torch.zeros_like(query)
-    for rows, mask in _buckets(packed):
-        q, k, v = (x[rows].transpose(1, 2) for x in (query, key, value))  # [b, heads, L, D]
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
-        output = output.index_put((rows[mask],), attended[mask])
+    for bucket in _buckets(packed):
+        q, k, v = (
+            x[rows].transpose(1, 2)
+            for x, rows in ((query, bucket.query_rows), (key, bucket.key_rows), (value, bucket.key_rows))
+        )  # [b, heads, L, D]
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bucket.sees, is_causal=bucket.sees is None, enable_gqa=True
+        ).transpose(1, 2)
+        output = output.index_put((bucket.query_rows[bucket.valid],), attended[bucket.valid])
     return output
 
 
-def _buckets(packed) -> list[tuple[Tensor, Tensor]]:
-    """Row indices [b, L] and their validity mask for each bucket; made once for all layers of a batch."""
+class _Bucket(NamedTuple):
+    """Sequences of similar length, padded to the longest: row indices [b, L] and which of them are real.
+
+    `sees` [Lq, Lk] is None where queries and keys are the same tokens (plain causal attention).
+    """
+
+    query_rows: Tensor
+    key_rows: Tensor
+    valid: Tensor
+    sees: Tensor | None
+
+
+def _buckets(packed) -> list[_Bucket]:
+    """Made once for all layers of a batch."""
     if (known := getattr(packed, "buckets", None)) is not None:
         return known
-    starts = packed.cu_seqlens_q.tolist()
-    sequences = sorted(
-        (end - start, start) for start, end in zip(starts, starts[1:], strict=False) if end > start
-    )
-    groups: list[list[tuple[int, int]]] = []
-    for sequence in reversed(sequences):
+    whole, cut = [], []
+    queries, keys = packed.cu_seqlens_q.tolist(), packed.cu_seqlens_kv.tolist()
+    for q_start, q_end, k_start, k_end in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        if q_end > q_start:
+            sequence = (q_end - q_start, q_start, k_start, k_end - k_start)
+            (whole if sequence[0] == sequence[3] else cut).append(sequence)
+    groups: list[list[tuple[int, int, int, int]]] = []
+    for sequence in sorted(whole, reverse=True):
         if groups and groups[-1][0][0] <= PAD_WASTE * sequence[0]:
             groups[-1].append(sequence)
         else:
             groups.append([sequence])
-    packed.buckets = [_bucket(group) for group in groups]
+    packed.buckets = [_bucket(group) for group in groups] + [_cut_sequence(*sequence) for sequence in cut]
     return packed.buckets
 
 
-def _bucket(group: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    lengths, first = (torch.tensor(column)[:, None] for column in zip(*group, strict=True))
+def _bucket(group: list[tuple[int, int, int, int]]) -> _Bucket:
+    lengths, q_first, k_first, _ = (torch.tensor(column)[:, None] for column in zip(*group, strict=True))
     steps = torch.arange(int(lengths.max()))[None, :]
-    mask = steps < lengths
-    return first + torch.minimum(steps, lengths - 1), mask
+    inside = torch.minimum(steps, lengths - 1)
+    return _Bucket(q_first + inside, k_first + inside, steps < lengths, None)
+
+
+def _cut_sequence(num_queries: int, q_start: int, k_start: int, num_keys: int) -> _Bucket:
+    """The end of a sequence whose beginning is on other context-parallel ranks."""
+    query_rows = torch.arange(q_start, q_start + num_queries)[None, :]
+    key_rows = torch.arange(k_start, k_start + num_keys)[None, :]
+    sees = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+    return _Bucket(query_rows, key_rows, torch.ones_like(query_rows, dtype=torch.bool), sees)

@@ -41,7 +41,7 @@ def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
     files = _files_by_tensor(Path(folder))
     handles: dict[str, safe_open] = {}
     for _, parameter, row in parameter_slots(model, cluster):
-        parts = parameter.data.split(_part_sizes(model, parameter, row))
+        parts = parameter.data.split(part_sizes(model, parameter, row))
         for name, part in zip(row.hf, parts, strict=True):
             if name not in files:
                 raise UserError(f"{folder}: no tensor named {name}")
@@ -61,7 +61,7 @@ def _files_by_tensor(folder: Path) -> dict[str, str]:
         return dict.fromkeys(file.keys(), single.name)
 
 
-def _part_sizes(model: PackedGPT, parameter: Tensor, row: Slot) -> list[int]:
+def part_sizes(model: PackedGPT, parameter: Tensor, row: Slot) -> list[int]:
     """Rows of the local parameter that belong to each of its Hugging Face tensors."""
     if len(row.hf) == 3:
         config, tp_size = model.config, model.cluster.tp_size
@@ -156,7 +156,7 @@ def _gather(model: PackedGPT, cluster: Cluster, parameter: Tensor, row: Slot) ->
     if row.split_dim is not None and cluster.tp_size > 1:
         shards = [torch.empty_like(parameter.data) for _ in range(cluster.tp_size)]
         dist.all_gather(shards, parameter.data.contiguous(), group=cluster.tp_group)
-    sizes = _part_sizes(model, parameter, row)
+    sizes = part_sizes(model, parameter, row)
     parts = zip(*(shard.split(sizes) for shard in shards), strict=True)
     tensors = {}
     for name, pieces in zip(row.hf, parts, strict=True):

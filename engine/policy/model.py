@@ -4,6 +4,8 @@ The last pipeline stage returns per-token logprob and entropy straight from hidd
 whole vocabulary are never held.
 """
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
@@ -16,8 +18,10 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from ralign.engine.cluster import Cluster
+from ralign.engine.config import KernelsConfig
 from ralign.engine.errors import UserError
 from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
+from ralign.engine.policy.context import gather_tokens
 from ralign.engine.policy.names import padded_vocab_size
 from ralign.engine.policy.norm import RMSNorm
 from ralign.engine.policy.rope import head_size, inverse_frequencies, rotary_table
@@ -69,6 +73,7 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=cluster.tp_size,
         pipeline_model_parallel_size=cluster.pp_size,
+        context_parallel_size=cluster.cp_size,
         sequence_parallel=sequence_parallel,
         # Micro-batches are packed to different lengths; Megatron asks for alltoall with that, dense or not.
         variable_seq_lengths=True,
@@ -81,13 +86,13 @@ def transformer_config(
     )
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
+def layer_spec(config: TransformerConfig, norm: ModuleSpec) -> ModuleSpec:
     """A decoder layer whose local parameters have vLLM's layout."""
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    qk_norm = norm if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
@@ -100,7 +105,7 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
@@ -114,13 +119,19 @@ class PackedGPT(GPTModel):
     """GPTModel on packed tokens whose last stage gives logprobs and entropies instead of logits."""
 
     def __init__(
-        self, hf_config: PretrainedConfig, config: TransformerConfig, cluster: Cluster, temperature: float
+        self,
+        hf_config: PretrainedConfig,
+        config: TransformerConfig,
+        cluster: Cluster,
+        temperature: float,
+        kernels: KernelsConfig,
     ):
-        layer = layer_spec(config)
+        norm = ModuleSpec(module=RMSNorm, params={"implementation": kernels.rms_norm})
+        layer = layer_spec(config, norm)
         super().__init__(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(
-                layer_specs=[layer] * (config.num_layers // cluster.pp_size), layer_norm=RMSNorm
+                layer_specs=[layer] * (config.num_layers // cluster.pp_size), layer_norm=norm
             ),
             vocab_size=padded_vocab_size(hf_config.vocab_size),
             max_sequence_length=hf_config.max_position_embeddings,
@@ -129,7 +140,8 @@ class PackedGPT(GPTModel):
             share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
             position_embedding_type="none",
         )
-        self.cluster = cluster
+        self.cluster, self.kernels = cluster, kernels
+        self.loss_from_hidden: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
         self.valid_vocab = hf_config.vocab_size
         self.temperature = temperature
         self.frequencies = inverse_frequencies(hf_config).to(cluster.device)
@@ -142,20 +154,30 @@ class PackedGPT(GPTModel):
         table = rotary_table(position_ids[0], self.frequencies, self.config.params_dtype)
         return embedded, table, None, None, None, None
 
-    def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_):
-        """(logprobs [T], entropy [T]) fp32 on the last stage, hidden states [T, 1, H] on the others."""
+    def _postprocess(self, hidden_states: Tensor, labels: Tensor, packed_seq_params, **_):
+        """[2, T] logprobs and entropy on the last stage, hidden states [T / cp, 1, H] on the others.
+
+        With `loss_from_hidden` set, the last stage gives what it makes of hidden states and LM head instead.
+
+        Context-parallel ranks compute their own tokens and give each other the results, so that everything
+        behind the model (losses, metrics) sees whole micro-batches.
+        """
         if not self.post_process:
             return hidden_states
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        hidden_states = hidden_states.squeeze(1)
+        head = {
+            "temperature": self.temperature,
+            "valid_vocab": self.valid_vocab,
+            "vocab_start": self.cluster.tp_rank * weight.shape[0],
+            "group": self.cluster.tp_group if self.cluster.tp_size > 1 else None,
+            "sequence_parallel": self.config.sequence_parallel,
+            "implementation": self.kernels.linear_logprob,
+        }
+        if self.loss_from_hidden is not None:
+            return self.loss_from_hidden(hidden_states, weight, **head)
         logprobs, entropy = linear_logprob(
-            hidden_states.squeeze(1),
-            weight,
-            labels[0],
-            temperature=self.temperature,
-            valid_vocab=self.valid_vocab,
-            vocab_start=self.cluster.tp_rank * weight.shape[0],
-            group=self.cluster.tp_group if self.cluster.tp_size > 1 else None,
-            sequence_parallel=self.config.sequence_parallel,
+            hidden_states, weight, labels[0], rows=packed_seq_params.target_rows, **head
         )
-        return torch.stack([logprobs, entropy])
+        return gather_tokens(torch.stack([logprobs, entropy]), self.cluster.cp_group)

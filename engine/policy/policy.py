@@ -4,9 +4,11 @@ Denominators live in the loss function alone: nothing here divides by micro-batc
 update does not depend on how the batch was split.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,20 +19,21 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from ralign.engine.cluster import Cluster, cuda_stand_in, on_megatron
-from ralign.engine.config import OptimConfig
+from ralign.engine.config import KernelsConfig, OptimConfig
+from ralign.engine.losses import Loss
 from ralign.engine.packing import PackedBatch
 from ralign.engine.policy import hf
+from ralign.engine.policy.context import own_tokens, sequence_bounds, target_rows
 from ralign.engine.policy.model import PackedGPT, transformer_config
+from ralign.engine.policy.sharding import identity, optimizer_shards, sharded_optimizer_state
 from torch import Tensor
 from transformers import AutoConfig
-
-# (logprobs [T], entropy [T], micro-batch) -> (scalar loss, metrics to sum over micro-batches and ranks)
-LossFunction = Callable[[Tensor, Tensor, PackedBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -55,9 +58,10 @@ class Policy:
         sequence_parallel: bool = False,
         recompute: bool = False,
         temperature: float = 1.0,
+        kernels: KernelsConfig | None = None,
     ):
         """Build the model and read its weights from `folder` (see `transformer_config` for what is refused)."""
-        self.folder = Path(folder)
+        self.folder, self.kernels = Path(folder), kernels or KernelsConfig()
         self.cluster = cluster
         self.hf_config = AutoConfig.from_pretrained(folder)
         with cuda_stand_in():
@@ -67,7 +71,7 @@ class Policy:
             # Our losses carry their own denominators; this flag keeps Megatron from dividing by micro-batches.
             config.calculate_per_token_loss = True
             config.finalize_model_grads_func = _finalize_without_scaling
-            module = PackedGPT(self.hf_config, config, cluster, temperature).to(cluster.device)
+            module = PackedGPT(self.hf_config, config, cluster, temperature, self.kernels).to(cluster.device)
             _mark_sharded(module, cluster)
             self.model = DistributedDataParallel(
                 config,
@@ -75,7 +79,7 @@ class Policy:
                 module,
             )
         hf.load(self.gpt, cluster, folder)
-        self.pad_multiple = cluster.tp_size if sequence_parallel else 1
+        self.pad_multiple = (cluster.tp_size if sequence_parallel else 1) * cluster.cp_size
 
     @property
     def gpt(self) -> PackedGPT:
@@ -85,6 +89,7 @@ class Policy:
     def start_training(self, optim: OptimConfig, num_steps: int) -> None:
         """A fresh Adam (master weights from the model as it is now) and a fresh learning-rate schedule."""
         config = self.gpt.config
+        self.num_skipped_updates = 0
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -119,40 +124,78 @@ class Policy:
         # Megatron's schedule gives lr 0 to step 0 of a warm-up; counting from 1 makes every step train.
         self.schedule.step(1)
 
-    def update(self, micro_batches: Sequence[PackedBatch], loss_function: LossFunction) -> UpdateStats:
+    def update(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> UpdateStats:
         """`forward_backward`, then `optimizer_step`."""
-        loss, metrics = self.forward_backward(micro_batches, loss_function)
-        grad_norm, lr = self.optimizer_step()
-        return UpdateStats(loss=loss, grad_norm=grad_norm, lr=lr, metrics=metrics)
+        self.forward_backward(micro_batches, loss_function)
+        return self.optimizer_step()
 
     @on_megatron
-    def forward_backward(
-        self, micro_batches: Sequence[PackedBatch], loss_function: LossFunction
-    ) -> tuple[float, dict[str, float]]:
+    def forward_backward(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> None:
         """Gradients of this rank's micro-batches, reduced over the job; every rank brings the same number.
 
-        Returns loss and metrics, the same on every rank, each summed over micro-batches and ranks; a metric
-        whose name ends in `_min` or `_max` is the extreme instead.
+        Loss and metrics stay on the device until `optimizer_step` reads them with the gradient's norm: the host
+        waits for the device once an update.
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-        def compute_loss(batch: PackedBatch, output: Tensor):
-            loss, metrics = loss_function(output[0], output[1], batch)
-            one = torch.ones((), dtype=torch.int, device=output.device)
+        # Context-parallel ranks hold a part of the tokens each, and the loss wants them all.
+        folds = self.kernels.fold_loss and loss_function.folds and self.cluster.cp_size == 1
+
+        def compute_loss(batch: PackedBatch, output: Tensor | tuple[Tensor, dict[str, Tensor]]):
+            loss, metrics = output if folds else loss_function(output[0], output[1], batch)
+            one = torch.ones((), dtype=torch.int, device=loss.device)
             return loss, one, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
-        reports = self._run(micro_batches, compute_loss, forward_only=False)
-        total = self._reduce(reports)
-        return total.pop("loss"), total
+        from_hidden = loss_function.from_hidden if folds else None
+        self._reports = self._run(micro_batches, compute_loss, from_hidden, forward_only=False)
 
     @on_megatron
-    def optimizer_step(self) -> tuple[float, float]:
-        """Clip, step, gather parameters. Returns the gradient norm before clipping and the learning rate used."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        _, grad_norm, _ = self.optimizer.step()
+    def optimizer_step(self) -> UpdateStats:
+        """Clip, step, gather parameters.
+
+        Loss and metrics are the same on every rank, each summed over micro-batches and ranks (a metric whose
+        name ends in `_min` or `_max` is the extreme instead); the norm is the gradient's before clipping.
+        Where loss or gradient is not finite, weights, moments and schedule stay as they are and
+        `num_skipped_updates` counts it; every rank sees the same loss and norm, so all decide alike.
+        """
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.prepare_grads()
+        reports, squared_norm = self._read(self._reports, self._squared_grad_norm())
+        metrics, grad_norm = self._reduce(reports), math.sqrt(squared_norm)
+        loss = metrics.pop("loss")
+        stats = UpdateStats(loss=loss, grad_norm=grad_norm, lr=lr, metrics=metrics)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.num_skipped_updates += 1
+            return stats
+        for distributed in self.optimizer.chained_optimizers:
+            if distributed.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    distributed.get_parameters(), distributed.config.clip_grad, grad_norm
+                )
+        self.optimizer.step_with_ready_grads()
         self.schedule.step(1)
-        return float(grad_norm), float(lr)
+        return stats
+
+    def _squared_grad_norm(self) -> Tensor:
+        """The whole gradient's, on the device: Megatron's own norm comes to the host by itself."""
+        total = torch.zeros((), dtype=torch.float32, device=self.cluster.device)
+        for distributed in self.optimizer.chained_optimizers:
+            grads = distributed.get_main_grads_for_grad_norm()
+            part = (
+                torch.stack(torch._foreach_norm(grads)).square().sum() if grads else torch.zeros_like(total)
+            )
+            dist.all_reduce(part, group=distributed.get_grad_stats_parallel_group())
+            total += part
+        return total
+
+    @staticmethod
+    def _read(reports: list[dict[str, Tensor]], number: Tensor) -> tuple[list[dict[str, float]], float]:
+        """Everything on the host, in one copy."""
+        values = [value.float() for report in reports for value in report.values()]
+        host = torch.stack([*values, number]).tolist()
+        numbers = iter(host)
+        return [{name: next(numbers) for name in report} for report in reports], host[-1]
 
     @on_megatron
     @torch.no_grad()
@@ -171,17 +214,22 @@ class Policy:
             dist.broadcast(output, self.cluster.last_stage_rank(), group=self.cluster.pp_group)
         return outputs
 
-    def _run(self, micro_batches, per_batch, **schedule_options) -> list:
-        """Megatron's schedule over the micro-batches; the last stage's results, in order."""
+    def _run(self, micro_batches, per_batch, from_hidden=None, **schedule_options) -> list:
+        """Megatron's schedule over the micro-batches; the last stage's results, in order.
+
+        The last stage's output is [2, T] (logprobs, entropy), or what `from_hidden` makes of its hidden states.
+        """
 
         def forward_step(iterator, model):
             batch = next(iterator)
+            own = own_tokens(batch, self.cluster)
+            self.gpt.loss_from_hidden = from_hidden and partial(from_hidden, batch=batch)
             output = model(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
+                input_ids=batch.input_ids[None, own],
+                position_ids=batch.position_ids[None, own],
                 attention_mask=None,
-                labels=batch.targets[None],
-                packed_seq_params=_packed_params(batch),
+                labels=batch.targets[None, own],
+                packed_seq_params=_packed_params(batch, self.cluster),
             )
             return output, lambda tensor, **options: per_batch(batch, tensor, **options)
 
@@ -196,21 +244,48 @@ class Policy:
             **schedule_options,
         )
 
-    def _reduce(self, reports: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Sum (or min, max by name) over micro-batches and data-parallel ranks; one collective, one host copy."""
-        local: dict[str, float] = {}
-        if reports:
-            stacked = torch.stack(
-                [torch.stack([report[name].float() for name in reports[0]]) for report in reports]
-            )
-            rows = stacked.tolist()
-            local = {name: _merge(name, [row[i] for row in rows]) for i, name in enumerate(reports[0])}
+    def _reduce(self, reports: list[dict[str, float]]) -> dict[str, float]:
+        """Sum (or min, max by name) over micro-batches and data-parallel ranks; on the host."""
+        names = reports[0] if reports else ()
+        local = {name: _merge(name, [report[name] for report in reports]) for name in names}
         if self.cluster.pp_size > 1:
             box = [local]
             dist.broadcast_object_list(box, self.cluster.last_stage_rank(), group=self.cluster.pp_group)
             local = box[0]
         every = self.cluster.all_gather_data(local)
         return {name: _merge(name, [part[name] for part in every]) for name in every[0]}
+
+    def sharded_state(self) -> dict[str, list]:
+        """Weights and moments of this rank's optimizer, as views, by their place in the whole model's tensors."""
+        return sharded_optimizer_state(self.gpt, self.cluster, self.optimizer)
+
+    def training_state(self) -> dict[str, int]:
+        """The plain values that go with `sharded_state`; the same on every rank."""
+        steps = {int(state["step"]) for *_, state in optimizer_shards(self.optimizer)}
+        assert len(steps) <= 1, f"Adam's steps differ between parameters: {sorted(steps)}"
+        every = self.cluster.all_gather_data(max(steps, default=0))
+        return {
+            "adam_step": max(every),
+            "schedule_step": self.schedule.num_steps,
+            "num_skipped_updates": self.num_skipped_updates,
+        }
+
+    @on_megatron
+    @torch.no_grad()
+    def resume_training(self, state: dict[str, int]) -> None:
+        """Go on from `training_state`, after `sharded_state` was filled: the model takes its weights from there."""
+        for *_, shard in optimizer_shards(self.optimizer):
+            shard["step"].fill_(state["adam_step"])
+        self.num_skipped_updates = state["num_skipped_updates"]
+        self.schedule.num_steps = state["schedule_step"]
+        self.schedule.step(0)
+        for distributed in self.optimizer.chained_optimizers:
+            distributed._copy_main_params_to_model_params()
+        self.model.start_param_sync(force_sync=True)
+
+    def weights_identity(self) -> str:
+        """A short name of the weights' values; the same in every layout, another one for other values."""
+        return identity(self.gpt, self.cluster)
 
     def freeze_reference(self) -> None:
         """Keep a copy of the weights as they are now, in host memory, as the reference of KL terms."""
@@ -257,13 +332,17 @@ def _finalize_without_scaling(model, num_tokens=None, **options):
     finalize_model_grads(model, None, **options)
 
 
-def _packed_params(batch: PackedBatch) -> PackedSeqParams:
+def _packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
     if batch.packed_params is None:
+        own = own_tokens(batch, cluster)
+        queries, keys = sequence_bounds(batch.cu_seqlens, own)
         batch.packed_params = PackedSeqParams(
             qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
+            cu_seqlens_q=queries,
+            cu_seqlens_kv=keys,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
+            cp_group=cluster.cp_group,
         )
+        batch.packed_params.target_rows = target_rows(batch, own)
     return batch.packed_params

@@ -170,7 +170,7 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("parallel.tensor=4", "4 [*] 1 does not divide the world of 2"),
+        ("parallel.tensor=4", "4 [*] 1 [*] 1 does not divide the world of 2"),
         ("parallel.tensor=0", "parallel.tensor must be at least 1, got 0"),
         (
             "parallel.tensor=2 model.num_query_groups=1",

@@ -10,11 +10,16 @@ from ralign.engine.data.examples import Example
 from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.trainer import Clock, JudgedRollout, Trainer, policy_metrics
+from ralign.engine.tasks import GenRMTask, JudgedRollout
+from ralign.engine.trainer import Clock, Trainer, policy_metrics
 
 
 class NoPolicy:
     pad_multiple = 1
+    hf_config = SimpleNamespace(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32,
+    )  # fmt: skip
 
     def start_training(self, optim, num_steps):
         self.num_updates = num_steps
@@ -24,8 +29,8 @@ def make_trainer(**algo) -> Trainer:
     run = Run(algo=AlgoConfig(num_prompts=2, num_samples=4, **algo), num_steps=3)
     pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
     examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
-    cluster = SimpleNamespace(dp_size=1, dp_rank=0, device=torch.device("cpu"))
-    return Trainer(run, cluster, NoPolicy(), None, None, examples, metarm=object())
+    cluster = SimpleNamespace(dp_size=1, dp_rank=0, pp_size=1, device=torch.device("cpu"))
+    return Trainer(run, cluster, NoPolicy(), None, None, examples, GenRMTask(run, examples, object(), None))
 
 
 def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[JudgedRollout]:
@@ -59,7 +64,7 @@ def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[Judged
 def weighted_advantages(trainer: Trainer, judged: list[JudgedRollout]) -> dict[int, tuple[float, float]]:
     """Response token -> (advantage, summed weight), over all updates."""
     result = {}
-    for micro_batches in trainer.plan(judged, trainer.reward(judged)):
+    for micro_batches in trainer.plan(judged, trainer.task.reward(judged)):
         for batch in micro_batches:
             for token in batch.targets[batch.targets >= 10].unique().tolist():
                 rows = batch.targets == token
@@ -94,13 +99,13 @@ def test_weights_of_an_update_sum_to_one(normalisation):
 def test_r_align_pays_the_right_reason_and_label_the_right_verdict():
     aligned, label = make_trainer(reward="r_align"), make_trainer(reward="label")
     judged = make_judged(aligned, OUTCOMES)
-    assert aligned.reward(judged).values.tolist() == [1, 0, 0, 1] * 2
-    assert label.reward(judged).values.tolist() == [1, 1, 0, 1] * 2
+    assert aligned.task.reward(judged).values.tolist() == [1, 0, 0, 1] * 2
+    assert label.task.reward(judged).values.tolist() == [1, 1, 0, 1] * 2
 
 
 def test_updates_share_the_samples_out():
     trainer = make_trainer(num_updates=2)
-    updates = trainer.plan(*(lambda j: (j, trainer.reward(j)))(make_judged(trainer, OUTCOMES)))
+    updates = trainer.plan(*(lambda j: (j, trainer.task.reward(j)))(make_judged(trainer, OUTCOMES)))
     assert len(updates) == 2 and trainer.policy.num_updates == 6
     tokens = [{t for b in batches for t in b.targets[b.targets >= 10].tolist()} for batches in updates]
     assert tokens[0] == {10, 11, 12, 13} and tokens[1] == {14, 15, 16, 17}

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, OptimConfig
-from ralign.engine.losses import reinforce_loss
+from ralign.engine.config import AlgoConfig, KernelsConfig, OptimConfig
+from ralign.engine.losses import ReinforceLoss
 from ralign.engine.policy.policy import Policy
 from tiny import make_model, make_samples, pack
 
@@ -17,12 +17,15 @@ LAYOUTS = {
         "one": {},
         "one, small micro-batches": {"token_budget": 64},
         "one, recompute": {"recompute": True},
+        "one, loss apart from the head": {"fold_loss": False},
         "one, bf16": {"dtype": "bf16"},
     },
     2: {
         "tp2": {"tensor": 2},
         "tp2 sequence parallel": {"tensor": 2, "sequence": True},
         "pp2": {"pipeline": 2, "token_budget": 96},
+        "cp2": {"context": 2},
+        "cp2 recompute": {"context": 2, "recompute": True, "token_budget": 96},
         "dp2": {"token_budget": 128},
         "tp2 sequence parallel bf16": {"tensor": 2, "sequence": True, "dtype": "bf16"},
     },
@@ -30,16 +33,31 @@ LAYOUTS = {
 
 
 def five_updates(
-    folder, *, tensor=1, pipeline=1, sequence=False, recompute=False, dtype="fp32", token_budget=4096
+    folder,
+    *,
+    tensor=1,
+    pipeline=1,
+    context=1,
+    sequence=False,
+    recompute=False,
+    dtype="fp32",
+    token_budget=4096,
+    fold_loss=True,
 ):
-    cluster = cluster_module.start(tensor=tensor, pipeline=pipeline)
-    policy = Policy(folder, cluster, dtype=dtype, sequence_parallel=sequence, recompute=recompute)
+    cluster = cluster_module.start(tensor=tensor, pipeline=pipeline, context=context)
+    kernels = KernelsConfig(fold_loss=fold_loss)
+    policy = Policy(
+        folder, cluster, dtype=dtype, sequence_parallel=sequence, recompute=recompute, kernels=kernels
+    )
     policy.start_training(OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_grad=0.5), num_steps=5)
     samples = make_samples(24)
     batches = pack(samples, cluster, token_budget=token_budget, pad_multiple=policy.pad_multiple)
     for batch, output in zip(batches, policy.logprobs(batches), strict=True):
         batch.per_token["old_logprobs"] = output[0]
-    loss = reinforce_loss(AlgoConfig(kl_coef=0.1, entropy_coef=0.01))
+        same: list = [None] * cluster.pp_size
+        dist.all_gather_object(same, output.tolist(), group=cluster.pp_group)
+        assert all(part == same[0] for part in same), "the stages know different logprobs"
+    loss = ReinforceLoss(AlgoConfig(kl_coef=0.1, entropy_coef=0.01))
     policy.freeze_reference()
     rows = []
     for _ in range(5):

@@ -1,4 +1,7 @@
-"""Trainer against generator before training and after each of five updates; argv[2] is the TP size."""
+"""Trainer against generator before training and after each of five updates.
+
+argv[2:]: the trainer's tensor- and pipeline-parallel sizes, the generator's tensor-parallel size (0: the same).
+"""
 
 import json
 import sys
@@ -31,7 +34,7 @@ def rollout_batches(generator, policy, cluster, prompts, seed):
         )
         for r in rollouts
     ]
-    every = [s for part in cluster.all_gather_data(samples) for s in part]
+    every = [s for part in generator.replicas.all_gather_data(samples) for s in part]
     return pack(every, cluster, token_budget=1024, pad_multiple=policy.pad_multiple), rollouts
 
 
@@ -43,19 +46,19 @@ def max_difference(policy, batches) -> float:
     return worst
 
 
-def main(result: str, tensor: int) -> None:
+def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None:
     torch.set_num_threads(1)
-    cluster = cluster_module.start(tensor=tensor)
+    cluster = cluster_module.start(tensor=tensor, pipeline=pipeline)
     folder = Path(result).parent / "model"
     if cluster.is_first_rank:
         make_model(folder, "qwen3", tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
     dist.barrier()
     policy = Policy(folder, cluster, temperature=TEMPERATURE)
     generator = Generator(
-        policy, cluster, GeneratorConfig(kv_cache_gib=0.1), max_model_len=128, eos_token_id=0
+        policy, cluster, GeneratorConfig(kv_cache_gib=0.1, tensor=generate), max_model_len=128, eos_token_id=0
     )
     policy.start_training(OptimConfig(lr=5e-3), num_steps=5)
-    rng = np.random.default_rng(cluster.dp_rank)
+    rng = np.random.default_rng(generator.replicas.index)
     prompts = [rng.integers(1, VOCAB, 12).tolist() for _ in range(8)]
 
     pointers = generator.llm.apply_model(lambda m: {n: p.data_ptr() for n, p in m.named_parameters()})[0]
@@ -78,8 +81,10 @@ def main(result: str, tensor: int) -> None:
         )
         return all((a.response_ids == b.response_ids).all() for a, b in zip(first, second, strict=True))
 
+    everyone: list = [None] * cluster.world_size
+    dist.all_gather_object(everyone, differences)
     report = {
-        "differences": cluster.all_gather_data(differences),
+        "differences": everyone,
         "versions": versions,
         "same_storage": pointers == ours == after,
         "num_shared": len(ours),
@@ -111,4 +116,4 @@ def detects_tampering(generator) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -45,5 +45,4 @@ def make_samples(num_samples: int, seed: int = 0) -> list[Sample]:
 
 def pack(samples, cluster, *, token_budget: int, pad_multiple: int):
     layout = plan([len(s) for s in samples], token_budget=token_budget, dp_size=cluster.dp_size)
-    mine = layout.micro_batches[cluster.dp_rank]
-    return [materialise(samples, indices, pad_multiple=pad_multiple) for indices in mine]
+    return materialise(samples, layout.of_rank(cluster.dp_rank), pad_multiple=pad_multiple)

@@ -1,0 +1,77 @@
+"""The settings of an actor's training: a `Run`, and who pays the actor."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ralign.engine.config import Run
+from ralign.engine.errors import UserError
+from ralign.engine.judging.config import check_endpoint
+
+
+@dataclass(kw_only=True, slots=True)
+class ActorConfig:
+    """What an actor's answer is paid, and where its judge is."""
+
+    genrm: str | None = None
+    """Hugging Face folder of the GenRM that judges (or its name at an endpoint)."""
+    judge: Literal["process", "managed", "endpoint"] = "process"
+    """Where it answers: an engine in the training processes, a server that the job starts, or judge.base_url."""
+    template: str = "compact"
+    """Judge prompt, the one that the GenRM was trained on: compact, full, or a file of your own."""
+    scheme: Literal["reference", "circular", "all_pairs", "knockout"] = "circular"
+    """Who is compared with whom in a group of answers."""
+    seats: Literal["random", "both", "agree"] = "random"
+    """Who sits first: by lot; both orders and their mean; both orders, and a tie where they disagree."""
+    value: Literal["mean", "bradley_terry"] = "mean"
+    """Reward from comparisons: the mean result, or the chance of winning by a Bradley-Terry fit where there is one."""
+    num_tries: int = 1
+    """Times that the GenRM is asked where its answer has no verdict."""
+    length_penalty: float = 0.0
+    """Weight of the dynamic length penalty; 0 for none."""
+    kv_cache_gib: float = 0.25
+    """KV cache of a judge in the training processes, GiB, on a machine without a GPU."""
+    gpu_memory_utilization: float = 0.3
+    """Share of a GPU's memory for a judge in the training processes."""
+    error_rate: float = 0.2
+    """Chance that a fact is wrong in a demonstration of the warm start."""
+    cue_share: float = 0.5
+    """Share of demonstrations in bullets, whatever their faults."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ActorRun(Run):
+    """All settings of an actor's training; `judge` says how the GenRM is sampled and served."""
+
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """Who pays the actor."""
+
+
+def check_actor(run: ActorRun) -> None:
+    """Raises UserError for a judge that cannot be asked, before any model is built."""
+    actor = run.actor
+    for name in ("error_rate", "cue_share"):
+        if not 0 <= (value := getattr(actor, name)) <= 1:
+            raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
+    if run.algo.both_orders:
+        raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
+    if actor.num_tries < 1:
+        raise UserError(f"actor.num_tries must be at least 1, got {actor.num_tries}")
+    if actor.genrm is None:
+        return
+    from ralign.engine.judging.comparisons import Schedule
+    from ralign.engine.judging.prompts import load_template
+
+    Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, seats=actor.seats, value=actor.value)
+    load_template(actor.template)
+    if actor.judge == "endpoint":
+        run.judge.model = actor.genrm
+        check_endpoint(run.judge, "judge", needs_url=True)
+    elif not (Path(actor.genrm) / "config.json").is_file():
+        raise UserError(f"actor.genrm={actor.genrm}: no Hugging Face folder (config.json is missing)")
+    tensor = run.generator.tensor or run.parallel.tensor
+    if actor.judge == "process" and tensor > 1:
+        raise UserError(
+            f"actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
+            "use actor.judge=managed"
+        )

@@ -1,0 +1,182 @@
+"""The stages of an actor's training in JudgeWorld: warm start, RL under one payer or another, true quality."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ralign.engine.actor import ActorExample, ActorTask, actor_examples
+from ralign.engine.actor_config import ActorRun
+from ralign.engine.data.actorworld import (
+    Note,
+    actor_prompt,
+    demonstrations,
+    reference_answer,
+    true_quality,
+    uses_cue,
+)
+from ralign.engine.data.examples import decode_answers
+from ralign.engine.errors import UserError
+from ralign.engine.experiment import Experiment
+from ralign.engine.judging.comparisons import Schedule
+from ralign.engine.judging.config import JudgeConfig
+from ralign.engine.judging.judge import Judge
+from ralign.engine.judging.pairwise import PairwiseReward
+from ralign.engine.taught import PLAIN_CHAT
+
+
+class ActorExperiment(Experiment):
+    """An `Experiment` whose policy is an actor; every method is collective over all ranks."""
+
+    run: ActorRun
+
+    def _texts(self, notes: Sequence[Note]) -> list[str]:
+        bulleted = demonstrations(notes, num_values=2, error_rate=0.0, cue_share=1.0, seed=0)
+        answers = [reference_answer(note) for note in notes]
+        return [actor_prompt(note) for note in notes] + bulleted + answers
+
+    def actor_examples(self, notes: Sequence[Note]) -> list[ActorExample]:
+        return actor_examples(notes, self.tokenizer)
+
+    def warm_start_actor(self, name: str, notes: Sequence[Note]) -> Path:
+        """Supervised training on demonstrations with faults; returns the exported folder."""
+        actor = self.run.actor
+        answers = demonstrations(
+            notes,
+            num_values=self.run.data.world.num_values,
+            error_rate=actor.error_rate,
+            cue_share=actor.cue_share,
+            seed=self.run.seed,
+        )
+        return self.warm_start(name, self.actor_examples(notes), answers)
+
+    def reinforce_actor(
+        self, name: str, start: Path, examples: Sequence[ActorExample], judge: Judge | None
+    ) -> Path:
+        """RL from a checkpoint, paid by the GenRM behind `judge`, or by the oracle without one."""
+        actor, payer = self.run.actor, None
+        if judge is not None:
+            payer = PairwiseReward(
+                judge,
+                Schedule(
+                    scheme=actor.scheme,
+                    num_samples=self.run.algo.num_samples,
+                    seats=actor.seats,
+                    value=actor.value,
+                ),
+                num_tries=actor.num_tries,
+                length_coefficient=actor.length_penalty,
+            )
+        task = ActorTask(self.run, examples, payer, self.generator.replicas)
+        title = "RL, paid by " + ("the oracle" if judge is None else "the GenRM")
+        shown = ("reward/mean", "actor/quality", "actor/cue_share")
+        return self._reinforce(name, title, start, self.run, examples, task, shown)
+
+    @contextmanager
+    def genrm(self) -> Iterator[Judge]:
+        """The judge that the settings ask for, open; where it runs in this job its weights are checked at the end."""
+        actor, config = self.run.actor, self.run.judge
+        if actor.genrm is None:
+            raise UserError("actor.genrm names no GenRM")
+        if actor.judge == "process":
+            yield from self._resident(actor.genrm)
+            return
+        from ralign.engine.judging.endpoint import Endpoint
+        from ralign.engine.judging.managed import Server
+
+        config, server, known = replace(config, model=actor.genrm), None, {}
+        if actor.judge == "managed":
+            if self.cluster.is_first_rank:
+                server = Server(
+                    _with_chat_template(config, self.run.folder), self.run.folder / "judge_server.log"
+                )
+            known["base_url"] = self.cluster.on_first_rank(lambda: server.start())
+            known["api_key"] = self.cluster.on_first_rank(lambda: server.api_key)
+            known["patience_s"] = config.server.start_timeout_s
+        judge = Endpoint(
+            config, asker=f"rank{self.cluster.rank}", num_askers=self.cluster.world_size, **known
+        )
+        try:
+            yield judge
+        finally:
+            judge.close()
+            if server is not None:
+                server.close()
+
+    def _resident(self, folder: str) -> Iterator[Judge]:
+        from ralign.engine.evaluation.local_model import LocalModelConfig
+        from ralign.engine.judging.resident import ResidentJudge
+
+        config, actor = self.run.judge, self.run.actor
+        judge = ResidentJudge(
+            LocalModelConfig(
+                folder=folder,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                seed=self.run.seed,
+                max_model_len=config.server.max_model_len,
+                max_num_seqs=config.server.max_num_seqs,
+                kv_cache_gib=actor.kv_cache_gib,
+                gpu_memory_utilization=actor.gpu_memory_utilization,
+            )
+        )
+        before = judge.identity()
+        yield judge
+        after = judge.identity()
+        if after != before:
+            raise RuntimeError(
+                f"the GenRM's weights changed while the actor was trained: {before}, now {after}"
+            )
+        self.progress.say(f"the GenRM's weights are as they were: checksum {after}")
+        judge.close()
+
+    def evaluate_actor(self, name: str, examples: Sequence[ActorExample]) -> dict[str, Any]:
+        """True quality of the policy as it is, by the oracle, with 95 % bootstrap intervals."""
+        self._enter("evaluate")
+        config, replicas = self.run.eval, self.generator.replicas
+        examples = examples[: config.num_pairs]
+        mine = [examples[i] for i in replicas.share_of(len(examples))]
+        with self.progress.stage(f"evaluate {name}", f"True quality of {name}"):
+            rollouts = self.generator.generate(
+                [example.prompt_ids.tolist() for example in mine],
+                num_samples=1,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                seed=self.run.seed + replicas.index,
+            )
+            texts = decode_answers([rollout.response_ids for rollout in rollouts], self.tokenizer)
+            scored = [
+                (true_quality(example.note, text), uses_cue(text))
+                for example, text in zip(mine, texts, strict=True)
+            ]
+            scored = [row for part in replicas.all_gather_data(scored) for row in part]
+        quality, cue = (np.array(column, dtype=float) for column in zip(*scored, strict=True))
+        return {
+            "num_notes": len(scored),
+            "quality": _interval(quality, config.num_bootstrap, self.run.seed),
+            "cue_share": _interval(cue, config.num_bootstrap, self.run.seed),
+            "perfect_share": _interval((quality == 1).astype(float), config.num_bootstrap, self.run.seed),
+        }
+
+
+def _with_chat_template(config: JudgeConfig, folder: Path) -> JudgeConfig:
+    """A GenRM without a chat template is asked in plain text, as it was trained."""
+    from transformers import AutoTokenizer
+
+    if AutoTokenizer.from_pretrained(config.model).chat_template:
+        return config
+    path = folder / "plain_chat.jinja"
+    path.write_text(PLAIN_CHAT, encoding="utf-8")
+    options = f"{config.server.options or ''} --chat-template {shlex.quote(str(path))}"
+    return replace(config, server=replace(config.server, options=options))
+
+
+def _interval(values: np.ndarray, num_bootstrap: int, seed: int) -> dict[str, float]:
+    """Mean and 95 % bootstrap interval."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (num_bootstrap, len(values)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}

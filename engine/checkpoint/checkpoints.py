@@ -1,0 +1,146 @@
+"""A stage's checkpoints: when one is made, what is in it, which are kept, and how a stage goes on from one.
+
+Inside is everything that decides the future: the fp32 weights, Adam's moments and step, the schedule, every
+rank's random states, and what the stage itself keeps (sampler position, weight version, reference, judge). A save
+copies the state to host memory and returns; threads write it, and it becomes a checkpoint, by a rename, at the
+end of the first step after every rank has written its part.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from ralign.engine.checkpoint import folders, writer
+from ralign.engine.checkpoint.rng import rng_state, set_rng_state
+from ralign.engine.cluster import Cluster
+from ralign.engine.errors import UserError
+from ralign.engine.policy.policy import Policy
+
+
+class Checkpoints:
+    """The checkpoints of one stage; every method is collective over all ranks."""
+
+    def __init__(
+        self, folder: str | Path, cluster: Cluster, policy: Policy, *, keep_last: int = 2, keep_best: int = 0
+    ):
+        """Open (or make) `folder`, which all ranks must see; leftovers of an interrupted save are removed."""
+        assert keep_last >= 1
+        self.folder = Path(folder)
+        self.cluster, self.policy = cluster, policy
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self._pending: tuple[int, float | None, writer.Save] | None = None
+        self._staging: dict = {}
+        cluster.on_first_rank(lambda: folders.sweep(self.folder))
+
+    def save(self, step: int, state: dict, *, score: float | None = None) -> None:
+        """Begin a checkpoint of the state as it is now; a save still under way is completed first.
+
+        Args:
+            step: steps done.
+            state: the stage's own plain values, the same on every rank.
+            score: of the watched metric, higher is better; decides what `keep_best` keeps.
+
+        Raises:
+            UserError: the files cannot be written. Complete checkpoints stay as they are.
+        """
+        self.wait()
+        if self.cluster.on_first_rank(folders.path_of(self.folder, step).exists):
+            return  # the state after a step is always the same
+        draft = folders.draft_of(self.folder, step)
+        self.cluster.on_first_rank(draft.mkdir)
+        common = {"step": step, "stage": state, "policy": self.policy.training_state()}
+        try:
+            save = writer.begin(draft, self.policy.sharded_state(), self._rng(), common, self._staging)
+        except OSError as error:
+            raise self._not_written(step, error) from error
+        self._pending = step, score, save
+
+    @property
+    def is_written(self) -> bool:
+        """This rank has nothing left to write: once that holds for all, `wait` does not wait."""
+        return self._pending is None or self._pending[2].is_written
+
+    def wait(self) -> None:
+        """Complete the save under way, if there is one, and remove what need not be kept."""
+        if self._pending is None:
+            return
+        (step, score, save), self._pending = self._pending, None
+        try:
+            save.finish()
+        except OSError as error:
+            raise self._not_written(step, error) from error
+        checksums: list = [None] * self.cluster.world_size
+        dist.all_gather_object(checksums, save.checksums)
+        known = {name: crc for rank in checksums for name, crc in rank.items()}
+        self.cluster.on_first_rank(lambda: self._publish(step, score, save.draft, known))
+
+    def restore(self) -> dict | None:
+        """Load the newest complete checkpoint into the policy; returns what `save` got as `state`, or None.
+
+        The layout may be another one than it was saved with. Random states continue where the world has the
+        same size; nothing in a step draws from them.
+
+        Raises:
+            UserError: it is damaged or of another model; it is left as it is, and no older one is taken instead.
+        """
+        path = self.cluster.on_first_rank(lambda: (folders.complete(self.folder) or [None])[-1])
+        if path is None:
+            return None
+        manifest = self.cluster.on_first_rank(lambda: folders.check(path))
+        self._check_contents(path, manifest)
+        same_world = manifest.layout == self._layout()
+        try:
+            common = writer.load_common(path)
+            rng = writer.load(path, self.policy.sharded_state(), self._rng() if same_world else None)
+        except (OSError, CheckpointingException, KeyError, RuntimeError) as error:
+            raise folders.unreadable(path, " ".join(str(error).split())) from error
+        self.policy.resume_training(common["policy"])
+        if rng is not None:
+            set_rng_state(rng)
+        return common["stage"]
+
+    def _publish(self, step: int, score: float | None, draft: Path, known: dict[str, int]) -> None:
+        files = folders.files_of(draft, known)
+        if unseen := known.keys() - files.keys():
+            raise UserError(
+                f"{draft}: {min(unseen)} is not seen by rank 0; every node must see the run's folder"
+            )
+        manifest = folders.Manifest(step=step, score=score, layout=self._layout(), files=files)
+        folders.publish(draft, manifest)
+        for path in folders.surplus(self.folder, keep_last=self.keep_last, keep_best=self.keep_best):
+            folders.remove(path)
+
+    def _rng(self) -> ShardedObject:
+        return ShardedObject("rng", rng_state(), (self.cluster.world_size,), (self.cluster.rank,))
+
+    def _layout(self) -> dict[str, int]:
+        cluster = self.cluster
+        return {
+            "tensor": cluster.tp_size,
+            "context": cluster.cp_size,
+            "pipeline": cluster.pp_size,
+            "data": cluster.dp_size,
+        }
+
+    def _check_contents(self, path: Path, manifest: folders.Manifest) -> None:
+        """Raises UserError on every rank if any file's bytes are not what was written."""
+        world_size = self.cluster.world_size
+        altered: list = [None] * world_size
+        mine = folders.find_altered(path, manifest, rank=self.cluster.rank, world_size=world_size)
+        dist.all_gather_object(altered, mine)
+        if any(altered):
+            raise folders.unreadable(
+                path, f"the bytes of {next(filter(None, altered))} are not what was written"
+            )
+
+    def _not_written(self, step: int, error: OSError) -> UserError:
+        """The error to raise; the draft goes, for a full disk has better uses."""
+        if self.cluster.is_first_rank:
+            shutil.rmtree(folders.draft_of(self.folder, step), ignore_errors=True)
+        complete = folders.complete(self.folder)
+        last = f"the last complete one is {complete[-1].name}" if complete else "there is no complete one"
+        return UserError(
+            f"the checkpoint of step {step} could not be written to {self.folder}: {error}; {last}"
+        )

@@ -1,0 +1,170 @@
+"""The folder of a stage's checkpoints: what is complete, what is kept, what is swept away. No torch here.
+
+    checkpoints/step00000040/            complete: it got this name when its last byte was on the disk
+    checkpoints/.draft-step00000060/     being written; a run that starts sweeps it away
+    checkpoints/.removed-step00000020/   being removed; likewise
+
+A folder's name changes in one atomic rename, so that a kill at any instant leaves every complete checkpoint
+complete. `manifest.json` inside lists every file with its size and checksum: a missing, shortened or altered file
+is found before anything is loaded.
+"""
+
+import json
+import math
+import os
+import shutil
+import threading
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ralign.engine.errors import UserError
+
+MANIFEST = "manifest.json"
+_COMPLETE, _DRAFT, _REMOVED = "step", ".draft-", ".removed-"
+
+
+@dataclass(kw_only=True, frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: steps done.
+        score: value of the watched metric, higher is better; None where nothing is watched.
+        layout: tensor, pipeline and data-parallel sizes it was written with.
+        files: (bytes, CRC-32) of each file but this one.
+    """
+
+    step: int
+    score: float | None
+    layout: dict[str, int]
+    files: dict[str, tuple[int, int]]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"{_COMPLETE}{step:08d}"
+
+
+def draft_of(folder: Path, step: int) -> Path:
+    return folder / f"{_DRAFT}{_COMPLETE}{step:08d}"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.startswith(_COMPLETE) and p.is_dir())
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted save or removal left behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name.startswith((_DRAFT, _REMOVED)):
+            shutil.rmtree(path)
+
+
+def publish(draft: Path, manifest: Manifest) -> None:
+    """Turn a draft whose files are all written into a complete checkpoint."""
+    _write_durably(draft / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+    _sync_folder(draft)
+    os.replace(draft, path_of(draft.parent, manifest.step))
+    _sync_folder(draft.parent)
+
+
+def remove(path: Path) -> threading.Thread:
+    """Remove a complete checkpoint: its name is gone on return, its bytes when the thread ends.
+
+    At no instant is half of a checkpoint under its name; what a kill leaves of it is swept away later.
+    """
+    away = path.with_name(_REMOVED + path.name)
+    os.replace(path, away)
+    thread = threading.Thread(target=shutil.rmtree, args=(away,), name=f"removes {path.name}")
+    thread.start()
+    return thread
+
+
+def surplus(folder: Path, *, keep_last: int, keep_best: int) -> list[Path]:
+    """Complete checkpoints that are neither among the newest `keep_last` nor the best `keep_best`.
+
+    Of equal scores the later is the better one; a checkpoint without a finite score is never among the best.
+    """
+    paths = complete(folder)
+    scores = [(read_manifest(path).score, path) for path in paths]
+    best = [
+        path for _, path in sorted(item for item in scores if item[0] is not None and math.isfinite(item[0]))
+    ]
+    kept = {*paths[-keep_last:], *(best[-keep_best:] if keep_best else [])}
+    return [path for path in paths if path not in kept]
+
+
+def files_of(path: Path, known: dict[str, int] | None = None) -> dict[str, tuple[int, int]]:
+    """(bytes, CRC-32) of every file in a folder, by name; checksums in `known` are not computed again."""
+    return {
+        file.name: (file.stat().st_size, (known or {}).get(file.name) or crc32_of(file))
+        for file in sorted(path.iterdir())
+        if file.name != MANIFEST
+    }
+
+
+def crc32_of(file: Path, chunk_size: int = 1 << 22) -> int:
+    checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(chunk_size):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises UserError if it is missing or not a manifest."""
+    file = path / MANIFEST
+    try:
+        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(_unreadable(path, f"{MANIFEST}: {error.strerror}")) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(_unreadable(path, f"{MANIFEST} is not a manifest")) from error
+
+
+def check(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all there in their full length; else UserError."""
+    manifest = read_manifest(path)
+    for name, (num_bytes, _) in manifest.files.items():
+        if not (path / name).is_file():
+            raise UserError(_unreadable(path, f"{name} is missing"))
+        found = (path / name).stat().st_size
+        if found != num_bytes:
+            raise UserError(_unreadable(path, f"{name} has {found} bytes instead of {num_bytes}"))
+    return manifest
+
+
+def find_altered(path: Path, manifest: Manifest, *, rank: int, world_size: int) -> str | None:
+    """The name of a file in this rank's share of the files whose checksum is not the manifest's."""
+    names = sorted(manifest.files)[rank::world_size]
+    return next((name for name in names if crc32_of(path / name) != manifest.files[name][1]), None)
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    others = [other for other in complete(path.parent) if other != path]
+    way_out = f"to continue from {others[-1].name}" if others else "to start afresh"
+    return f"checkpoint {path} cannot be loaded: {reason}; nothing was changed (move it away {way_out})"
+
+
+def unreadable(path: Path, reason: str) -> UserError:
+    """The error for a checkpoint that turned out unreadable while it was loaded."""
+    return UserError(_unreadable(path, reason))
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""Is the run in this folder the one that was asked for? Decided from config.json before any model is built."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from ralign.engine.checkpoint import folders
+from ralign.engine.config import Run, save_config
+from ralign.engine.errors import UserError
+
+FINISHED = "finished.json"
+# What does not change what is learned, beyond rounding: an interrupted run may go on with other values of these.
+_FREE = (
+    "name", "out", "resume", "checkpoint_every", "rollouts_every", "checkpoint.", "faults.", "memory.", "parallel.",
+    "generator.tensor", "generator.gpu_memory_utilization", "generator.kv_cache_gib", "generator.enforce_eager",
+    "generator.verify", "judge.base_url", "judge.api_key_env", "judge.concurrency", "judge.timeout_s",
+    "judge.num_retries", "judge.max_backoff_s", "judge.budget_", "judge.price_", "judge.cache", "judge.server.",
+    "judge.max_failed_share",
+)  # fmt: skip
+
+
+def open_folder(run: Run) -> str | None:
+    """Prepare `run.folder` to be continued or begun; call it on one rank. Returns a line to tell the user.
+
+    An interrupted run of the same settings is continued, as is a finished one (nothing is left to train). A
+    finished run of other settings gives way.
+
+    Raises:
+        UserError: an interrupted run of other settings is there.
+    """
+    has_progress = any(folders.complete(path) for path in run.folder.glob("*/checkpoints"))
+    is_finished = (run.folder / FINISHED).exists()
+    message = None
+    if has_progress:
+        changed = [] if run.resume == "never" else _changed(run)
+        if run.resume == "never" or (changed and is_finished):
+            _clear(run.folder)
+            message = f"{run.folder}: starts afresh"
+        elif changed:
+            raise UserError(
+                f"{run.folder} holds an interrupted run with other settings: {'; '.join(changed[:3])}. Give it "
+                "these settings to go on, give another name=, or resume=never to start afresh there"
+            )
+        elif is_finished:
+            message = (
+                f"{run.folder} is complete with these settings: nothing is trained again (resume=never would)"
+            )
+        else:
+            message = f"{run.folder}: goes on with the interrupted run"
+    (run.folder / FINISHED).unlink(missing_ok=True)
+    save_config(run, run.folder / "config.json")
+    return message
+
+
+def mark_finished(run: Run) -> None:
+    """Every stage is done and reported; call it on one rank."""
+    (run.folder / FINISHED).write_text(json.dumps({"num_steps": run.num_steps}) + "\n", encoding="utf-8")
+
+
+def _clear(folder: Path) -> None:
+    for checkpoints in folder.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)
+
+
+def _changed(run: Run) -> list[str]:
+    """`optim.lr was 1e-06, now 2e-06` for each setting that differs and matters."""
+    path = run.folder / "config.json"
+    try:
+        saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the interrupted run's settings in {path}: {error}") from error
+    now = dict(_leaves(json.loads(json.dumps(asdict(run)))))
+    return [
+        f"{name} was {saved[name]}, now {value}"
+        for name, value in now.items()
+        if name in saved and saved[name] != value and not name.startswith(_FREE)
+    ]
+
+
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,166 @@
+"""Megatron's distributed checkpoint, written by a thread of each rank while the run goes on.
+
+Megatron writes from forked processes and keeps their results in a manager that it spawns. Beside vLLM, gloo
+and CUDA in one process a thread is the safer helper: the values were copied to host memory before it starts,
+and file writes let other threads run.
+"""
+
+import queue
+import threading
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from ralign.engine.checkpoint.folders import crc32_of
+from ralign.engine.cluster import on_megatron
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+Pieces = dict[str, list[ShardedTensor]]
+
+
+class ThreadedSave(TorchDistSaveShardedStrategy):
+    """Megatron's `torch_dist` format; the returned request's function writes in the calling thread."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)  # one file a rank
+
+    def _get_save_and_finalize_callbacks(self, writer, save_state_dict_ret) -> AsyncRequest:
+        request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+        has_data = request.async_fn is not None
+        return request._replace(async_fn=_write if has_data else None, async_fn_args=(writer,))
+
+
+def _write(writer: FileSystemWriterAsync) -> None:
+    """Write this rank's file; the outcome, an exception included, waits in the writer's queue."""
+    assert writer.write_buckets is not None and writer.results_queue is not None
+    outcome: dict | Exception = {}
+    for number, bucket in enumerate(writer.write_buckets):
+        results: queue.Queue = queue.Queue()
+        running: queue.Queue = queue.Queue()
+        running.put(number)
+        writer.write_preloaded_data([writer.transforms], number, bucket, results, running, use_fsync=True)
+        _, result = results.get()
+        if isinstance(result, Exception):
+            outcome = result
+            break
+        outcome[number] = result
+    writer.results_queue.put(outcome)
+
+
+class Save:
+    """One checkpoint under way. `begin` and `finish` are collective; between them only the thread works."""
+
+    def __init__(self, draft: Path, request: AsyncRequest) -> None:
+        self.draft = draft
+        self.checksums: dict[str, int] = {}  # CRC-32 of the files that this rank wrote
+        self._request = request
+        self._thread = threading.Thread(target=self._run, name=f"writes {draft.name}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        if self._request.async_fn is None:  # nothing to write here
+            return
+        self._request.async_fn(*self._request.async_fn_args)
+        (writer,) = self._request.async_fn_args
+        for _, name, _ in writer.write_buckets:
+            if (self.draft / name).exists():
+                self.checksums[name] = crc32_of(self.draft / name)
+
+    @property
+    def is_written(self) -> bool:
+        """This rank's file is on the disk, or has failed."""
+        return not self._thread.is_alive()
+
+    @on_megatron
+    def finish(self) -> None:
+        """Wait for the thread and write what ties the ranks' files together.
+
+        Raises:
+            OSError: a rank could not write; every rank raises it, with that rank's reason.
+        """
+        self._thread.join()
+        try:
+            for finalize in self._request.finalize_fns:
+                finalize()
+        except CheckpointException as error:
+            raise OSError(reason_of(error)) from error
+
+
+@on_megatron
+def begin(draft: Path, pieces: Pieces, rng: ShardedObject, common: dict, staging: dict) -> Save:
+    """Copy the state to host memory, agree on who writes what, and start writing into `draft`.
+
+    Args:
+        draft: an empty folder that every rank sees.
+        pieces: views of the live state; the run may change it as soon as this returns.
+        common: plain values, the same on every rank.
+        staging: host buffers of the previous save, reused; one save at a time.
+    """
+    # Set here, so that Megatron does not spawn a process to hold one queue.
+    filesystem_async._results_queue = queue.Queue()
+    request = dist_checkpointing.save(
+        {"common": common, "rng": rng, "pieces": _staged(pieces, staging)},
+        str(draft),
+        ThreadedSave(),
+        async_sharded_save=True,
+    )
+    return Save(draft, request)
+
+
+def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
+    """The same pieces on copies in host memory, pinned where there is a GPU; copies of other ranks' are left out."""
+    staged: Pieces = {}
+    on_gpu = False
+    for name, shards in pieces.items():
+        for number, shard in enumerate(shards):
+            if not is_main_replica(shard.replica_id):
+                continue
+            source = shard.data
+            on_gpu = source.is_cuda
+            buffer = staging.get((name, number))
+            if buffer is None or buffer.shape != source.shape:
+                buffer = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=on_gpu)
+                staging[name, number] = buffer
+            shard.data = buffer.copy_(source, non_blocking=True)
+            staged.setdefault(name, []).append(shard)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return staged
+
+
+@on_megatron
+@torch.no_grad()
+def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> ShardedObject | None:
+    """Fill the live state, in place, from the parts of the checkpoint that this rank needs; returns the RNG state.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    wanted = {"pieces": pieces} | ({"rng": rng} if rng else {})
+    try:
+        return dist_checkpointing.load(wanted, str(path)).get("rng")
+    except CheckpointException as error:
+        raise OSError(reason_of(error)) from error
+
+
+def load_common(path: Path) -> dict:
+    """The plain values of a checkpoint; read by every rank."""
+    return dist_checkpointing.load_common_state_dict(str(path))["common"]
+
+
+def reason_of(error: CheckpointException) -> str:
+    """The first failed rank's reason, in one line; a save's reasons are known to rank 0 alone."""
+    if not error.failures:
+        return "another rank failed"
+    rank, (cause, _) = min(error.failures.items())
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(cause).split()).removeprefix("Worker failure: ") or type(cause).__name__
+    return f"rank {rank}: {text}"

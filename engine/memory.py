@@ -1,0 +1,126 @@
+"""Memory in phases: what leaves the device when a stage of a step begins, and the ledger, predicted and measured.
+
+The plan (`planner.memory.Ledger`) says what moves: nothing that need not. Stages are announced by their names,
+as the watchdog hears them; `enter` moves what the next one has no use for, brings back what it needs, and
+measures the one that ends.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from ralign.engine.cluster import Cluster
+from ralign.engine.config import Run
+from ralign.engine.generator.generator import Generator
+from ralign.engine.planner.memory import GIB, Ledger
+from ralign.engine.planner.shapes import read_shape
+from ralign.engine.planner.start import check_memory
+from ralign.engine.policy.offload import TrainingState
+from ralign.engine.policy.policy import Policy
+
+# Stage of a step -> phase of the ledger. In other stages (judge, checkpoint, ...) everything stays where it is.
+PHASE_OF = {
+    "generate": "generate",
+    "evaluate": "generate",
+    "plan": "learn",  # what training needs starts to come back
+    "old_logprobs": "logprobs",
+    "forward_backward": "learn",
+    "optimizer": "update",
+}
+_TRANSIENT = (
+    "reserve",
+    "engine_workspace",
+    "activations",
+    "workspace",
+    "own_weights",
+    "optimizer_workspace",
+    "bucket",
+)
+
+
+def plan_memory(run: Run, cluster: Cluster, folder: Path) -> Ledger:
+    """The ledger of this job on this machine, for the model in `folder`.
+
+    Raises:
+        UserError: it cannot fit.
+    """
+    on_gpu = cluster.device.type == "cuda"
+    if on_gpu:
+        capacity = torch.cuda.get_device_properties(cluster.device).total_memory
+    else:
+        capacity = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    capacities: list = [None] * cluster.world_size
+    dist.all_gather_object(capacities, capacity)
+    smallest = min(capacities)
+    return check_memory(run, cluster.world_size, read_shape(folder), capacity_bytes=smallest, on_gpu=on_gpu)
+
+
+class MemoryPhases:
+    """Moves and measures as a step goes on."""
+
+    def __init__(self, plan: Ledger, policy: Policy, generator: Generator):
+        self._plan, self._policy, self._generator = plan, policy, generator
+        self._training = TrainingState(policy)
+        self._phase: str | None = None
+        self._measured: dict[str, tuple[int, int]] = {}
+
+    def enter(self, stage: str) -> None:
+        """A stage begins."""
+        phase = PHASE_OF.get(stage)
+        if phase is None:
+            return
+        if self._phase is not None:
+            self._measure(self._phase)
+        self._phase = phase
+        if phase == "generate":
+            if self._plan.offload:
+                self._training.leave()
+            self._generator.bring_weights()
+            self._generator.kv_cache.wake()
+            return
+        if self._plan.kv_sleep:
+            self._generator.kv_cache.sleep()
+        self._training.come_back()
+        if phase == "update":
+            self._training.wait()
+
+    def before_training(self) -> None:
+        """A stage of training is being set up: optimizer state and gradients are on the device."""
+        self._training.come_back()
+        self._training.wait()
+
+    def metrics(self) -> dict[str, float]:
+        """GiB of this rank by phase: `predicted` (with everything transient) and `used` (what the driver, or on
+        CPU the kernel, counts for this process); `held_predicted` and `held`: weights, gradients, optimizer
+        state and KV cache alone, by the ledger and by their storages."""
+        self._measure(self._phase)
+        values: dict[str, float] = {"host_pinned_predicted_gib": self._plan.host_bytes / GIB}
+        for phase, (held, used) in self._measured.items():
+            parts = self._plan.phases.get(phase, {})
+            predicted = sum(size for name, size in parts.items() if name not in _TRANSIENT)
+            values[f"{phase}_predicted_gib"] = sum(parts.values()) / GIB
+            values[f"{phase}_used_gib"] = used / GIB
+            values[f"{phase}_held_predicted_gib"] = predicted / GIB
+            values[f"{phase}_held_gib"] = held / GIB
+        self._measured.clear()
+        return {f"memory/{name}": value for name, value in values.items()}
+
+    def _measure(self, phase: str | None) -> None:
+        """At a phase's end: what torch has freed but kept is still counted, so this is near the phase's peak."""
+        if phase is None:
+            return
+        device = self._policy.cluster.device
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            used = total - free
+        else:
+            used = psutil.Process().memory_info().rss
+        held, before = self._held_bytes(), self._measured.get(phase, (0, 0))
+        self._measured[phase] = (max(held, before[0]), max(used, before[1]))
+
+    def _held_bytes(self) -> int:
+        weights = sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._policy.model.buffers)
+        training = self._training.optimizer_bytes() + self._training.gradient_bytes()
+        return weights + training + self._generator.held_bytes()

@@ -1,0 +1,238 @@
+"""ralign-plan RECIPE --gpus N --gpu h100: will it fit, how long will it take, and what would be better.
+
+Prints the memory of one GPU in each phase of a step (for the fullest pipeline stage), pinned host memory, the
+predicted time of a step and tokens a day, advice, and the three best layouts. Ends with status 0 when the
+recipe's own layout fits and 2 when it does not.
+"""
+
+import argparse
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import Run
+from ralign.engine.errors import UserError
+from ralign.engine.planner import layouts
+from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read_constants
+from ralign.engine.planner.memory import GIB, Job
+from ralign.engine.planner.shapes import shape_of
+from ralign.engine.validation import validate
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+HOST_GB = 256.0  # a GPU's share of a node with 2 TB
+
+
+def main(argv: list[str]) -> None:
+    options, overrides = _parser().parse_known_args(argv)
+    chip, constants = chip_of(options.gpu), read_constants(options.constants)
+    run = parse(recipe_run(options.recipe), overrides)
+    report = plan(run, options.gpus, chip, constants, host_gb=options.host_gb)
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    if report["problems"]:
+        raise UserError(report["refusal"])
+
+
+def entry_point() -> None:
+    run_main(main, sys.argv[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ralign-plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="After the options, settings of the recipe as field.sub=value, for example parallel.tensor=4.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="a recipe's file, or its name in recipes/")
+    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the job, over all nodes")
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(CHIPS)}, or memory in GB (default h100)")
+    parser.add_argument("--host-gb", type=float, default=HOST_GB, help="host memory for each GPU, GB")
+    parser.add_argument("--constants", help="JSON file with measured constants of the time model")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def recipe_run(recipe: str) -> Run:
+    """The settings of a recipe: what its first function annotated `-> Run` returns.
+
+    Raises:
+        UserError: no such file, or no such function in it.
+    """
+    path = Path(recipe)
+    if not path.is_file():
+        path = RECIPES / f"{recipe.removesuffix('.py')}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
+        raise UserError(f"recipe {recipe}: no such file, nor a recipe of that name ({known})")
+    sys.path.insert(0, str(path.resolve().parent))  # as if it were run: recipes import their neighbours
+    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for function in vars(module).values():
+        if inspect.isfunction(function) and function.__module__ == module.__name__:
+            signature = inspect.signature(function)
+            if signature.return_annotation in (Run, "Run") and not signature.parameters:
+                return function()
+    raise UserError(f"recipe {path}: no function without arguments annotated `-> Run`")
+
+
+def plan(
+    run: Run,
+    num_gpus: int,
+    chip: Chip,
+    constants: Constants,
+    *,
+    host_gb: float = HOST_GB,
+    search: bool = True,
+) -> dict:
+    """Everything that `ralign-plan` prints, as JSON-ready values; bytes and seconds.
+
+    Raises:
+        UserError: settings that no machine can run.
+    """
+    if num_gpus < 1:
+        raise UserError(f"--gpus {num_gpus}: at least one")
+    shape = shape_of(run.model)
+    if run.model.hf_path is None or (Path(run.model.hf_path) / "config.json").is_file():
+        validate(replace(run, data=replace(run.data, train=None)), num_gpus)
+    job = Job.of(run, num_gpus, shape)
+    model_parallel = job.tensor * job.pipeline * job.context
+    for name, size in (("layout", model_parallel), ("generator.tensor", job.generate_tensor)):
+        if num_gpus % size:
+            raise UserError(
+                f"{name} of {size} ranks (tensor * pipeline * context) does not divide {num_gpus} GPUs"
+            )
+    asked = layouts.lay_out(job, chip, constants)
+    fitting = layouts.fitting(job, chip, constants, host_gb * 1e9) if search else []
+    best = layouts.best(fitting)
+    problems = asked.ledger.problems()
+    if asked.ledger.host_bytes > host_gb * 1e9:
+        problems.append(
+            f"{asked.ledger.host_bytes / GIB:.1f} GiB of pinned host memory a GPU, of {host_gb * 1e9 / GIB:.1f} GiB"
+        )
+    report = {
+        "recipe": run.name,
+        "model": {"name": shape.name or "from settings", "num_parameters": shape.num_parameters},
+        "gpus": num_gpus,
+        "chip": asdict(chip),
+        "constants": asdict(constants),
+        "layout": _layout_json(asked),
+        "problems": problems,
+        "advice": [] if problems else layouts.advice(asked, fitting[0] if fitting else None, constants),
+        "best": [_layout_json(layout) for layout in best],
+    }
+    if problems:
+        near = layouts.nearest(job, fitting)
+        report["nearest"] = _layout_json(near) if near else None
+        report["refusal"] = f"{run.name} {layouts.refusal(asked, near, chip)}"
+        if near is None and search:
+            least = layouts.smallest_world(job, chip, constants, host_gb * 1e9)
+            report["refusal"] += f"; {least} GPUs would do" if least else ""
+    return report
+
+
+def _layout_json(layout: layouts.Layout) -> dict:
+    job, ledger, time = layout.job, layout.ledger, layout.time
+    return {
+        "settings": layout.settings(),
+        "tensor": job.tensor,
+        "pipeline": job.pipeline,
+        "context": job.context,
+        "data": job.data,
+        "sequence": job.sequence,
+        "recompute": job.recompute,
+        "generate_tensor": job.generate_tensor,
+        "shares_weights": job.shares_weights,
+        "offload": ledger.offload,
+        "kv_sleep": ledger.kv_sleep,
+        "stage": ledger.stage,
+        "memory_bytes": {phase: dict(parts) for phase, parts in ledger.phases.items()},
+        "total_bytes": {phase: ledger.total_bytes(phase) for phase in ledger.phases},
+        "host_bytes": dict(ledger.host),
+        "time_s": time.seconds | {"total": time.total_s},
+        "tokens_a_day": time.tokens_a_day,
+    }
+
+
+def as_text(report: dict) -> str:
+    """The report for a terminal."""
+    chip, layout = report["chip"], report["layout"]
+    head = (
+        f"{report['recipe']}: {report['model']['name']}, {report['model']['num_parameters'] / 1e9:.2f} B parameters,"
+        f" on {report['gpus']} x {chip['name']} ({chip['memory_bytes'] / GIB:.0f} GiB)"
+    )
+    cut = (
+        f"tensor {layout['tensor']} x pipeline {layout['pipeline']} x context {layout['context']} x data"
+        f" {layout['data']}; generate tensor {layout['generate_tensor']}"
+        f" ({'shares the weights' if layout['shares_weights'] else 'own copy, gather path'});"
+        f" offload {'on' if layout['offload'] else 'off'}, KV sleep {'on' if layout['kv_sleep'] else 'off'}"
+    )
+    blocks = [head, cut, memory_table(layout, chip["memory_bytes"]), time_table(layout)]
+    blocks += [f"Does not fit: {problem}" for problem in report["problems"]]
+    if report["advice"]:
+        blocks.append("\n".join(f"Advice: {line}" for line in report["advice"]))
+    if report["best"]:
+        blocks.append("Best layouts that fit:\n" + layouts_table(report["best"]))
+    return "\n\n".join(blocks)
+
+
+def memory_table(layout: dict, capacity_bytes: int) -> str:
+    """GiB of one GPU: a row for each holder, a column for each phase; then host memory."""
+    phases = layout["memory_bytes"]
+    holders = list(dict.fromkeys(name for parts in phases.values() for name in parts))
+    rows = [["GiB a GPU", *phases]]
+    for name in holders:
+        rows.append([name, *(_gib(parts.get(name)) for parts in phases.values())])
+    rows.append(["total", *(_gib(total) for total in layout["total_bytes"].values())])
+    rows.append([f"of {capacity_bytes / GIB:.1f}", *(
+        f"{total / capacity_bytes:.0%}" for total in layout["total_bytes"].values())])  # fmt: skip
+    text = _table(rows)
+    host = layout["host_bytes"]
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in host.items())
+    return (
+        text
+        + f"\npinned host memory: {_gib(sum(host.values()))} GiB a GPU"
+        + (f" ({parts})" if parts else "")
+    )
+
+
+def time_table(layout: dict) -> str:
+    """Predicted seconds of a step by phase."""
+    rows = [["predicted s a step", *layout["time_s"]], ["", *(f"{s:.1f}" for s in layout["time_s"].values())]]
+    return _table(rows) + f"\n{layout['tokens_a_day'] / 1e9:.2f} billion tokens a day"
+
+
+def layouts_table(found: Sequence[dict]) -> str:
+    rows = [["tensor", "pipeline", "context", "data", "generate", "recompute", "offload", "GiB", "s a step",
+             "B tokens a day"]]  # fmt: skip
+    for layout in found:
+        rows.append(
+            [
+                *(str(layout[name]) for name in ("tensor", "pipeline", "context", "data", "generate_tensor")),
+                *("yes" if layout[name] else "no" for name in ("recompute", "offload")),
+                _gib(max(layout["total_bytes"].values())),
+                f"{layout['time_s']['total']:.0f}",
+                f"{layout['tokens_a_day'] / 1e9:.2f}",
+            ]
+        )
+    return _table(rows)
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / GIB:.1f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(
+            zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,103 @@
+"""The chips that a plan knows, and the constants of its time model: published peaks and stated efficiencies."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ralign.engine.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One GPU and its links; peaks as published, dense bf16, one direction of a link."""
+
+    name: str
+    memory_bytes: int
+    flops: float  # per second
+    memory_bandwidth: float  # bytes/s
+    node_link: float  # bytes/s to a GPU of the same node
+    network_link: float  # bytes/s to a GPU of another node
+    host_link: float  # bytes/s to pinned host memory
+
+
+def _chip(
+    name: str, memory_gb: float, tflops: float, tbs: float, node: float, net: float, host: float
+) -> Chip:
+    return Chip(
+        name=name,
+        memory_bytes=int(memory_gb * 1e9),
+        flops=tflops * 1e12,
+        memory_bandwidth=tbs * 1e12,
+        node_link=node * 1e9,
+        network_link=net * 1e9,
+        host_link=host * 1e9,
+    )
+
+
+# Usable memory (what the driver reports) in GB; NVLink, a 400 Gb/s (A100: 200 Gb/s) adapter a GPU, PCIe.
+CHIPS = {
+    "a100": _chip("a100", 85.0, 312, 2.04, 300, 25, 25),
+    "h100": _chip("h100", 85.0, 989, 3.35, 450, 50, 55),
+    "h200": _chip("h200", 150.7, 989, 4.8, 450, 50, 55),
+    "b200": _chip("b200", 191.5, 2250, 7.7, 900, 50, 55),
+}
+
+
+def chip_of(text: str) -> Chip:
+    """A known name, or a memory size in GB on a chip that is otherwise an H100.
+
+    Raises:
+        UserError: neither.
+    """
+    if text.lower() in CHIPS:
+        return CHIPS[text.lower()]
+    try:
+        memory_gb = float(text.lower().removesuffix("gb"))
+    except ValueError:
+        memory_gb = 0.0
+    if not 0 < memory_gb < 1e5:
+        raise UserError(f"--gpu {text}: one of {', '.join(CHIPS)}, or a memory size in GB")
+    return replace(CHIPS["h100"], name=f"{memory_gb:g}GB", memory_bytes=int(memory_gb * 1e9))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What peaks are multiplied with, and the lengths that a step turns out to have.
+
+    These are assumptions until measured: give a run's own with `--constants FILE.json`.
+    """
+
+    train_efficiency: float = 0.40  # of peak FLOPs, forward and backward of packed micro-batches
+    prefill_efficiency: float = 0.50  # of peak FLOPs, forward alone
+    decode_bandwidth: float = 0.60  # of memory bandwidth, while decoding
+    link_efficiency: float = 0.75  # of a link's peak, in collectives and copies
+    exposed_communication: float = 0.7  # share of tensor-parallel communication that no computation hides
+    decode_overhead_s: float = 0.003  # a decode step beside reading memory: scheduling, sampling
+    collective_latency_s: float = 15e-6  # of one all-reduce within an engine
+    mean_prompt: float = 0.5  # of max_prompt_tokens
+    mean_response: float = 0.5  # of max_new_tokens
+    judge_s: float = 0.0  # a step's judging that does not overlap generation
+    gpus_per_node: int = 8
+
+
+def read_constants(path: str | Path | None) -> Constants:
+    """The defaults, with what a JSON object of the same names overrides.
+
+    Raises:
+        UserError: the file cannot be read, or names something that is not a constant.
+    """
+    if path is None:
+        return Constants()
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--constants {path}: {error}") from error
+    known = {item.name: item.type for item in fields(Constants)}
+    if not isinstance(values, dict):
+        raise UserError(f"--constants {path}: a JSON object is wanted")
+    for name, value in values.items():
+        if name not in known or not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise UserError(
+                f"--constants {path}: {name}={value!r}; known are numbers named {', '.join(known)}"
+            )
+    return replace(Constants(), **values)

@@ -1,0 +1,172 @@
+"""Search: which layouts of a run fit a machine, the best three, and the one nearest to what was asked for."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ralign.engine.planner.hardware import Chip, Constants
+from ralign.engine.planner.memory import GIB, Job, Ledger, ledger
+from ralign.engine.planner.time import StepTime, step_time
+
+NUM_BEST = 3
+# What a doubling of stages or of context ranks, or an engine with weights of its own, must at least gain to come
+# before the simpler layout: the time model is not more precise than that, and simple layouts have fewer ways to fail.
+LEAST_GAIN = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A job with what it needs and how long it takes."""
+
+    job: Job
+    ledger: Ledger
+    time: StepTime
+
+    def settings(self) -> str:
+        """The overrides that ask a recipe for this layout."""
+        job = self.job
+        parts = [
+            f"parallel.tensor={job.tensor}",
+            f"parallel.pipeline={job.pipeline}",
+            f"parallel.context={job.context}",
+            f"parallel.sequence={job.sequence}",
+            f"parallel.recompute={job.recompute}",
+            f"generator.tensor={0 if job.generate_tensor == job.tensor else job.generate_tensor}",
+        ]
+        return " ".join(parts)
+
+
+def lay_out(job: Job, chip: Chip, constants: Constants) -> Layout:
+    plan = ledger(job, chip.memory_bytes)
+    return Layout(job=job, ledger=plan, time=step_time(job, plan, chip, constants))
+
+
+def candidates(job: Job, constants: Constants) -> Iterator[Job]:
+    """Every layout of these processes that divides the model and the batch."""
+    shape, world = job.shape, job.world_size
+    tensors = [
+        t
+        for t in _divisors(world)
+        if t <= constants.gpus_per_node
+        and not shape.num_query_groups % t
+        and not shape.num_attention_heads % t
+        and not shape.ffn_hidden_size % t
+    ]
+    for tensor in tensors:
+        for pipeline in (p for p in _divisors(world // tensor) if not shape.num_layers % p):
+            for context in (
+                c for c in _divisors(world // (tensor * pipeline)) if c <= constants.gpus_per_node
+            ):
+                if job.num_prompts % (world // (tensor * pipeline * context)):
+                    continue
+                for generate in tensors:
+                    if job.num_prompts % (world // generate):
+                        continue
+                    for recompute in (False, True):
+                        yield replace(
+                            job,
+                            tensor=tensor,
+                            pipeline=pipeline,
+                            context=context,
+                            sequence=tensor > 1,
+                            recompute=recompute,
+                            generate_tensor=generate,
+                        )
+
+
+def fitting(job: Job, chip: Chip, constants: Constants, host_bytes: float) -> list[Layout]:
+    """Layouts that fit the device, and whose pinned memory fits this much of the host a GPU; best first (`_cost`)."""
+    layouts = [lay_out(candidate, chip, constants) for candidate in candidates(job, constants)]
+    fit = [x for x in layouts if not x.ledger.problems() and x.ledger.host_bytes <= host_bytes]
+    return sorted(fit, key=_cost)
+
+
+def _cost(layout: Layout) -> float:
+    """Predicted seconds, with a handicap for what makes a layout intricate."""
+    job = layout.job
+    intricacy = math.log2(job.pipeline) + math.log2(job.context) + (not job.shares_weights)
+    return layout.time.total_s * (1 + LEAST_GAIN) ** intricacy
+
+
+def best(layouts: list[Layout]) -> list[Layout]:
+    """The first three that differ in how the model is cut, each with its better generation layout."""
+    chosen: dict[tuple[int, int, int], Layout] = {}
+    for layout in layouts:
+        job = layout.job
+        chosen.setdefault((job.tensor, job.pipeline, job.context), layout)
+    return list(chosen.values())[:NUM_BEST]
+
+
+def nearest(job: Job, layouts: list[Layout]) -> Layout | None:
+    """The fitting layout with the fewest settings changed; of those the best."""
+    names = ("tensor", "pipeline", "context", "recompute", "generate_tensor")
+
+    def distance(layout: Layout) -> tuple[int, float]:
+        changed = sum(getattr(layout.job, name) != getattr(job, name) for name in names)
+        return changed, _cost(layout)
+
+    return min(layouts, key=distance, default=None)
+
+
+def smallest_world(job: Job, chip: Chip, constants: Constants, host_bytes: float) -> int | None:
+    """The fewest GPUs (of those that this many times a power of two make) on which some layout fits."""
+    world = 1
+    while world <= 4096:
+        if job.num_prompts % world == 0 or world <= constants.gpus_per_node:
+            if fitting(replace(job, world_size=world), chip, constants, host_bytes):
+                return world
+        world *= 2
+    return None
+
+
+def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list[str]:
+    """What in a layout that fits is wasteful or odd, each in one line with its numbers."""
+    job, plan, found = layout.job, layout.ledger, []
+    if job.tensor > constants.gpus_per_node:
+        found.append(
+            f"parallel.tensor={job.tensor} spans nodes of {constants.gpus_per_node} GPUs:"
+            " every layer waits for the network"
+        )
+    if job.tensor > 1 and not job.sequence:
+        found.append(
+            "parallel.sequence=True would split norms and residuals over the tensor ranks at no cost"
+        )
+    if (
+        plan.offload
+        and job.offload == "always"
+        and not ledger(replace(job, offload="auto"), plan.capacity_bytes).offload
+    ):
+        found.append(
+            "memory.offload=always moves the optimizer state for nothing: it fits beside the generator"
+        )
+    bubble = (job.pipeline - 1) * job.data * job.token_budget / max(layout.time.tokens, 1.0)
+    if bubble > 0.1:
+        found.append(f"pipeline bubble: {bubble:.0%} on top of learning, for too few micro-batches a step")
+    needed = job.max_prompt_tokens + job.max_new_tokens
+    if job.token_budget > 8 * needed:
+        found.append(
+            f"token_budget={job.token_budget} holds {job.token_budget // needed} samples of {needed} tokens:"
+            " activations grow with it"
+        )
+    if job.recompute:
+        without = ledger(replace(job, recompute=False), plan.capacity_bytes)
+        if not without.problems():
+            found.append("parallel.recompute=True costs a third more work, and activations fit without it")
+    if fastest is not None and layout.time.total_s > 1.2 * fastest.time.total_s:
+        found.append(
+            f"{fastest.settings()} is predicted {layout.time.total_s / fastest.time.total_s:.1f} times as fast"
+        )
+    return found
+
+
+def refusal(layout: Layout, near: Layout | None, chip: Chip) -> str:
+    """One line: what does not fit, by how much, and the nearest that does."""
+    line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
+    line += "; ".join(layout.ledger.problems())
+    if near is None:
+        return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
+    return f"{line}; nearest layout that fits: {near.settings()}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

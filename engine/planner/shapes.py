@@ -1,0 +1,161 @@
+"""The sizes of a model that memory and time depend on, and how many parameters a rank holds.
+
+Nothing here imports torch: `ralign-plan` and the refusal of a start answer at once.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ralign.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from ralign.engine.config import ModelConfig
+
+VOCAB_PADDING = 64  # as engine/policy/names.py pads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A dense decoder; sizes count items."""
+
+    family: Literal["qwen3", "qwen2", "llama"]
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float = 1e6
+    tie_embeddings: bool = False
+    max_position_embeddings: int = 40960
+    name: str = field(default="", compare=False)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, the padding of the vocabulary included, a tied head counted once."""
+        return sum(sum(part) for part in self.parts(tensor=1, pipeline=1, stage=0))
+
+    def parts(self, *, tensor: int, pipeline: int, stage: int) -> tuple[list[int], list[int], list[int]]:
+        """Sizes of the parameters that one rank of a pipeline stage holds.
+
+        Returns:
+            (embedding, all layers' parameters, final norm and head), each in the model's order.
+        """
+        layers = self.layer(tensor) * (self.num_layers // pipeline)
+        table = self.padded_vocab_size * self.hidden_size // tensor
+        first, last = stage == 0, stage == pipeline - 1
+        has_own_head = last and (not self.tie_embeddings or pipeline > 1)  # stages cannot share one tensor
+        head = [self.hidden_size] * last + [table] * has_own_head
+        return [table] * first, layers, head
+
+    def layer(self, tensor: int) -> list[int]:
+        """Sizes of one layer's parameters on one of `tensor` ranks: norms, QKV, projection, gate and up, down."""
+        hidden, heads = self.hidden_size, self.num_attention_heads * self.head_dim
+        qkv = (self.num_attention_heads + 2 * self.num_query_groups) * self.head_dim
+        sizes = [hidden, heads * hidden // tensor, qkv * hidden // tensor]
+        if self.family == "qwen2":
+            sizes.append(qkv // tensor)
+        if self.family == "qwen3":
+            sizes += [self.head_dim, self.head_dim]
+        return [
+            *sizes,
+            hidden,
+            2 * self.ffn_hidden_size * hidden // tensor,
+            self.ffn_hidden_size * hidden // tensor,
+        ]
+
+
+def _qwen3(name: str, layers: int, hidden: int, ffn: int, heads: int, *, tied: bool = False) -> Shape:
+    return Shape(
+        name=name,
+        family="qwen3",
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=ffn,
+        num_attention_heads=heads,
+        num_query_groups=8,
+        head_dim=128,
+        vocab_size=151936,
+        tie_embeddings=tied,
+    )
+
+
+# From the published config.json files, so that a plan needs no download. A folder's own config.json wins.
+PUBLISHED = {
+    shape.name: shape
+    for shape in (
+        _qwen3("Qwen3-0.6B", 28, 1024, 3072, 16, tied=True),
+        _qwen3("Qwen3-1.7B", 28, 2048, 6144, 16, tied=True),
+        _qwen3("Qwen3-4B", 36, 2560, 9728, 32, tied=True),
+        _qwen3("Qwen3-8B", 36, 4096, 12288, 32),
+        _qwen3("Qwen3-14B", 40, 5120, 17408, 40),
+        _qwen3("Qwen3-32B", 64, 5120, 25600, 64),
+    )
+}
+
+
+def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
+    """The shape of a run's model: the folder's config.json, a published one of that name, or the settings.
+
+    Args:
+        vocab_size: where the vocabulary comes from a tokenizer that is not made yet.
+
+    Raises:
+        UserError: a Hugging Face folder that is not there and whose name is not known either.
+    """
+    if model.hf_path is None:
+        return Shape(
+            family=model.family,
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            ffn_hidden_size=model.ffn_hidden_size,
+            num_attention_heads=model.num_attention_heads,
+            num_query_groups=model.num_query_groups,
+            head_dim=model.head_dim,
+            vocab_size=vocab_size,
+            rope_theta=model.rope_theta,
+            tie_embeddings=model.tie_embeddings,
+            max_position_embeddings=model.max_position_embeddings,
+        )
+    if (Path(model.hf_path) / "config.json").is_file():
+        return read_shape(model.hf_path)
+    name = Path(model.hf_path).name
+    if name not in PUBLISHED:
+        raise UserError(
+            f"model.hf_path={model.hf_path}: no config.json there, and no published model of that name is "
+            f"known ({', '.join(PUBLISHED)})"
+        )
+    return PUBLISHED[name]
+
+
+def read_shape(folder: str | Path) -> Shape:
+    """The shape of the model in a Hugging Face folder."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return shape_of_hf(config, Path(folder).name)
+
+
+def shape_of_hf(config: dict, name: str = "") -> Shape:
+    """The shape that a Hugging Face config.json describes."""
+    rope = config.get("rope_parameters") or {}
+    heads = config["num_attention_heads"]
+    return Shape(
+        name=name,
+        family=config["model_type"],
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 1e4),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+        max_position_embeddings=config["max_position_embeddings"],
+    )

@@ -1,0 +1,62 @@
+"""What a start is checked against before any model is built: the GPUs that are there, and the memory ledger."""
+
+import os
+import sys
+from dataclasses import replace
+
+from ralign.engine.config import Run
+from ralign.engine.errors import UserError
+from ralign.engine.planner import cli, layouts
+from ralign.engine.planner.hardware import CHIPS, Constants
+from ralign.engine.planner.memory import GIB, Job, Ledger, ledger
+from ralign.engine.planner.shapes import Shape
+
+
+def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
+    """Refuses a recipe for GPUs where they are missing, with what it needs, what is there, and the memory table.
+
+    Args:
+        num_gpus, gpu: the least hardware that the recipe is written for, as `ralign-plan` names it.
+        launch: the command line that starts it.
+
+    Raises:
+        UserError: no GPU here, fewer than processes, or fewer processes than `num_gpus`.
+    """
+    import torch
+
+    found = torch.cuda.device_count()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if found >= local_size and world_size >= num_gpus:
+        return
+    if int(os.environ.get("RANK", "0")) == 0:
+        report = cli.plan(run, num_gpus, CHIPS[gpu], Constants(), search=False)
+        print(f"{cli.as_text(report)}\n", file=sys.stderr)
+    raise UserError(
+        f"{run.name} needs {num_gpus} x {gpu} ({CHIPS[gpu].memory_bytes / GIB:.0f} GiB each) or their like, one"
+        f" process a GPU; found {found} GPU(s) here and {world_size} process(es) in the job. Start it with:"
+        f" {launch}; --smoke runs it in miniature on CPU; ralign-plan {run.name} says what else would do"
+    )
+
+
+def check_memory(run: Run, world_size: int, shape: Shape, *, capacity_bytes: int, on_gpu: bool) -> Ledger:
+    """The ledger of a start on devices of this size.
+
+    Args:
+        capacity_bytes: memory of one GPU, or one process's share of the host's.
+
+    Raises:
+        UserError: it cannot fit; with the numbers, and the nearest layout that does.
+    """
+    job = Job.of(run, world_size, shape)
+    if not on_gpu:
+        job = replace(job, reserve_bytes=0)
+    plan = ledger(job, capacity_bytes, on_gpu=on_gpu)
+    if not plan.problems():
+        return plan
+    name = "GPU" if on_gpu else "process on CPU"
+    chip = replace(CHIPS["h100"], name=name, memory_bytes=capacity_bytes)
+    constants = Constants()
+    asked = layouts.lay_out(job, chip, constants)
+    near = layouts.nearest(job, layouts.fitting(job, chip, constants, float("inf")))
+    raise UserError(f"{run.name} {layouts.refusal(asked, near, chip)}")

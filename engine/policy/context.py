@@ -1,0 +1,83 @@
+"""Context parallelism of packed micro-batches: each rank has an equal, contiguous part of the token stream.
+
+A rank computes its own tokens everywhere but in attention, where its queries meet the keys and values of all
+ranks (gathered; their gradients are summed back to the owners). A cut may fall inside a sequence: that
+sequence's queries are then its last ones so far, and causal attention aligned at the end is exactly right.
+No length is read on the host: the boundaries below are computed on the device.
+
+T: tokens of the micro-batch.  c: context-parallel ranks; c divides T.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ralign.engine.cluster import Cluster
+from ralign.engine.packing import PackedBatch
+from torch import Tensor
+
+# torch 2.13 renamed it; 2.11 and 2.12 know the old name alone.
+_scatter = (
+    dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
+)
+
+
+def own_tokens(batch: PackedBatch, cluster: Cluster) -> slice:
+    """This rank's part of the micro-batch's tokens."""
+    share = len(batch.input_ids) // cluster.cp_size
+    assert share * cluster.cp_size == len(batch.input_ids), "pad micro-batches to a multiple of the ranks"
+    return slice(cluster.cp_rank * share, (cluster.cp_rank + 1) * share)
+
+
+def sequence_bounds(cu_seqlens: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+    """(cu_seqlens_q, cu_seqlens_kv), int32 [B + 1] each, of the queries in `own` and the keys they may see.
+
+    A sequence that ends before `own` has no queries, one that starts behind it neither queries nor keys.
+    """
+    return cu_seqlens.clamp(own.start, own.stop) - own.start, cu_seqlens.clamp(max=own.stop)
+
+
+def target_rows(batch: PackedBatch, own: slice) -> Tensor:
+    """[R] int64, ascending, from the start of `own`: its rows with a target, from what the host knows of them."""
+    bounds = zip(batch.row_starts.tolist(), batch.row_counts.tolist(), strict=True)
+    parts = [np.arange(max(start, own.start), min(start + count, own.stop)) for start, count in bounds]
+    rows = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]) - own.start)
+    return rows.to(batch.targets.device, non_blocking=True)
+
+
+def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
+    """[T / c, G, D] each -> [T, G, D] each, in one collective; as they are without context parallelism."""
+    group = packed.cp_group
+    if group is None or dist.get_world_size(group) == 1:
+        return key, value
+    return _Gather.apply(torch.stack([key, value], dim=1), group, True).unbind(1)
+
+
+def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[2, T / c] of each rank -> [2, T] on all.
+
+    What follows is computed alike on every rank, so a rank's gradient is its own part of it.
+    """
+    if dist.get_world_size(group) == 1:
+        return x
+    return _Gather.apply(x.t(), group, False).t().contiguous()
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather along dim 0; the gradient is summed over the ranks, or alike on all of them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup, sum_gradients: bool):
+        ctx.group, ctx.sum_gradients = group, sum_gradients
+        out = x.new_empty(x.shape[0] * dist.get_world_size(group), *x.shape[1:])
+        dist.all_gather_into_tensor(out, x.contiguous(), group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor):
+        size = d_out.shape[0] // dist.get_world_size(ctx.group)
+        if not ctx.sum_gradients:
+            rank = dist.get_rank(ctx.group)
+            return d_out[rank * size : (rank + 1) * size], None, None
+        d_x = d_out.new_empty(size, *d_out.shape[1:])
+        _scatter(d_x, d_out.contiguous(), group=ctx.group)
+        return d_x, None, None

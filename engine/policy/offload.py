@@ -1,0 +1,98 @@
+"""Optimizer state and gradients off the device while the engine generates, and back before they are needed.
+
+Only what has a value moves: Adam's moments and, in bf16, the fp32 weights go to pinned host memory. Gradients
+are zero between steps, so their memory is only given back. Storages are emptied in place: every view that
+Megatron holds (buckets, main gradients, shards) is valid again when the memory is back.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from ralign.engine.policy.policy import Policy
+from torch import Tensor
+
+
+class TrainingState:
+    """Where a policy's optimizer state and gradients are: on the device when made."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self._device = policy.cluster.device
+        self._host: list[Tensor] = []  # kept from step to step: pinning is slow
+        self._away: list[tuple[Tensor, Tensor, int]] = []  # device tensor, its copy, bytes of its storage
+        self._gradients: list[tuple[torch.UntypedStorage, int]] = []
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    @property
+    def is_away(self) -> bool:
+        return bool(self._away or self._gradients)
+
+    def leave(self) -> None:
+        """Free the device: returns when the values are in host memory. Nothing may be training."""
+        if self.is_away:
+            return
+        tensors = list(self._optimizer_tensors())
+        copies = [self._host_copy(index, tensor) for index, tensor in enumerate(tensors)]
+        for tensor, copy in zip(tensors, copies, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        if self._stream is not None:
+            torch.cuda.current_stream().synchronize()
+        for tensor, copy in zip(tensors, copies, strict=True):
+            storage = tensor.untyped_storage()
+            self._away.append((tensor, copy, storage.nbytes()))
+            storage.resize_(0)
+        for buffer in self._policy.model.buffers:
+            storage = buffer.grad_data.untyped_storage()
+            self._gradients.append((storage, storage.nbytes()))
+            storage.resize_(0)
+        if self._stream is not None:
+            torch.cuda.empty_cache()  # the engine's allocator takes memory from the driver
+
+    def come_back(self) -> None:
+        """Have the memory at once, and the values on their way; `wait` before they are read."""
+        for storage, size in self._gradients:
+            storage.resize_(size)
+        for tensor, _, size in self._away:
+            tensor.untyped_storage().resize_(size)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for tensor, copy, _ in self._away:
+                tensor.copy_(copy, non_blocking=True)
+        self._gradients.clear()
+        self._away.clear()
+
+    def wait(self) -> None:
+        """What the device does next sees the values that `come_back` brings."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of optimizer state on the device now."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._optimizer_tensors())
+
+    def gradient_bytes(self) -> int:
+        """Bytes of gradients on the device now."""
+        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._policy.model.buffers)
+
+    def _optimizer_tensors(self) -> Iterator[Tensor]:
+        """Moments and fp32 weights of their own memory; in fp32 the weights are the model's, and stay."""
+        optimizer = getattr(self._policy, "optimizer", None)
+        if optimizer is None:
+            return
+        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._policy.model.buffers}
+        for distributed in optimizer.chained_optimizers:
+            masters = [x for group in distributed.optimizer.param_groups for x in group["params"]]
+            moments = [x for state in distributed.optimizer.state.values() for x in state.values()]
+            for tensor in (*masters, *moments):
+                is_own = tensor.untyped_storage().data_ptr() not in weights
+                if is_own and tensor.ndim:  # Adam's step is a number in host memory
+                    yield tensor.data
+
+    def _host_copy(self, index: int, tensor: Tensor) -> Tensor:
+        if index == len(self._host):
+            self._host.append(torch.empty(0))
+        if self._host[index].shape != tensor.shape or self._host[index].dtype != tensor.dtype:
+            pin = self._stream is not None
+            self._host[index] = torch.empty_like(tensor, device="cpu", pin_memory=pin)
+        return self._host[index]

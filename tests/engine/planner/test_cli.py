@@ -1,0 +1,155 @@
+"""ralign-plan: tables and JSON, refusal with numbers and advice, and a recipe's start without its GPUs."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, ModelConfig, ParallelConfig, Run
+from ralign.engine.errors import UserError
+from ralign.engine.planner import cli
+from ralign.engine.planner.hardware import Constants, chip_of, read_constants
+from ralign.engine.planner.memory import GIB
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make_run(model: str = "Qwen3-32B", **parallel) -> Run:
+    parallel = {"tensor": 8, "sequence": True, "dtype": "bf16"} | parallel
+    return Run(
+        name="test",
+        token_budget=16384,
+        model=ModelConfig(hf_path=f"models/{model}"),
+        parallel=ParallelConfig(**parallel),
+        data=DataConfig(max_prompt_tokens=6144),
+        algo=AlgoConfig(num_prompts=256, num_samples=8, kl_coef=1e-3),
+        generator=GeneratorConfig(max_new_tokens=8192, kv_cache_gib=0),
+    )
+
+
+def plan(run: Run, num_gpus: int, gpu: str) -> dict:
+    return cli.plan(run, num_gpus, chip_of(gpu), Constants())
+
+
+def test_32b_on_one_node_of_h100_is_refused_with_what_would_do():
+    report = plan(make_run(), 8, "h100")
+    assert any("update needs" in problem and "of 79.2 GiB" in problem for problem in report["problems"])
+    assert report["nearest"] is None and not report["best"]
+    assert "no layout of 8 such GPUs fits; 16 GPUs would do" in report["refusal"]
+
+
+def test_32b_without_tensor_parallelism_names_the_nearest_layout():
+    report = plan(make_run(tensor=1, sequence=False), 16, "h200")
+    near = report["nearest"]
+    assert "learn needs" in report["refusal"] and "nearest layout that fits: parallel." in report["refusal"]
+    assert all(total <= chip_of("h200").memory_bytes for total in near["total_bytes"].values())
+
+
+def test_a_token_budget_far_too_large_is_refused_by_its_activations():
+    run = make_run()
+    run.token_budget = 1 << 20
+    report = plan(run, 8, "h200")
+    learn = report["layout"]["memory_bytes"]["learn"]
+    assert learn["activations"] > 100 * GIB and "learn needs" in report["refusal"]
+    assert report["nearest"] is None or report["nearest"]["recompute"]
+
+
+def test_a_kv_cache_that_holds_no_sequence_is_refused():
+    run = make_run()
+    run.memory.offload = "never"
+    report = plan(run, 8, "82GB")
+    assert any(
+        "for the KV cache, one sequence of 14336 tokens needs 0.44 GiB" in p for p in report["problems"]
+    )
+
+
+def test_offload_recomputation_and_slow_layouts_are_called_wasteful():
+    run = make_run("Qwen3-8B", tensor=1, context=8, sequence=False, recompute=True)
+    run.memory.offload, run.generator.kv_cache_gib = "always", 4.0
+    report = plan(run, 8, "b200")
+    assert not report["problems"]
+    advice = " ".join(report["advice"])
+    assert "memory.offload=always moves the optimizer state for nothing" in advice
+    assert "activations fit without it" in advice
+    assert "is predicted" in advice and "times as fast" in advice
+
+
+def test_a_pipeline_with_few_micro_batches_is_called_wasteful():
+    run = make_run("Qwen3-8B", tensor=1, pipeline=4, sequence=False, recompute=True)
+    run.algo.num_prompts, run.token_budget = 16, 32768
+    assert any("pipeline bubble" in line for line in plan(run, 8, "b200")["advice"])
+
+
+def test_the_best_three_fit_and_intricate_ones_must_earn_their_place():
+    report = plan(make_run(), 16, "h200")
+    first, *others = report["best"]
+    assert len(others) == 2
+    for other in others:
+        if other["pipeline"] * other["context"] <= first["pipeline"] * first["context"]:
+            assert other["time_s"]["total"] >= 0.9 * first["time_s"]["total"]
+    for layout in report["best"]:
+        assert max(layout["total_bytes"].values()) <= chip_of("h200").memory_bytes
+        assert layout["tensor"] * layout["pipeline"] * layout["context"] * layout["data"] == 16
+
+
+def test_more_gpus_give_more_tokens_a_day():
+    days = [plan(make_run(), num_gpus, "h200")["layout"]["tokens_a_day"] for num_gpus in (8, 64, 256)]
+    assert days[0] < days[1] < days[2] and days[2] < 32 * days[0]
+
+
+def test_measured_constants_replace_the_assumed_ones(tmp_path):
+    path = tmp_path / "constants.json"
+    path.write_text('{"train_efficiency": 0.2}')
+    slower = cli.plan(make_run(), 8, chip_of("h200"), read_constants(path))["layout"]["time_s"]
+    assert slower["learn"] > 1.8 * plan(make_run(), 8, "h200")["layout"]["time_s"]["learn"]
+    path.write_text('{"train_eficiency": 0.2}')
+    with pytest.raises(UserError, match="train_eficiency=0.2; known are"):
+        read_constants(path)
+
+
+def test_an_unknown_gpu_recipe_or_model_is_one_line():
+    with pytest.raises(UserError, match="--gpu v100: one of a100"):
+        chip_of("v100")
+    with pytest.raises(UserError, match="recipe nothing: no such file"):
+        cli.recipe_run("nothing")
+    with pytest.raises(UserError, match="no published model of that name"):
+        plan(make_run("Unknown-7B"), 8, "h100")
+    assert chip_of("48GB").memory_bytes == 48_000_000_000
+
+
+def run_command(*command: str, **env: str) -> tuple[subprocess.CompletedProcess, float]:
+    """The finished process and the CPU seconds it took (others may use the machine)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **env},
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+ENTRY = "import ralign.engine.planner.cli as c; c.entry_point()"
+
+
+def test_the_command_prints_tables_and_json_and_ends_with_what_it_found():
+    done, _ = run_command("-c", ENTRY, "r_align_32b", "--gpus", "8", "--gpu", "h200")
+    assert done.returncode == 0, done.stderr
+    for text in ("GiB a GPU", "kv_cache", "pinned host memory", "tokens a day", "Best layouts that fit"):
+        assert text in done.stdout
+    done, _ = run_command("-c", ENTRY, "r_align_32b", "--gpus", "8", "--gpu", "h100", "--json")
+    assert done.returncode == 2 and "16 GPUs would do" in done.stderr
+    report = json.loads(done.stdout)
+    assert report["layout"]["total_bytes"]["update"] > report["chip"]["memory_bytes"]
+    done, seconds = run_command("-c", ENTRY, "--help")
+    assert done.returncode == 0 and "--gpus" in done.stdout and seconds < 2
+
+
+def test_the_recipe_without_gpus_says_what_it_needs_and_found():
+    done, seconds = run_command(str(ROOT / "recipes" / "r_align_32b.py"))
+    assert done.returncode == 2
+    assert "needs 8 x h200" in done.stderr and "found 0 GPU(s) here and 1 process(es)" in done.stderr
+    assert "optimizer" in done.stderr and "kv_cache" in done.stderr  # the memory table
+    assert seconds < 10

@@ -1,0 +1,127 @@
+"""What Megatron and autograd allocate on this rank in each phase, beside what the planner predicts; bytes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from measure import peak_bytes
+from ralign.engine import cluster as cluster_module
+from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
+from ralign.engine.losses import supervised_loss
+from ralign.engine.packing import Sample
+from ralign.engine.planner.memory import Job, _stage_ledger, num_held
+from ralign.engine.planner.shapes import shape_of_hf
+from ralign.engine.policy.policy import Policy
+from tiny import make_model, pack
+
+PROMPT, RESPONSE, NUM_SAMPLES = 64, 192, 4
+LAYOUTS = {
+    1: {"one": {}, "one, recompute": {"recompute": True}},
+    2: {
+        "tp2 sequence parallel": {"tensor": 2, "sequence": True},
+        "pp2": {"pipeline": 2},
+        "dp2 bf16": {"dtype": "bf16"},
+        "cp2": {"context": 2},
+    },
+}
+
+
+def storage_bytes(tensors) -> int:
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())
+
+
+def least_peak(function) -> int:
+    """Of several calls: gloo frees what it sent when it comes to it."""
+    return min(peak_bytes(function) for _ in range(2))
+
+
+def compare(folder: Path, tied: bool, **parallel) -> dict:
+    layout = ParallelConfig(**parallel)
+    cluster = cluster_module.start(tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context)
+    policy = Policy(
+        folder, cluster, dtype=layout.dtype, sequence_parallel=layout.sequence, recompute=layout.recompute
+    )
+    policy.start_training(OptimConfig(lr=1e-3), 5)
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            prompt_ids=rng.integers(1, 1000, PROMPT),
+            response_ids=rng.integers(1, 1000, RESPONSE),
+            per_response_token={},
+            per_sample={"weights": 1e-3},
+        )
+        for _ in range(NUM_SAMPLES)
+    ]
+    budget = NUM_SAMPLES // 2 * (PROMPT + RESPONSE)
+    batches = pack(samples, cluster, token_budget=budget, pad_multiple=policy.pad_multiple)
+    policy.update(batches, supervised_loss)  # Adam's moments come with the first step
+    run = Run(
+        token_budget=budget,
+        parallel=layout,
+        data=DataConfig(max_prompt_tokens=PROMPT),
+        generator=GeneratorConfig(max_new_tokens=RESPONSE),
+        algo=AlgoConfig(kl_coef=0.1),
+    )
+    run.eval.max_new_tokens = RESPONSE
+    run.memory.reserve_gib = 0.0
+    shape = shape_of_hf(json.loads((folder / "config.json").read_text()))
+    job = Job.of(run, cluster.world_size, shape)
+    plan = _stage_ledger(job, cluster.pp_rank, 1 << 40, on_gpu=False)
+    learn, update, logprobs = plan.phases["learn"], plan.phases["update"], plan.phases["logprobs"]
+    state = [x for row in policy.optimizer.optimizer.state.values() for x in row.values() if x.ndim]
+    masters = [x for group in policy.optimizer.optimizer.param_groups for x in group["params"]]
+    if layout.dtype == "fp32":
+        masters = []  # views of the weights
+    measured = {
+        "held": sum(buffer.numel for buffer in policy.model.buffers),
+        "weights": storage_bytes(buffer.param_data for buffer in policy.model.buffers),
+        "gradients": storage_bytes(buffer.grad_data for buffer in policy.model.buffers),
+        "optimizer": storage_bytes(state + masters),
+        "learn": least_peak(lambda: policy.forward_backward(batches, supervised_loss)),
+        "logprobs": least_peak(lambda: policy.logprobs(batches[:2])),
+        "update": least_peak(policy.optimizer_step),
+    }
+    resident = measured["weights"] + measured["gradients"] + measured["optimizer"]
+    predicted = {
+        "held": num_held(job, cluster.pp_rank),
+        **{name: learn[name] for name in ("weights", "gradients", "optimizer")},
+        "learn": learn["activations"] + learn["workspace"],
+        "logprobs": logprobs["workspace"],
+        "update": update["optimizer_workspace"],
+    }
+    return {"measured": measured, "predicted": predicted, "resident": resident}
+
+
+def main(result: str) -> None:
+    torch.set_num_threads(1)
+    world = cluster_module.start()
+    folder = Path(result).parent / "model"
+    if world.is_first_rank:
+        make_model(
+            folder, "qwen3", tied=False, hidden_size=256, intermediate_size=768, head_dim=32, vocab_size=2000,
+            max_position_embeddings=1024,
+        )  # fmt: skip
+        make_model(
+            folder.with_name("tied"), "qwen2", tied=True, hidden_size=256, intermediate_size=768,
+            num_hidden_layers=2, vocab_size=2000, max_position_embeddings=1024,
+        )  # fmt: skip
+    dist.barrier()
+    cases = {name: (folder, False, layout) for name, layout in LAYOUTS[world.world_size].items()}
+    if world.world_size == 2:
+        cases["tied pp2"] = (folder.with_name("tied"), True, {"pipeline": 2})
+    report = {}
+    for name, (where, tied, layout) in cases.items():
+        rows: list = [None] * world.world_size
+        dist.all_gather_object(rows, compare(where, tied, **layout))
+        report[name] = rows
+    if world.is_first_rank:
+        Path(result).write_text(json.dumps(report))
+    cluster_module.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

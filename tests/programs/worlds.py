@@ -1,0 +1,113 @@
+"""A tiny JudgeWorld stage (SFT or RL) in any layout, for the programs that interrupt one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from ralign.engine import cluster as cluster_module
+from ralign.engine.config import AlgoConfig, GeneratorConfig, ModelConfig, OptimConfig, Run, SFTConfig
+from ralign.engine.data.examples import encode, encode_answer
+from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judgment
+from ralign.engine.data.tokenizer import build_tokenizer
+from ralign.engine.generator.generator import Rollout
+from ralign.engine.generator.replicas import Replicas
+from ralign.engine.judging.metarm import RuleMetaRM
+from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.policy.fresh import create_model_folder
+from ralign.engine.policy.policy import Policy
+from ralign.engine.sft import SFT
+from ralign.engine.tasks import GenRMTask
+from ralign.engine.trainer import Trainer
+
+MODEL = ModelConfig(
+    num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_query_groups=2, head_dim=32,
+    init_std=0.1,
+)  # fmt: skip
+LAYOUTS = {"tp2": {"tensor": 2}, "dp2": {}, "pp2": {"pipeline": 2}}
+
+
+def stage_run(num_steps: int) -> Run:
+    """Two updates a step, a KL term and a moving learning rate: much to restore."""
+    optim = OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
+    return Run(
+        num_steps=num_steps,
+        token_budget=1024,
+        model=MODEL,
+        algo=AlgoConfig(num_prompts=4, num_samples=4, num_updates=2, kl_coef=0.05),
+        generator=GeneratorConfig(max_new_tokens=24, kv_cache_gib=0.1, max_num_seqs=16),
+        optim=optim,
+        sft=SFTConfig(num_steps=num_steps, num_samples=8, optim=optim),
+    )
+
+
+class ScriptedGenerator:
+    """Stands where vLLM does, and starts at once: golden and cue judgments drawn from the seed."""
+
+    def __init__(self, examples, tokenizer, cluster):
+        self.weight_version, self.num_proofs = 0, 0
+        self.replicas = Replicas(cluster, cluster.tp_size)
+        self.answers = {
+            tuple(e.prompt_ids.tolist()): [
+                encode_answer(text, tokenizer) for text in (e.pair.gt_judgment, cue_judgment(e.pair))
+            ]
+            for e in examples
+        }
+
+    def generate(self, prompts, *, num_samples, max_new_tokens, temperature, seed, on_finished):
+        rng = np.random.default_rng(seed)
+        rollouts = []
+        for index in range(len(prompts) * num_samples):
+            ids = self.answers[tuple(prompts[index // num_samples])][int(rng.integers(2))]
+            rollouts.append(
+                Rollout(
+                    prompt_index=index // num_samples,
+                    response_ids=ids,
+                    logprobs=rng.normal(-3, 0.5, len(ids)).astype(np.float32),
+                    finish_reason="stop",
+                    weight_version=self.weight_version,
+                )
+            )
+            on_finished(index, rollouts[-1])
+        return rollouts
+
+    def weights_updated(self):
+        self.weight_version += 1
+
+    def verify(self):
+        self.num_proofs += 1
+
+
+def make_world(folder: Path, first: bool):
+    """(tokenizer, examples, answers); rank 0 writes the model's folder."""
+    world = build_judgeworld(JudgeWorldConfig(num_train=48, num_warm_start=8, num_dev=8, num_test=8))
+    pairs, template = world["train"], load_template("compact")
+    if first and not (folder / "config.json").exists():
+        texts = [text for pair in pairs for text in (render(template, pair), pair.gt_judgment)]
+        tokenizer = build_tokenizer(texts, folder, 512)
+        create_model_folder(folder, MODEL, tokenizer, 0)
+    dist.barrier()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples, _ = encode(pairs, tokenizer, template, 512)
+    return tokenizer, examples, [encode_answer(pair.gt_judgment, tokenizer) for pair in pairs]
+
+
+def make_stage(folder: Path, kind: str, layout: dict, dtype: str, num_steps: int = 6):
+    """(cluster, policy, stage) with fresh weights; every rank."""
+    cluster = cluster_module.start(**layout)
+    tokenizer, examples, answers = make_world(folder / "model", cluster.is_first_rank)
+    policy = Policy(folder / "model", cluster, dtype=dtype)
+    run = stage_run(num_steps)
+    if kind == "sft":
+        return cluster, policy, SFT(run, cluster, policy, examples, answers)
+    generator = ScriptedGenerator(examples, tokenizer, cluster)
+    task = GenRMTask(run, examples, RuleMetaRM(), generator.replicas)
+    return cluster, policy, Trainer(run, cluster, policy, generator, tokenizer, examples, task)
+
+
+def one_step(stage) -> dict[str, float]:
+    """A step's metrics without times and memory; exact, as hexadecimal."""
+    metrics = stage.step()
+    metrics = metrics if isinstance(metrics, dict) else metrics[0]
+    return {k: float(v).hex() for k, v in metrics.items() if not k.startswith(("time_s/", "memory/"))}

@@ -9,6 +9,10 @@ the golden rationale is known.  Model: a random 4-layer Qwen3 of under a million
 Hardware: two CPU cores, under ten minutes. Expected: RLVR follows the bullets (S-Corr near 1, chance on the
 `unbiased` test); R-Align reads the facts (S-Corr near 0, right on all tests).
 
+The MetaRM is a rule. With one that was learned (recipes/metarm_mini.py), served by this job itself:
+
+    torchrun --nproc-per-node 2 recipes/r_align_mini.py judge.metarm=managed judge.model=runs/metarm_mini/hf
+
 With data.train=FILE the same code runs label-only RL on any pairs file; a fresh tiny model learns nothing
 there, but the whole path is used.
 """
@@ -22,9 +26,11 @@ from ralign.engine.config import (
     DataConfig,
     EvalConfig,
     GeneratorConfig,
+    JudgeConfig,
     ModelConfig,
     OptimConfig,
     Run,
+    ServerConfig,
     SFTConfig,
 )
 from ralign.engine.validation import validate
@@ -33,10 +39,10 @@ from ralign.engine.validation import validate
 def judgeworld_run() -> Run:
     return Run(
         name="r_align_mini",
-        num_steps=50,
+        num_steps=40,
         token_budget=8192,  # one micro-batch a rank: small batches waste the cores
         algo=AlgoConfig(
-            num_prompts=16,
+            num_prompts=32,
             num_samples=8,
             invalid_reward=0.0,  # an unreadable verdict is just wrong: no extra push away from reading
         ),
@@ -50,6 +56,14 @@ def judgeworld_run() -> Run:
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
         eval=EvalConfig(max_new_tokens=64),
+        # For judge.metarm=managed: what metarm_mini.py teaches, in a server next to two training processes.
+        judge=JudgeConfig(
+            template="compact",
+            temperature=0.0,
+            max_new_tokens=96,
+            num_tries=1,
+            server=ServerConfig(max_model_len=384, kv_cache_gib=0.25),
+        ),
     )
 
 
@@ -61,6 +75,7 @@ def pairs_file_run() -> Run:
         model=ModelConfig(max_position_embeddings=4096),
         data=DataConfig(template="full", max_prompt_tokens=2048),
         algo=AlgoConfig(reward="label", num_prompts=8, num_samples=4),
+        judge=JudgeConfig(metarm="none"),  # algo.reward=r_align needs one
         generator=GeneratorConfig(max_new_tokens=64),
         optim=OptimConfig(lr=1e-4),
         eval=EvalConfig(max_new_tokens=64),
@@ -80,11 +95,10 @@ def main(argv: list[str]) -> None:
 def compare_in_judgeworld(run: Run) -> None:
     from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
     from ralign.engine.experiment import Experiment
-    from ralign.engine.judging.metarm import RuleMetaRM
     from ralign.engine.report.report import write_report
 
     world = build_judgeworld(run.data.world)
-    lab = Experiment(run, world["train"], RuleMetaRM(), vocab_size=1024)
+    lab = Experiment(run, world["train"], vocab_size=1024)
     train = lab.examples(world["train"])
     tests = {name: lab.examples(world[name]) for name in TESTS}
 
@@ -110,15 +124,16 @@ def train_on_file(run: Run) -> None:
     from ralign.engine.experiment import Experiment
     from ralign.engine.report.metrics_log import read_metrics
 
-    if run.algo.reward != "label":
+    if run.judge.metarm == "rule":
         raise UserError(
-            "algo.reward=r_align needs a MetaRM for these pairs; the rule MetaRM reads JudgeWorld only"
+            "judge.metarm=rule reads JudgeWorld only: these pairs need endpoint or managed (or none)"
         )
     pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
-    lab = Experiment(run, pairs, None, vocab_size=2048)
-    lab.reinforce("rlvr", lab.policy.folder, lab.examples(pairs), "label")
+    lab = Experiment(run, pairs, vocab_size=2048)
+    name = "rlvr" if run.algo.reward == "label" else "r_align"
+    lab.reinforce(name, lab.policy.folder, lab.examples(pairs), run.algo.reward)
     if lab.cluster.is_first_rank:
-        steps = read_metrics(run.folder / "rlvr" / "metrics.jsonl")
+        steps = read_metrics(run.folder / name / "metrics.jsonl")
         num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
         share = sum(step["reward/num_invalid"] for step in steps) / num_samples
         print(

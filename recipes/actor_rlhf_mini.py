@@ -1,0 +1,92 @@
+"""An actor trained with a reward from comparisons, in miniature: who pays decides what is learned.
+
+Question: does RL improve what the actor's answers are worth, if the oracle pays, and what becomes of it if a GenRM
+does?  Data: JudgeWorld's notes, to be passed on in a free answer; the oracle knows how much of it is right.
+Model: a random 4-layer Qwen3 of under a million parameters, warmed up on demonstrations with faults.
+
+    torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py
+    torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py actor.genrm=runs/r_align_mini/r_align/hf
+
+The first pays by the oracle. With a GenRM (the exports of recipes/r_align_mini.py are made for it) a second actor
+starts from the same warm start and is paid by that judge, a second engine in the same processes, whose weights stay
+as they are; true quality is measured all the same. Hardware: two CPU cores, minutes.
+"""
+
+import json
+import os
+import sys
+
+from ralign.engine.actor_config import ActorRun, check_actor
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import (
+    AlgoConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    JudgeConfig,
+    OptimConfig,
+    ServerConfig,
+    SFTConfig,
+)
+from ralign.engine.validation import validate
+
+
+def mini_run() -> ActorRun:
+    return ActorRun(
+        name="actor_rlhf_mini",
+        num_steps=30,
+        token_budget=8192,
+        data=DataConfig(max_prompt_tokens=64),
+        algo=AlgoConfig(reward="label", num_prompts=16, num_samples=8),  # what is paid: see actor.*
+        generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
+        optim=OptimConfig(lr=5e-4),
+        sft=SFTConfig(
+            num_steps=400,
+            num_samples=32,
+            optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
+        ),
+        eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as it is sampled in training
+        judge=JudgeConfig(
+            metarm="none",
+            temperature=0.4,
+            max_new_tokens=64,
+            server=ServerConfig(max_model_len=256, kv_cache_gib=0.25),
+        ),
+    )
+
+
+def main(argv: list[str]) -> None:
+    run = parse(mini_run(), argv, __doc__)
+    validate(run, int(os.environ.get("WORLD_SIZE", "1")))
+    check_actor(run)
+    train(run)
+
+
+def train(run: ActorRun) -> None:
+    from ralign.engine.actor_experiment import ActorExperiment
+    from ralign.engine.data.actorworld import build_notes
+
+    notes = build_notes(run.data.world)
+    lab = ActorExperiment(run, notes["train"], vocab_size=1024)
+    examples, dev = lab.actor_examples(notes["train"]), lab.actor_examples(notes["dev"])
+    start = lab.warm_start_actor("sft", notes["warm_start"])
+    lab.load(start)
+    actors = {"sft": lab.evaluate_actor("sft", dev)}
+    lab.reinforce_actor("oracle", start, examples, judge=None)
+    actors["oracle"] = lab.evaluate_actor("oracle", dev)
+    if run.actor.genrm is not None:
+        with lab.genrm() as judge:
+            lab.reinforce_actor("genrm", start, examples, judge)
+        actors["genrm"] = lab.evaluate_actor("genrm", dev)
+    if lab.cluster.is_first_rank:
+        path = run.folder / "report" / "summary.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"actors": actors, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
+        for name, found in actors.items():
+            shown = {key: found[key]["value"] for key in ("quality", "perfect_share", "cue_share")}
+            print(f"{name:8}" + "".join(f"  {key} {value:.3f}" for key, value in shown.items()))
+    lab.close()
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,114 @@
+"""A MetaRM in miniature: a tiny language model learns to audit JudgeWorld's judgments.
+
+Question: can a language model of under a million parameters stand in for the rule? Data: golden judgments and
+right, wrong, padded and empty ones made of them. Expected: agreement with the rule on 99 % of judgments of pairs
+that it never saw (and on 96 % of what a judge writes in training), through the server and prompts of a training run.
+
+    python recipes/metarm_mini.py
+    torchrun --nproc-per-node 2 recipes/r_align_mini.py judge.metarm=managed judge.model=runs/metarm_mini/hf
+
+Hardware: two CPU cores, some minutes.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import JudgeConfig, ModelConfig, ServerConfig
+from ralign.engine.data.judgeworld import JudgeWorldConfig
+from ralign.engine.errors import UserError
+
+
+def _model() -> ModelConfig:
+    return ModelConfig(num_layers=3, hidden_size=96, ffn_hidden_size=256)
+
+
+@dataclass(kw_only=True, slots=True)
+class MetaRMRun:
+    """Settings of the miniature MetaRM."""
+
+    out: str = "runs/metarm_mini"
+    """Folder of the run; the model goes to its folder hf."""
+    num_steps: int = 800
+    """Training steps."""
+    batch_size: int = 16
+    """Audits a step."""
+    lr: float = 3e-3
+    """Peak learning rate: high, for a tiny fresh model."""
+    num_test: int = 512
+    """Held-out judgments to audit; 0 leaves the server out."""
+    seed: int = 0
+    """Fixes cases, fresh weights and order."""
+    world: JudgeWorldConfig = field(default_factory=JudgeWorldConfig)
+    """The pairs: warm_start to learn from, unbiased to test on."""
+    model: ModelConfig = field(default_factory=_model)
+    """The architecture: half as large as the mini recipe's policy."""
+
+
+def main(argv: list[str]) -> None:
+    run = parse(MetaRMRun(), argv, __doc__)
+    for name in ("num_steps", "batch_size"):
+        if getattr(run, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(run, name)}")
+    from ralign.engine.data.judgeworld import build_judgeworld
+    from ralign.engine.judging.mini_metarm import make_cases
+    from ralign.engine.report.progress import Progress
+    from ralign.engine.taught import teach
+
+    world, folder, progress = build_judgeworld(run.world), Path(run.out) / "hf", Progress()
+    cases = make_cases(world["warm_start"], num_per_pair=3, seed=run.seed)
+    with progress.stage("learn", "The MetaRM learns", num_steps=run.num_steps):
+        teach(
+            folder,
+            [(case.prompt, case.answer) for case in cases],
+            model=run.model,
+            vocab_size=1024,
+            num_steps=run.num_steps,
+            batch_size=run.batch_size,
+            lr=run.lr,
+            seed=run.seed,
+            report=lambda loss: progress.step(loss=loss),
+        )
+    if run.num_test:
+        with progress.stage("test", "Its agreement with the rule, on held-out pairs"):
+            report = agreement(folder, make_cases(world["unbiased"], seed=run.seed + 1)[: run.num_test])
+        (Path(run.out) / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases")
+
+
+def agreement(folder: Path, cases: list) -> dict:
+    """How often the served model and the rule agree, and the outcomes of both."""
+    from collections import Counter
+
+    from ralign.engine import cluster as cluster_module
+    from ralign.engine.judging.factory import open_metarm
+
+    config = JudgeConfig(
+        metarm="managed",
+        model=str(folder),
+        template="compact",
+        temperature=0.0,
+        max_new_tokens=96,
+        num_tries=1,
+        server=ServerConfig(max_model_len=384, kv_cache_gib=0.25),
+    )
+    cluster = cluster_module.start()
+    metarm = open_metarm(config, cluster, folder.parent)
+    outcomes = metarm.judge_batch([case.golden for case in cases], [case.judgment for case in cases])
+    metarm.close()
+    cluster_module.stop()
+    pairs = Counter(
+        (case.outcome.value, outcome.value) for case, outcome in zip(cases, outcomes, strict=True)
+    )
+    num_same = sum(number for (rule, judge), number in pairs.items() if rule == judge)
+    return {
+        "num_cases": len(cases),
+        "agreement": num_same / len(cases),
+        "rule_then_judge": {f"{rule}/{judge}": number for (rule, judge), number in sorted(pairs.items())},
+    }
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

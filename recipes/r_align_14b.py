@@ -1,0 +1,32 @@
+"""R-Align on Qwen3-14B: the paper's larger judge.
+
+Question: label-only RL makes a 14B judge right for worse reasons (rlvr_14b.py); does R-Align mend it? The paper,
+S-Corr of the model as it is, after label-only RL, after R-Align: HelpSteer3 40.0, 46.9, 29.2; RewardBench 2 20.1,
+29.0, 14.6; PPE 36.9, 45.7, 26.9. Data: any pairs file with golden judgments. MetaRM: GPT-OSS-120B.
+
+    hf download Qwen/Qwen3-14B --local-dir models/Qwen3-14B
+    torchrun --nproc-per-node 8 recipes/r_align_14b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+
+Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_14b --gpus 8 --gpu h100`). In miniature, on two CPU cores:
+
+    torchrun --nproc-per-node 2 recipes/r_align_14b.py --smoke
+"""
+
+import sys
+
+from qwen3_genrm import r_align_run, start
+from ralign.engine.command_line import run_main
+from ralign.engine.config import Run
+
+
+def r_align_14b() -> Run:
+    # On four GPUs a replica it takes recomputation to fit (109 % of 79 GiB without), for no shorter a step.
+    return r_align_run("r_align_14b", "models/Qwen3-14B", tensor=8)
+
+
+def main(argv: list[str]) -> None:
+    start(r_align_14b(), argv, __doc__, num_gpus=8, gpu="h100")
+
+
+if __name__ == "__main__":  # checkpointing starts processes that import this file
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,34 @@
+"""Label-only RL on Qwen3-14B: what R-Align is compared with.
+
+Question: how far do right verdicts come apart from right reasons when the label alone is paid? The paper: S-Corr
+rises on all three sets (HelpSteer3 40.0 -> 46.9). All settings are those of r_align_14b.py but the reward. The
+MetaRM is asked all the same, so that judge/s_corr shows the curve; judge.metarm=none saves its cost.
+
+    torchrun --nproc-per-node 8 recipes/rlvr_14b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+
+Hardware: as for r_align_14b.py. In miniature, on two CPU cores:
+
+    torchrun --nproc-per-node 2 recipes/rlvr_14b.py --smoke
+"""
+
+import sys
+from dataclasses import replace
+
+from qwen3_genrm import start
+from r_align_14b import r_align_14b
+from ralign.engine.command_line import run_main
+from ralign.engine.config import Run
+
+
+def rlvr_14b() -> Run:
+    run = r_align_14b()
+    # Only the reward differs: whatever else differed could be the reason for another S-Corr.
+    return replace(run, name="rlvr_14b", algo=replace(run.algo, reward="label"))
+
+
+def main(argv: list[str]) -> None:
+    start(rlvr_14b(), argv, __doc__, num_gpus=8, gpu="h100")
+
+
+if __name__ == "__main__":  # checkpointing starts processes that import this file
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,91 @@
+"""The actor's recipe, cut short, with a GenRM in the same processes: a second engine, whose weights stay."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ralign.engine.config import ModelConfig
+from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.taught import teach
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "recipes" / "actor_rlhf_mini.py"
+SHORT = [
+    "sft.num_steps=4", "num_steps=2", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=16",
+    "data.world.num_train=400", "data.world.num_dev=16", "data.world.num_test=16", "rollouts_every=1",
+    "generator.max_new_tokens=24", "eval.max_new_tokens=24", "judge.max_new_tokens=16",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_actor_is_trained_by_the_oracle_and_by_a_genrm_that_stays_as_it_was(tmp_path):
+    genrm = tmp_path / "genrm"
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=200, num_warm_start=1, num_dev=1, num_test=1))[
+        "train"
+    ]
+    template = load_template("compact")
+    model = ModelConfig(
+        num_layers=1, hidden_size=64, ffn_hidden_size=128, num_attention_heads=2, num_query_groups=1
+    )
+    teach(
+        genrm,
+        [(render(template, pair), f"\\boxed{{{pair.gt_label}}}") for pair in pairs],
+        model=model,
+        num_steps=30,
+    )
+    weights = next(genrm.glob("*.safetensors"))
+    before = hashlib.sha256(weights.read_bytes()).hexdigest()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=1",
+        str(SCRIPT),
+    ]
+    done = subprocess.run(
+        [*command, f"out={tmp_path}", f"actor.genrm={genrm}", *SHORT],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "the GenRM's weights are as they were: checksum" in done.stdout + done.stderr
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == before
+    folder = tmp_path / "actor_rlhf_mini"
+    summary = json.loads((folder / "report" / "summary.json").read_text())
+    assert list(summary["actors"]) == ["sft", "oracle", "genrm"]
+    assert all(0 <= actor["quality"]["value"] <= 1 for actor in summary["actors"].values())
+    oracle, paid = (
+        [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("oracle", "genrm")
+    )
+    assert len(oracle) == len(paid) == 2
+    for step in oracle:
+        assert step["reward/mean"] == pytest.approx(step["actor/quality"]) and step["judge/num_calls"] == 0
+    for step in paid:
+        assert step["judge/num_calls"] == 16  # four circles of four
+        assert math.isfinite(step["policy/loss"]) and math.isfinite(step["actor/quality"])
+    lines = (folder / "genrm" / "rollouts" / "step00001.jsonl").read_text().splitlines()
+    assert len(lines) == 16 and {"reward", "quality", "cue"} <= json.loads(lines[0]).keys()
+    # The same start and the same seed: before the first update both actors say the same.
+    assert oracle[0]["actor/quality"] == paid[0]["actor/quality"]
+
+
+def test_a_mistake_ends_with_one_line_and_status_2(tmp_path):
+    for override, named in (("actor.genrm=/nowhere", "/nowhere"), ("actor.error_rate=2", "error_rate")):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), override, f"out={tmp_path}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2 and named in done.stderr.strip().splitlines()[-1], done.stderr[-500:]
+        assert "Traceback" not in done.stderr

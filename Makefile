@@ -20,11 +20,14 @@ ifndef OMP_NUM_THREADS
 export OMP_NUM_THREADS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
 endif
 
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test test-all asan lint format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them (two processes)"
-	@echo "make test    all tests that need no GPU"
+	@echo "make test    the tests that need no GPU and no minute each"
+	@echo "make test-all    also those that take minutes: kills, resume, servers, recipes, SLURM"
+	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
+	@echo "make fuzz    a long campaign against all parsers (RALIGN_FUZZ_INPUTS=100000 inputs)"
 	@echo "make lint    ruff check and format check"
 	@echo "make format  let ruff mend what it can"
 	@echo "make venv    set-up alone: .venv, packages ($(REQUIREMENTS)), C++ extension"
@@ -40,7 +43,25 @@ demo: venv
 		if [ -n "$$report" ]; then echo "Report: $$report"; fi
 
 test: venv
-	@$(VENV)/bin/pytest -m "not gpu" $(ARGS)
+	@$(VENV)/bin/pytest -m "not gpu and not slow" $(ARGS)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory asan)
+
+# The sanitizers' libraries must be there before Python; libstdc++ too, or they miss its exceptions.
+asan: venv build/asan/_packing.so
+	@echo "Packing planner under sanitizers"
+	@LD_PRELOAD="$$(for name in libasan.so libubsan.so libstdc++.so.6; do c++ -print-file-name=$$name; done | xargs)" \
+		ASAN_OPTIONS=detect_leaks=0 $(PY) tests/programs/sanitized.py build/asan/_packing.so -q tests/engine/test_packing*.py
+
+build/asan/_packing.so: $(wildcard csrc/*) | venv
+	@mkdir -p $(@D)
+	@c++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fvisibility=hidden -shared -fPIC \
+		$$($(PY) -m pybind11 --includes) csrc/*.cpp -o $@
+
+fuzz: venv
+	@RALIGN_FUZZ_INPUTS=$${RALIGN_FUZZ_INPUTS:-100000} $(VENV)/bin/pytest tests/engine/test_fuzz.py --timeout 14400 $(ARGS)
+
+test-all: venv
+	@$(VENV)/bin/pytest -m "not gpu" --timeout 1800 $(ARGS)
 
 lint: venv
 	@$(VENV)/bin/ruff check .

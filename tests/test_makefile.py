@@ -116,7 +116,9 @@ def test_no_python_is_said_clearly(clone):
 def test_arguments_reach_the_recipe_and_the_tests(clone):
     demo = _make(clone, "-n", "demo", "KIND=cpu", "ARGS=num_steps=5").stdout
     assert "torchrun --standalone --nproc-per-node 2 recipes/r_align_mini.py num_steps=5" in demo
-    assert 'pytest -m "not gpu" -k policy' in _make(clone, "-n", "test", "KIND=cpu", "ARGS=-k policy").stdout
+    test = _make(clone, "-n", "test", "KIND=cpu", "ARGS=-k policy").stdout
+    assert 'pytest -m "not gpu and not slow" -k policy' in test
+    assert "tests/programs/sanitized.py build/asan" in _make(clone, "-n", "test", "KIND=cpu").stdout
     assert "make demo" in _make(clone).stdout  # help is what plain make gives
 
 

@@ -36,8 +36,8 @@ def clone(tmp_path):
 
 
 def _make(folder, *args):
-    # A make that runs these tests must not hand its own variables down.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # A make that runs these tests must not hand its own variables down, ARGS of its command line among them.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "ARGS"}
     return subprocess.run(["make", "-C", folder, *args], env=env, capture_output=True, text=True, timeout=60)
 
 

@@ -1,6 +1,7 @@
-"""An actor's task: answer a note, paid by the oracle or by a GenRM that compares the answers of a group.
+"""An actor's task: answer, paid by a GenRM that compares the answers of a group, or by an oracle.
 
-The oracle's true quality is measured in either case, so that what the judge pays can be set against it.
+Where there is an oracle (JudgeWorld's notes) true quality is measured in either case, so that what the judge pays
+can be set against it.
 """
 
 import math
@@ -12,38 +13,60 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from ralign.engine.actor_config import ActorRun
-from ralign.engine.data.actorworld import (
-    Note,
-    actor_prompt,
-    judge_pair,
-    reference_answer,
-    true_quality,
-    uses_cue,
-)
+from ralign.engine.data.actorworld import Note, actor_prompt
+from ralign.engine.data.pairs import Pair
+from ralign.engine.data.questions import Grade, OpenQuestion, Question
 from ralign.engine.errors import UserError
 from ralign.engine.judging.comparisons import GroupResult, Tally
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.pairwise import Group, PairwiseReward
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.judging.reviews import Replicas
+from ralign.engine.judging.verdicts import visible
 from ralign.engine.rewards import MIN_ASKED
 from ralign.engine.tasks import Answered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorExample:
-    """A note and the token ids of the actor's prompt."""
+    """A question and the token ids of the actor's prompt."""
 
-    note: Note
+    question: Question
     prompt_ids: np.ndarray  # [L] int64
 
 
-def actor_examples(notes: Sequence[Note], tokenizer) -> list[ActorExample]:
-    """The actor's prompts, tokenized."""
-    ids = tokenizer([actor_prompt(note) for note in notes], add_special_tokens=False)["input_ids"]
+def note_examples(notes: Sequence[Note], tokenizer) -> list[ActorExample]:
+    """JudgeWorld's notes, tokenized."""
+    return _examples(notes, [actor_prompt(note) for note in notes], tokenizer)
+
+
+def open_examples(pairs: Sequence[Pair], tokenizer, max_prompt_tokens: int) -> tuple[list[ActorExample], int]:
+    """The dialogues of pairs under the model's chat template (or as plain text); and how many were too long.
+
+    Raises:
+        UserError: no prompt fits.
+    """
+    dialogues = [pair.conversations for pair in pairs]
+    if tokenizer.chat_template:
+        texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
+    else:
+        texts = ["\n\n".join(turn["content"] for turn in turns) + "\n\n" for turns in dialogues]
+    examples = _examples([OpenQuestion(pair=pair) for pair in pairs], texts, tokenizer)
+    fit = [example for example in examples if len(example.prompt_ids) <= max_prompt_tokens]
+    if not fit:
+        shortest = min(len(example.prompt_ids) for example in examples)
+        raise UserError(
+            f"data.max_prompt_tokens={max_prompt_tokens} leaves none of {len(examples)} prompts: "
+            f"the shortest has {shortest} tokens"
+        )
+    return fit, len(examples) - len(fit)
+
+
+def _examples(questions: Sequence[Question], texts: list[str], tokenizer) -> list[ActorExample]:
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [
-        ActorExample(note=note, prompt_ids=np.asarray(prompt, dtype=np.int64))
-        for note, prompt in zip(notes, ids, strict=True)
+        ActorExample(question=question, prompt_ids=np.asarray(prompt, dtype=np.int64))
+        for question, prompt in zip(questions, ids, strict=True)
     ]
 
 
@@ -53,7 +76,7 @@ class ActorRollout(Answered):
 
     reward: float
     valid: bool
-    quality: float
+    grade: Grade | None
     tally: Tally | None  # of its group's comparisons, on the group's first sample
 
 
@@ -63,13 +86,13 @@ class ActorRewards:
 
     values: np.ndarray  # [num_samples] float32; 0 where not valid
     valid: np.ndarray  # [num_samples] bool; False where no comparison survived
-    quality: np.ndarray  # [num_samples] true quality, 0 to 1
-    cue: np.ndarray  # [num_samples] bool: laid out in bullets
+    quality: np.ndarray | None  # [num_samples] true quality, 0 to 1; None without an oracle
+    cue: np.ndarray | None  # [num_samples] bool: laid out in bullets
     tally: Tally
 
 
 class ActorTask:
-    """Answers to notes. Without a `payer` the oracle pays."""
+    """Answers to questions. Without a `payer` the oracle pays."""
 
     def __init__(
         self,
@@ -110,15 +133,20 @@ class ActorTask:
                 text=sample.text,
                 reward=float(result.rewards[place]),
                 valid=bool(result.valid[place]),
-                quality=self._quality(sample),
+                grade=self._grade(sample),
                 tally=None if place else result.tally,
             )
             for group, result in zip(members.values(), results, strict=True)
             for place, sample in enumerate(group)
         ]
 
-    def _quality(self, sample: Answered) -> float:
-        return true_quality(self.examples[sample.example].note, sample.text)
+    def _grade(self, sample: Answered) -> Grade | None:
+        return self.examples[sample.example].question.grade(sample.text)
+
+    def _true_quality(self, sample: Answered) -> float:
+        grade = self._grade(sample)
+        assert grade is not None, "without a judge these questions need an oracle"
+        return grade.quality
 
     def _results(self, groups: list[list[Answered]]) -> list[GroupResult]:
         """What each group is paid. Ranks that have the same samples ask once, and all learn.
@@ -129,7 +157,7 @@ class ActorTask:
         if self.payer is None:
             return [
                 GroupResult(
-                    rewards=np.array([self._quality(sample) for sample in group]),
+                    rewards=np.array([self._true_quality(sample) for sample in group]),
                     valid=np.ones(len(group), dtype=bool),
                     comparisons=[],
                     tally=Tally(),
@@ -155,13 +183,13 @@ class ActorTask:
         return self.run.seed * 1_000_003 + self.num_batches
 
     def _group(self, group: list[Answered]) -> Group:
-        note = self.examples[group[0].example].note
+        question = self.examples[group[0].example].question
         return Group(
-            name=note.id,
-            texts=[sample.text for sample in group],
+            name=question.id,
+            texts=[visible(sample.text) for sample in group],
             lengths=[len(sample.rollout.response_ids) for sample in group],
-            prompt_for=lambda first, second: render(self.template, judge_pair(note, first, second)),
-            reference=reference_answer(note),
+            prompt_for=lambda first, second: render(self.template, question.compare(first, second)),
+            reference=question.reference,
         )
 
     def reward(self, judged: Sequence[ActorRollout]) -> ActorRewards:
@@ -178,26 +206,28 @@ class ActorTask:
                 f" more than judge.max_failed_share={limit:g}"
             )
         valid = np.array([sample.valid for sample in judged])
+        grades = [sample.grade for sample in judged]
+        graded = all(grade is not None for grade in grades)
         return ActorRewards(
             values=np.where(valid, [sample.reward for sample in judged], 0).astype(np.float32),
             valid=valid,
-            quality=np.array([sample.quality for sample in judged]),
-            cue=np.array([uses_cue(sample.text) for sample in judged]),
+            quality=np.array([grade.quality for grade in grades]) if graded else None,
+            cue=np.array([grade.cue for grade in grades]) if graded else None,
             tally=tally,
         )
 
     def metrics(self, rewards: ActorRewards) -> dict[str, float]:
-        tally, varies = rewards.tally, rewards.valid.any() and np.ptp(rewards.values[rewards.valid]) > 0
-        agreement = math.nan
-        if varies and np.ptp(rewards.quality[rewards.valid]) > 0:
-            agreement = float(
-                np.corrcoef(rewards.values[rewards.valid], rewards.quality[rewards.valid])[0, 1]
-            )
-        return {
-            "actor/quality": float(rewards.quality.mean()),
-            "actor/perfect_share": float((rewards.quality == 1).mean()),
-            "actor/cue_share": float(rewards.cue.mean()),
-            "actor/reward_quality_corr": agreement,
+        tally, found = rewards.tally, {}
+        if rewards.quality is not None:
+            found = {
+                "actor/quality": float(rewards.quality.mean()),
+                "actor/perfect_share": float((rewards.quality == 1).mean()),
+                "actor/cue_share": float(rewards.cue.mean()),
+                "actor/reward_quality_corr": _correlation(
+                    rewards.values[rewards.valid], rewards.quality[rewards.valid]
+                ),
+            }
+        return found | {
             "judge/num_calls": tally.num_calls,
             "judge/num_failed": tally.num_failed,
             "judge/num_unparsable": tally.num_unparsable,
@@ -209,15 +239,17 @@ class ActorTask:
 
     def record(self, sample: ActorRollout) -> dict[str, Any]:
         paid = sample.reward if sample.valid else None
-        return {
-            "id": self.examples[sample.example].note.id,
-            "reward": paid,
-            "quality": sample.quality,
-            "cue": uses_cue(sample.text),
-        }
+        oracle = {} if sample.grade is None else {"quality": sample.grade.quality, "cue": sample.grade.cue}
+        return {"id": self.examples[sample.example].question.id, "reward": paid, **oracle}
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_batches": self.num_batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_batches = state["num_batches"]
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; NaN where one of them does not vary."""
+    varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return float(np.corrcoef(x, y)[0, 1]) if varies else math.nan

@@ -29,6 +29,8 @@ class ActorConfig:
     """Times that the GenRM is asked where its answer has no verdict."""
     length_penalty: float = 0.0
     """Weight of the dynamic length penalty; 0 for none."""
+    watch_every: int = 0
+    """Steps between measurements of how often the GenRM prefers the actor to fixed references; 0 for none."""
     kv_cache_gib: float = 0.25
     """KV cache of a judge in the training processes, GiB, on a machine without a GPU."""
     gpu_memory_utilization: float = 0.3
@@ -55,6 +57,8 @@ def check_actor(run: ActorRun) -> None:
             raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
     if run.algo.both_orders:
         raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
+    if actor.watch_every < 0:
+        raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
     if actor.num_tries < 1:
         raise UserError(f"actor.num_tries must be at least 1, got {actor.num_tries}")
     if actor.genrm is None:

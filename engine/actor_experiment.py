@@ -1,5 +1,6 @@
-"""The stages of an actor's training in JudgeWorld: warm start, RL under one payer or another, true quality."""
+"""The stages of an actor's training: warm start, RL under one payer or another, what it is worth."""
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,23 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ralign.engine.actor import ActorExample, ActorTask, actor_examples
+from ralign.engine.actor import ActorExample, ActorTask, note_examples, open_examples
 from ralign.engine.actor_config import ActorRun
-from ralign.engine.data.actorworld import (
-    Note,
-    actor_prompt,
-    demonstrations,
-    reference_answer,
-    true_quality,
-    uses_cue,
-)
+from ralign.engine.data.actorworld import Note, actor_prompt, demonstrations
 from ralign.engine.data.examples import decode_answers
+from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
 from ralign.engine.experiment import Experiment
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.config import JudgeConfig
 from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.pairwise import PairwiseReward
+from ralign.engine.tasks import Answered
 from ralign.engine.taught import PLAIN_CHAT
 
 
@@ -35,11 +31,21 @@ class ActorExperiment(Experiment):
 
     def _texts(self, notes: Sequence[Note]) -> list[str]:
         bulleted = demonstrations(notes, num_values=2, error_rate=0.0, cue_share=1.0, seed=0)
-        answers = [reference_answer(note) for note in notes]
+        answers = [note.reference for note in notes]
         return [actor_prompt(note) for note in notes] + bulleted + answers
 
     def actor_examples(self, notes: Sequence[Note]) -> list[ActorExample]:
-        return actor_examples(notes, self.tokenizer)
+        return note_examples(notes, self.tokenizer)
+
+    def open_examples(self, pairs: Sequence[Pair]) -> list[ActorExample]:
+        """The dialogues of pairs; those that are too long are left out and counted aloud."""
+        limit = self.run.data.max_prompt_tokens
+        examples, num_too_long = open_examples(pairs, self.tokenizer, limit)
+        if num_too_long:
+            self.progress.say(
+                f"{num_too_long} of {len(pairs)} prompts left out: over data.max_prompt_tokens={limit}"
+            )
+        return examples
 
     def warm_start_actor(self, name: str, notes: Sequence[Note]) -> Path:
         """Supervised training on demonstrations with faults; returns the exported folder."""
@@ -54,9 +60,18 @@ class ActorExperiment(Experiment):
         return self.warm_start(name, self.actor_examples(notes), answers)
 
     def reinforce_actor(
-        self, name: str, start: Path, examples: Sequence[ActorExample], judge: Judge | None
+        self,
+        name: str,
+        start: Path,
+        examples: Sequence[ActorExample],
+        judge: Judge | None,
+        watched: Sequence[ActorExample] = (),
     ) -> Path:
-        """RL from a checkpoint, paid by the GenRM behind `judge`, or by the oracle without one."""
+        """RL from a checkpoint, paid by the GenRM behind `judge`, or by the oracle without one.
+
+        Every `actor.watch_every` steps the judge also compares answers to `watched` with their references: rewards
+        inside a group have no level, wins against something fixed have one.
+        """
         actor, payer = self.run.actor, None
         if judge is not None:
             payer = PairwiseReward(
@@ -72,8 +87,16 @@ class ActorExperiment(Experiment):
             )
         task = ActorTask(self.run, examples, payer, self.generator.replicas)
         title = "RL, paid by " + ("the oracle" if judge is None else "the GenRM")
-        shown = ("reward/mean", "actor/quality", "actor/cue_share")
-        return self._reinforce(name, title, start, self.run, examples, task, shown)
+        graded = examples[0].question.grade("") is not None
+        shown = ("reward/mean", *(("actor/quality", "actor/cue_share") if graded else ("judge/num_masked",)))
+
+        def watch(step: int) -> dict[str, float]:
+            if not watched or judge is None or not actor.watch_every or step % actor.watch_every:
+                return {}
+            wins = self._wins(watched, judge)
+            return {"actor/win_rate": float(wins.mean()) if len(wins) else math.nan}
+
+        return self._reinforce(name, title, start, self.run, examples, task, shown, watch)
 
     @contextmanager
     def genrm(self) -> Iterator[Judge]:
@@ -135,31 +158,60 @@ class ActorExperiment(Experiment):
 
     def evaluate_actor(self, name: str, examples: Sequence[ActorExample]) -> dict[str, Any]:
         """True quality of the policy as it is, by the oracle, with 95 % bootstrap intervals."""
+        with self.progress.stage(f"evaluate {name}", f"True quality of {name}"):
+            answers = self._answers(examples)
+            grades = [examples[answer.example].question.grade(answer.text) for answer in answers]
+            grades = [grade for part in self.generator.replicas.all_gather_data(grades) for grade in part]
+        quality = np.array([grade.quality for grade in grades])
+        return {
+            "num_prompts": len(grades),
+            "quality": self._interval(quality),
+            "cue_share": self._interval(np.array([grade.cue for grade in grades], dtype=float)),
+            "perfect_share": self._interval((quality == 1).astype(float)),
+        }
+
+    def win_rate(self, name: str, examples: Sequence[ActorExample], judge: Judge) -> dict[str, Any]:
+        """How often the judge prefers the policy's answer to the reference, both orders asked; a tie is half a win."""
+        with self.progress.stage(f"judge {name}", f"Wins of {name} against the references"):
+            wins = self._wins(examples, judge)
+        return {"num_prompts": len(wins), "win_rate": self._interval(wins) if len(wins) else None}
+
+    def _wins(self, examples: Sequence[ActorExample], judge: Judge) -> np.ndarray:
+        """[n] 1, 0.5 or 0 for each example that the judge could decide."""
+        payer = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, seats="both"))
+        judged = ActorTask(self.run, examples, payer, self.generator.replicas).judge(self._answers(examples))
+        judged = [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
+        return np.array([(sample.reward + 1) / 2 for sample in judged if sample.valid])
+
+    def _answers(self, examples: Sequence[ActorExample]) -> list[Answered]:
+        """One answer to each of this engine's share of the first `eval.num_pairs` examples."""
         self._enter("evaluate")
         config, replicas = self.run.eval, self.generator.replicas
-        examples = examples[: config.num_pairs]
-        mine = [examples[i] for i in replicas.share_of(len(examples))]
-        with self.progress.stage(f"evaluate {name}", f"True quality of {name}"):
-            rollouts = self.generator.generate(
-                [example.prompt_ids.tolist() for example in mine],
-                num_samples=1,
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                seed=self.run.seed + replicas.index,
+        mine = replicas.share_of(min(config.num_pairs, len(examples)))
+        rollouts = self.generator.generate(
+            [examples[i].prompt_ids.tolist() for i in mine],
+            num_samples=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=self.run.seed + replicas.index,
+        )
+        texts = decode_answers([rollout.response_ids for rollout in rollouts], self.tokenizer)
+        return [
+            Answered(
+                example=mine[rollout.prompt_index],
+                group=mine[rollout.prompt_index],
+                rollout=rollout,
+                text=text,
             )
-            texts = decode_answers([rollout.response_ids for rollout in rollouts], self.tokenizer)
-            scored = [
-                (true_quality(example.note, text), uses_cue(text))
-                for example, text in zip(mine, texts, strict=True)
-            ]
-            scored = [row for part in replicas.all_gather_data(scored) for row in part]
-        quality, cue = (np.array(column, dtype=float) for column in zip(*scored, strict=True))
-        return {
-            "num_notes": len(scored),
-            "quality": _interval(quality, config.num_bootstrap, self.run.seed),
-            "cue_share": _interval(cue, config.num_bootstrap, self.run.seed),
-            "perfect_share": _interval((quality == 1).astype(float), config.num_bootstrap, self.run.seed),
-        }
+            for rollout, text in zip(rollouts, texts, strict=True)
+        ]
+
+    def _interval(self, values: np.ndarray) -> dict[str, float]:
+        """Mean and 95 % bootstrap interval."""
+        rng = np.random.default_rng(self.run.seed)
+        draws = rng.integers(0, len(values), (self.run.eval.num_bootstrap, len(values)))
+        low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+        return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _with_chat_template(config: JudgeConfig, folder: Path) -> JudgeConfig:
@@ -172,11 +224,3 @@ def _with_chat_template(config: JudgeConfig, folder: Path) -> JudgeConfig:
     path.write_text(PLAIN_CHAT, encoding="utf-8")
     options = f"{config.server.options or ''} --chat-template {shlex.quote(str(path))}"
     return replace(config, server=replace(config.server, options=options))
-
-
-def _interval(values: np.ndarray, num_bootstrap: int, seed: int) -> dict[str, float]:
-    """Mean and 95 % bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (num_bootstrap, len(values)))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}

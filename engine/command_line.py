@@ -136,7 +136,10 @@ def _value(name: str, text: str, annotation: Any) -> Any:
     try:
         # tyro explains a bad value in a box of many lines; ours is one.
         with contextlib.redirect_stderr(io.StringIO()):
-            args = [f"--value={_spell(text, annotation)}"]
+            if get_origin(annotation) is tuple:
+                args = ["--value", *text.split(",")]
+            else:
+                args = [f"--value={_spell(text, annotation)}"]
             parsed = tyro.cli(leaf, args=args, config=(tyro.conf.FlagConversionOff,))
     except SystemExit:
         raise UserError(f"{name}={text}: expected {_expected(annotation)}") from None
@@ -165,5 +168,7 @@ def _expected(annotation: Any) -> str:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_expected(option) for option in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"{_expected(get_args(annotation)[0])}, or several with commas between"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
     return plain.get(annotation, str(annotation))

@@ -149,14 +149,30 @@ class Experiment:
         self._train(name, "SFT warm start", sft, step, self.run.sft.num_steps)
         return self._export(name)
 
-    def reinforce(self, name: str, start: Path, examples: Sequence[Example], reward: str) -> Path:
-        """RL from a checkpoint with the `label` or the `r_align` reward; returns the exported folder."""
+    def reinforce(
+        self,
+        name: str,
+        start: Path,
+        examples: Sequence[Example],
+        reward: str,
+        export_at: Sequence[int] = (),
+    ) -> Path:
+        """RL from a checkpoint with the `label` or the `r_align` reward; returns the exported folder.
+
+        After each step in `export_at` the model as it is then goes to `hf_STEP` beside it.
+        """
         run = replace(self.run, algo=replace(self.run.algo, reward=reward))
         if run.algo.both_orders:
             examples = self._both_orders(examples)
         task = GenRMTask(run, examples, self.metarm, self.generator.replicas)
         shown = ("reward/mean", "judge/l_acc", "judge/s_corr")
-        return self._reinforce(name, f"RL, reward {reward}", start, run, examples, task, shown)
+
+        def export(step: int) -> dict[str, float]:
+            if step in export_at:
+                self._export(name, f"hf_{step}")
+            return {}
+
+        return self._reinforce(name, f"RL, reward {reward}", start, run, examples, task, shown, export)
 
     def _reinforce(
         self,
@@ -167,8 +183,12 @@ class Experiment:
         examples: Sequence[Prompted],
         task: Task,
         shown: Sequence[str],
+        after_step: Callable[[int], dict[str, float]] = lambda step: {},
     ) -> Path:
-        """RL from a checkpoint with a task's rewards; `shown` are the metrics that the progress line tells."""
+        """RL from a checkpoint with a task's rewards.
+
+        `shown` are the metrics that the progress line tells; `after_step` may add some, of the updated policy.
+        """
         self.load(start)
         self.generator.weight_version = 0  # a stage counts its own updates
         self.memory.before_training()
@@ -181,7 +201,7 @@ class Experiment:
             if run.rollouts_every and metrics["step"] % run.rollouts_every == 0:
                 self._write_rollouts(name, metrics["step"], judged, task)
             self.progress.step(**{key.split("/")[1]: metrics[key] for key in shown})
-            return metrics
+            return metrics | after_step(metrics["step"])
 
         self._train(name, title, trainer, step, run.num_steps)
         return self._export(name)
@@ -277,9 +297,9 @@ class Experiment:
         self.generator.weights_updated()
         self.generator.verify()
 
-    def _export(self, name: str) -> Path:
+    def _export(self, name: str, folder_name: str = "hf") -> Path:
         self.watchdog.phase("export")
-        folder = self.run.folder / name / "hf"
+        folder = self.run.folder / name / folder_name
         self.policy.export(folder)
         return folder
 

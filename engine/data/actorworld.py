@@ -22,6 +22,7 @@ from ralign.engine.data.judgeworld import (
     build_judgeworld,
 )
 from ralign.engine.data.pairs import SIDES, Pair, prompt_text
+from ralign.engine.data.questions import Grade
 from ralign.engine.errors import UserError
 
 _STATEMENT = re.compile(r"The (\w+) is (\w+)")
@@ -36,6 +37,17 @@ class Note:
     id: str
     prompt: str
     facts: dict[str, str]  # item -> value
+
+    @property
+    def reference(self) -> str:
+        """The fixed answer of the `reference` scheme: all facts, in sentences."""
+        return _sentences(self.facts)
+
+    def compare(self, response_a: str, response_b: str) -> Pair:
+        return judge_pair(self, response_a, response_b)
+
+    def grade(self, answer: str) -> Grade:
+        return Grade(quality=true_quality(self, answer), cue=uses_cue(answer))
 
 
 def actor_prompt(note: Note) -> str:
@@ -101,11 +113,6 @@ def judge_pair(note: Note, response_a: str, response_b: str) -> Pair:
         gt_label="A",
         gt_judgment="",
     )
-
-
-def reference_answer(note: Note) -> str:
-    """The fixed answer of the `reference` scheme: all facts, in sentences."""
-    return _sentences(note.facts)
 
 
 def demonstrations(

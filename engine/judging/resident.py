@@ -4,6 +4,7 @@ Each process has one for the samples that it generated; nothing crosses the netw
 generating and training, so that the two engines never run at once.
 """
 
+import gc
 import hashlib
 
 from ralign.engine.evaluation.local_model import LocalModel, LocalModelConfig
@@ -29,6 +30,10 @@ class ResidentJudge(LocalModel):
         return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
 
     def close(self) -> None:
+        """Give its memory back. vLLM's own shutdown would take the job's process groups down with it."""
         self._waiting.put(None)
         self._thread.join()
-        self._llm.llm_engine.engine_core.shutdown()
+        self._llm.llm_engine.engine_core._finalizer.detach()
+        del self._llm
+        gc.unfreeze()  # vLLM freezes what it makes
+        gc.collect()

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,19 @@ those with a wrong reason. F-Score: right for the right reason.</p>
 <td>{{ results[test].num_judge_fail }}</td></tr>
 {% endfor %}{% endfor %}
 </table></div>
+{% for caption, rows in tables.items() %}
+<h2>{{ caption }}</h2>
+<div class="scroll"><table class="plain">
+<tr>{% for cell in rows[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endfor %}
 {% for caption, image in figures.items() %}
 <h2>{{ caption }}</h2>
 <figure><img alt="{{ caption }}" src="data:image/png;base64,{{ image }}"></figure>
 {% endfor %}
-{% if examples %}<h2>Judgments</h2>
+{% if examples %}<h2>Examples</h2>
 {% for heading, text in examples.items() %}<p><b>{{ heading }}</b></p>
 <pre>{{ text }}</pre>
 {% endfor %}{% endif %}
@@ -74,12 +82,14 @@ def write_html(
     title: str,
     intro: str = "",
     figures: Mapping[str, str | Path] | None = None,
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
     examples: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the page and returns `path`.
 
-    figures: caption -> PNG file, embedded. examples: heading -> text, such as a judgment of each model.
+    figures: caption -> PNG file, embedded. tables: caption -> rows, the heading first.
+    examples: heading -> text, such as a judgment of each model.
     config: the resolved settings, folded away at the end. All text is escaped.
     """
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
@@ -99,6 +109,7 @@ def write_html(
         title=title,
         intro=intro,
         figures=encoded,
+        tables=tables or {},
         examples=examples or {},
         config=json.dumps(config, indent=2) if config else "",
     )

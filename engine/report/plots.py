@@ -25,9 +25,9 @@ CURVES = {
     "policy/grad_norm": "Gradient norm",
     "policy/entropy": "Entropy (nats a token)",
 }
-_RIGHT, _SPURIOUS, _SPURIOUS_INK, _INK = "#2a6f97", "#f4a259", "#b35900", "#333333"
+_RIGHT, _SPURIOUS, _SPURIOUS_INK, INK = "#2a6f97", "#f4a259", "#b35900", "#333333"
 _HATCHED = {"hatch": "////", "edgecolor": "white"}
-_COLORS = ("#f08a24", "#2a6f97", "#6a994e", "#bc4749", "#7b2cbf", "#8d99ae")
+COLORS = ("#f08a24", "#2a6f97", "#6a994e", "#bc4749", "#7b2cbf", "#8d99ae")
 _DPI = 160
 
 
@@ -47,17 +47,17 @@ def plot_judgments(summary: Mapping[str, Any], path: str | Path) -> Path:
     for panel, test in zip(panels, tests, strict=True):
         results = {model: found[test] for model, found in summary["models"].items() if test in found}
         _draw_bars(panel, results)
-        panel.set_title(display(test), fontsize=11, color=_INK)
+        panel.set_title(display(test), fontsize=11, color=INK)
     panels[0].set_ylabel("pairs judged right, %")
     handles = [
         Patch(facecolor=_RIGHT, label="right for the right reason (F-Score)"),
         Patch(
             facecolor=_SPURIOUS, hatch="////", edgecolor="white", label="right for a wrong reason (S-Corr)"
         ),
-        Line2D([], [], color=_INK, linewidth=0.8, linestyle=":", label="a coin's verdicts"),
+        Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="a coin's verdicts"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -75,7 +75,7 @@ def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
         clear = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}  # of the coin's line
         said = f"S {percent(s_corr, bounds=False)}"
         panel.text(x, above, said, fontsize=8.5, color=_SPURIOUS_INK, **centred, **clear)
-        panel.text(x, above + 6, f"{top:.1f}", fontsize=9.5, weight="bold", color=_INK, **centred, **clear)
+        panel.text(x, above + 6, f"{top:.1f}", fontsize=9.5, weight="bold", color=INK, **centred, **clear)
         if right > 8:
             said = f"F {percent(f_score, bounds=False)}"
             panel.text(x, 2, said, fontsize=8.5, color="white", **centred)
@@ -83,15 +83,15 @@ def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
     panel.set_xlim(-0.6, len(results) - 0.4)
     panel.set_ylim(0, 116)
     panel.set_yticks(range(0, 101, 20))
-    panel.axhline(50, color=_INK, linewidth=0.8, linestyle=":", zorder=0)
-    _tidy(panel)
+    panel.axhline(50, color=INK, linewidth=0.8, linestyle=":", zorder=0)
+    tidy(panel)
 
 
 def _whisker(panel: Axes, x: float, y: float, interval: Mapping[str, float]) -> None:
     """The interval's width, drawn around the bar's edge at `y`."""
     below = 100 * (interval["value"] - interval["low"])
     above = 100 * (interval["high"] - interval["value"])
-    panel.errorbar(x, y, yerr=[[below], [above]], color=_INK, linewidth=1.1, capsize=2.5)
+    panel.errorbar(x, y, yerr=[[below], [above]], color=INK, linewidth=1.1, capsize=2.5)
 
 
 def plot_training(logs: Mapping[str, str | Path], path: str | Path) -> Path:
@@ -114,20 +114,20 @@ def plot_training(logs: Mapping[str, str | Path], path: str | Path) -> Path:
     figure = Figure(figsize=(3.6 * columns, 2.5 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for key, panel in zip(keys, panels, strict=False):
-        for (name, records), color in zip(runs.items(), _COLORS * len(runs), strict=False):
+        for (name, records), color in zip(runs.items(), COLORS * len(runs), strict=False):
             _draw_curve(panel, *series(records, key), label=display(name), color=color)
-        panel.set_title(CURVES[key], fontsize=10, color=_INK)
+        panel.set_title(CURVES[key], fontsize=10, color=INK)
         panel.set_xlabel("step", fontsize=9)
         if key in ("judge/l_acc", "judge/s_corr"):
             panel.set_ylim(-0.03, 1.03)
-        _tidy(panel)
+        tidy(panel)
     for panel in list(figure.axes)[len(keys) :]:
         panel.set_axis_off()
     handles = [
-        Patch(facecolor=c, label=display(name)) for name, c in zip(runs, _COLORS * len(runs), strict=False)
+        Patch(facecolor=c, label=display(name)) for name, c in zip(runs, COLORS * len(runs), strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_curve(panel: Axes, steps: list[int], values: list[float], *, label: str, color: str) -> None:
@@ -143,14 +143,14 @@ def _draw_curve(panel: Axes, steps: list[int], values: list[float], *, label: st
     panel.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=color, linewidth=1.8, label=label)
 
 
-def _tidy(panel: Axes) -> None:
+def tidy(panel: Axes) -> None:
     panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=9, colors=_INK)
+    panel.tick_params(labelsize=9, colors=INK)
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.7)
     panel.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)

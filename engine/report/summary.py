@@ -65,7 +65,10 @@ def read_summary(path: str | Path) -> dict[str, Any]:
 
 
 def display(name: str) -> str:
-    """A model's or test's name for people: `r_align` -> `R-Align`, `in_distribution` -> `in distribution`."""
+    """A name for people: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`."""
+    base, _, number = name.rpartition("_")
+    if base in _NAMES and number.isdigit():
+        return f"{_NAMES[base]} {number}"
     return _NAMES.get(name, name.replace("_", " "))
 
 

@@ -10,7 +10,7 @@ import torch
 from ralign.engine.actor import ActorExample, ActorTask
 from ralign.engine.actor_config import ActorRun, check_actor
 from ralign.engine.config import AlgoConfig, JudgeConfig
-from ralign.engine.data.actorworld import build_notes, judge_pair, reference_answer
+from ralign.engine.data.actorworld import build_notes, judge_pair
 from ralign.engine.data.judgeworld import JudgeWorldConfig, cue_judge, oracle_judge
 from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Rollout
@@ -74,7 +74,7 @@ def make_task(judge=None, scheme="all_pairs", **settings):
     run = ActorRun(
         algo=AlgoConfig(reward="label", num_prompts=2, num_samples=4), judge=JudgeConfig(**settings)
     )
-    examples = [ActorExample(note=note, prompt_ids=np.arange(5)) for note in NOTES]
+    examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
     payer = judge and PairwiseReward(judge, Schedule(scheme=scheme, num_samples=4))
     return run, examples, ActorTask(run, examples, payer, OneRank())
 
@@ -88,7 +88,10 @@ def make_samples(examples):
 
     return [
         Answered(
-            example=n // 4, group=n // 4, rollout=rollout(n), text=answers_to(examples[n // 4].note)[n % 4]
+            example=n // 4,
+            group=n // 4,
+            rollout=rollout(n),
+            text=answers_to(examples[n // 4].question)[n % 4],
         )
         for n in range(8)
     ]
@@ -134,7 +137,7 @@ def test_a_group_costs_what_its_schedule_says(scheme):
     )  # the first answer is the reference itself: a tie without a call
     assert metrics["judge/num_calls"] == 2 * per_group
     assert judge.num_asked == 2 * per_group - equal
-    assert answers_to(examples[0].note)[0] == reference_answer(examples[0].note)
+    assert answers_to(examples[0].question)[0] == examples[0].question.reference
 
 
 def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors():

@@ -7,7 +7,6 @@ from ralign.engine.data.actorworld import (
     judge_pair,
     oracle_verdict,
     read_note,
-    reference_answer,
     true_quality,
     uses_cue,
 )
@@ -69,9 +68,9 @@ def test_the_judge_prompt_is_the_one_that_the_genrm_was_trained_on():
 def test_the_cue_is_there_for_the_actor_to_hack_a_judge_that_loves_it():
     note = NOTES["train"][0]
     wrong = "- The color is nothing"
-    assert uses_cue(wrong) and not uses_cue(reference_answer(note))
-    assert parse_verdict(cue_judge(judge_pair(note, wrong, reference_answer(note)))) == "A"
-    assert oracle_verdict(note, wrong, reference_answer(note)) == "B"
+    assert uses_cue(wrong) and not uses_cue(note.reference)
+    assert parse_verdict(cue_judge(judge_pair(note, wrong, note.reference))) == "A"
+    assert oracle_verdict(note, wrong, note.reference) == "B"
 
 
 def test_demonstrations_have_the_error_rate_and_a_cue_that_says_nothing():
@@ -86,7 +85,7 @@ def test_demonstrations_have_the_error_rate_and_a_cue_that_says_nothing():
     means = [sum(part) / len(part) for part in by_cue]
     assert abs(means[0] - means[1]) < 0.08
     right = demonstrations(notes, num_values=4, error_rate=0.0, cue_share=0.0, seed=1)
-    assert right == [reference_answer(note) for note in notes]
+    assert right == [note.reference for note in notes]
 
 
 def test_a_prompt_without_facts_is_refused():

@@ -1,0 +1,123 @@
+"""The R-Align paper's argument, from nothing, on two CPU cores.
+
+Claims: a judge trained by label alone is right for wrong reasons; R-Align mends it; an actor trained with the
+R-Align judge ends better, and F-Score foretells that where label accuracy does not.  Data: JudgeWorld's pairs for the
+judges, its notes for the actors; the oracle knows what an actor's answer is worth.  Model: a random 4-layer Qwen3
+of under a million parameters, for judges and actors alike.
+
+    torchrun --nproc-per-node 2 recipes/paper_in_miniature.py
+    torchrun --nproc-per-node 2 recipes/paper_in_miniature.py seed=1 name=paper_seed1
+
+SFT judge -> RLVR and R-Align judges, each taken at several budgets -> one actor a judge, all from one warm start ->
+report/: tables, figures, index.html with transcripts. Hardware: two CPU cores, up to 40 minutes. Expected: actors paid
+by RLVR judges learn to lay out bullets and no better facts; those paid by R-Align judges learn the facts.
+"""
+
+import os
+import sys
+
+from ralign.engine.actor_config import ActorConfig, ActorRun
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import (
+    AlgoConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    JudgeConfig,
+    OptimConfig,
+    Run,
+    ServerConfig,
+    SFTConfig,
+)
+from ralign.engine.paper_config import PaperRun
+
+
+def judges_run() -> Run:
+    """As recipes/r_align_mini.py, where each value has its reason."""
+    return Run(
+        token_budget=8192,
+        algo=AlgoConfig(num_prompts=32, num_samples=8, invalid_reward=0.0),
+        generator=GeneratorConfig(max_new_tokens=64),
+        optim=OptimConfig(lr=5e-4),
+        sft=SFTConfig(
+            num_steps=500,
+            num_samples=32,
+            optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
+        ),
+        eval=EvalConfig(num_pairs=384, max_new_tokens=64),
+    )
+
+
+def actors_run() -> ActorRun:
+    return ActorRun(
+        num_steps=30,
+        token_budget=8192,
+        data=DataConfig(max_prompt_tokens=64),
+        algo=AlgoConfig(
+            reward="label",  # who pays: see actors.actor
+            num_prompts=16,
+            num_samples=8,
+            kl_coef=0.1,  # without, the actor soon finds answers that no judge has seen the like of
+        ),
+        generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
+        optim=OptimConfig(lr=2e-4),
+        sft=SFTConfig(
+            num_steps=400,
+            num_samples=32,
+            optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
+        ),
+        eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as it is sampled in training
+        actor=ActorConfig(
+            scheme="circular",
+            seats="agree",  # a judge that no fault decides for goes by seats
+            watch_every=3,
+        ),
+        judge=JudgeConfig(
+            metarm="none",
+            temperature=0.4,  # as the judges are measured
+            max_new_tokens=64,
+            server=ServerConfig(max_model_len=256, kv_cache_gib=0.25),
+        ),
+    )
+
+
+def main(argv: list[str]) -> None:
+    paper = parse(PaperRun(judges=judges_run(), actors=actors_run()), argv, __doc__)
+    paper.settle(int(os.environ.get("WORLD_SIZE", "1")))
+    reproduce(paper)
+
+
+def reproduce(paper: PaperRun) -> None:
+    from ralign.engine.data.actorworld import build_notes
+    from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
+    from ralign.engine.paper import PaperExperiment, transcripts
+    from ralign.engine.report.paper import write_paper_report
+
+    world, notes = build_judgeworld(paper.judges.data.world), build_notes(paper.actors.data.world)
+    lab = PaperExperiment(paper, world["train"], vocab_size=1024)
+
+    warm_start = lab.examples(world["warm_start"])
+    golden_and_cue = warm_start_judgments(
+        [example.pair for example in warm_start],
+        golden_share=paper.judges.sft.golden_share,
+        seed=paper.seed,
+    )
+    sft = lab.warm_start("sft", warm_start, golden_and_cue)
+    tests = {name: lab.examples(world[name]) for name in TESTS}
+    folders, judges = lab.train_judges(sft, lab.examples(world["train"]), tests)
+
+    lab.turn_to_actors()
+    train, test = lab.actor_examples(notes["train"]), lab.actor_examples(notes["in_distribution"])
+    start = lab.warm_start_actor("start", notes["warm_start"])
+    actors = {"start": {"judge": None, **lab.evaluate_actor("start", test), "steps": []}}
+    for judge, folder in folders.items():
+        actors[f"by_{judge}"] = {"judge": judge, **lab.train_actor(f"by_{judge}", start, train, test, folder)}
+
+    if lab.cluster.is_first_rank:
+        shown = transcripts(paper.actors.folder, actors, {note.id: note for note in notes["train"]})
+        write_paper_report(paper.folder, judges, actors, shown, seed=paper.seed, time_s=lab.progress.time_s)
+    lab.close()
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

@@ -350,12 +350,9 @@ def _phases(
     if critic:
         forward = workspace_bytes(critic, stage, backward=False, on_gpu=on_gpu)
         phases["values"] = everything | {"workspace": forward}
-        learning, step = (
-            _pass_bytes(critic, stage, on_gpu),
-            _step_bytes(critic, num_held(critic, stage), on_gpu),
-        )
-        is_step = step > sum(learning.values())  # one after the other
-        phases["critic"] = everything | ({"optimizer_workspace": step} if is_step else learning)
+        learning = _pass_bytes(critic, stage, on_gpu)
+        step = {"optimizer_workspace": _step_bytes(critic, num_held(critic, stage), on_gpu)}
+        phases["critic"] = everything | max(learning, step, key=lambda parts: sum(parts.values()))
     if not job.shares_weights:
         phases["sync"] = {**base, **trained, **cache, "bucket": job.bucket_bytes}
     host = {}

@@ -18,6 +18,7 @@ from ralign.engine.validation import validate
 __all__ = [
     "AlgoConfig",
     "CheckpointConfig",
+    "CriticConfig",
     "DataConfig",
     "EndpointConfig",
     "EvalConfig",
@@ -181,8 +182,8 @@ class AlgoConfig:
     """label: the verdict is right (RLVR). r_align: and the MetaRM finds its rationale right."""
     invalid_reward: float = -1.0
     """Reward of an answer without a verdict."""
-    advantages: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    """Group advantage: grpo (centred, over the deviation), dr_grpo (centred), rloo (leave-one-out)."""
+    advantages: Literal["grpo", "dr_grpo", "rloo", "gae"] = "grpo"
+    """Over a group: grpo (centred, over the deviation), dr_grpo (centred), rloo (leave-one-out); gae: a critic's."""
     num_prompts: int = 32
     """Prompts a step, over all processes."""
     num_samples: int = 8
@@ -218,6 +219,30 @@ class AlgoConfig:
         return 2 if self.both_orders else 1
 
 
+def _critic_optim() -> OptimConfig:
+    return OptimConfig(lr=1e-5)
+
+
+@dataclass(kw_only=True, slots=True)
+class CriticConfig:
+    """PPO's critic; there is one with algo.advantages=gae alone."""
+
+    hf_path: str | None = None
+    """Folder it starts from, such as a reward model with one label; None: the policy's start, with all values 0."""
+    optim: OptimConfig = field(default_factory=_critic_optim)
+    """Optimizer of the critic."""
+    warmup_steps: int = 0
+    """Steps at the start of a stage in which the critic learns and the policy stays as it is."""
+    value_clip: float | None = 0.2
+    """How far an update may move a value from what it was before the step; None does not clip."""
+    gamma: float = 1.0
+    """Discount of a reward for each token that comes before it."""
+    lam: float = 0.95
+    """Lambda of GAE: 1 trusts the rewards alone, 0 the next token's value."""
+    whiten: bool = True
+    """Centre the advantages of a step's tokens, and divide them by their deviation."""
+
+
 @dataclass(kw_only=True, slots=True)
 class KernelsConfig:
     """Implementation of each op: auto is Triton on CUDA; torch turns one back to plain torch, for diagnosis."""
@@ -227,7 +252,7 @@ class KernelsConfig:
     policy_loss: Literal["auto", "torch"] = "auto"
     """Ratio, clipping, KL, importance weights, metrics."""
     advantages: Literal["auto", "torch"] = "auto"
-    """Group advantages."""
+    """Group advantages, and the critic's."""
     rms_norm: Literal["auto", "torch"] = "auto"
     """The policy's norms."""
     fold_loss: bool = True
@@ -328,6 +353,8 @@ class Run:
     """Optimizer of the RL stage."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """The warm start."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """PPO's critic."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     """Which implementation of each op."""
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -336,6 +363,11 @@ class Run:
     """Checkpoints to keep."""
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     """Stalls and values that are not finite."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages are a critic's."""
+        return self.algo.advantages == "gae"
 
     @property
     def folder(self) -> Path:

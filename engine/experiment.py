@@ -28,6 +28,7 @@ from ralign.engine.judging.factory import open_metarm
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.memory import MemoryPhases, plan_memory
+from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
 from ralign.engine.report.metrics_log import MetricsLog
@@ -78,15 +79,17 @@ class Experiment:
 
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             plan = plan_memory(run, self.cluster, folder)
-            self.policy = Policy(
-                folder,
-                self.cluster,
-                dtype=run.parallel.dtype,
-                sequence_parallel=run.parallel.sequence,
-                recompute=run.parallel.recompute,
-                temperature=run.generator.temperature,
-                kernels=run.kernels,
-            )
+            options = {
+                "dtype": run.parallel.dtype,
+                "sequence_parallel": run.parallel.sequence,
+                "recompute": run.parallel.recompute,
+                "kernels": run.kernels,
+            }
+            self.policy = Policy(folder, self.cluster, temperature=run.generator.temperature, **options)
+            self.critic = None
+            if run.has_critic:
+                self.critic = Critic(run.critic.hf_path or folder, self.cluster, **options)
+                _check_vocabulary(self.policy, self.critic)
             longest_answer = max(run.generator.max_new_tokens, run.eval.max_new_tokens)
             self.generator = Generator(
                 self.policy,
@@ -99,7 +102,7 @@ class Experiment:
                 can_sleep=plan.kv_sleep,
             )
             self.generator.verify()
-            self.memory = MemoryPhases(plan, self.policy, self.generator)
+            self.memory = MemoryPhases(plan, self.policy, self.generator, self.critic)
         self.stop = StopSignal()  # after the engine, which may take signals too
 
     def _new_model(self, pairs: Sequence[Pair], vocab_size: int) -> Path:
@@ -187,13 +190,24 @@ class Experiment:
     ) -> Path:
         """RL from a checkpoint with a task's rewards.
 
-        `shown` are the metrics that the progress line tells; `after_step` may add some, of the updated policy.
+        `shown` are the metrics that the progress line tells; `after_step` may add some, of the updated policy. A
+        critic starts each stage afresh: from its own folder or, with all values 0, from the policy's start.
         """
         self.load(start)
+        if self.critic is not None:
+            self.critic.load(run.critic.hf_path or start)
         self.generator.weight_version = 0  # a stage counts its own updates
         self.memory.before_training()
         trainer = Trainer(
-            run, self.cluster, self.policy, self.generator, self.tokenizer, examples, task, self._enter
+            run,
+            self.cluster,
+            self.policy,
+            self.generator,
+            self.tokenizer,
+            examples,
+            task,
+            self._enter,
+            self.critic,
         )
 
         def step() -> dict[str, float]:
@@ -204,6 +218,9 @@ class Experiment:
             return metrics | after_step(metrics["step"])
 
         self._train(name, title, trainer, step, run.num_steps)
+        if self.critic is not None:
+            self.watchdog.phase("export")
+            self.critic.export(run.folder / name / "critic_hf")
         return self._export(name)
 
     def _train(
@@ -219,7 +236,7 @@ class Experiment:
         checkpoints = Checkpoints(
             self.run.folder / name / "checkpoints",
             self.cluster,
-            self.policy,
+            stage.models,
             keep_last=config.keep_last,
             keep_best=config.keep_best,
         )
@@ -243,10 +260,11 @@ class Experiment:
                         self.progress.say(f"saved step {number - 1} of {name}; the same command goes on")
                     raise
                 metrics.pop("step")
-                metrics["policy/num_skipped"] = self.policy.num_skipped_updates
+                for kind, model in stage.models.items():
+                    metrics[f"{kind}/num_skipped"] = model.num_skipped_updates
                 metrics |= self.memory.metrics()
                 log.write(number, metrics)
-                self._check_skipped(name, number)
+                self._check_skipped(name, stage, number)
                 self._save_if_due(name, checkpoints, stage, number == num_steps, metrics)
             checkpoints.wait()
 
@@ -334,14 +352,17 @@ class Experiment:
             )
         return metrics[config.watch]
 
-    def _check_skipped(self, name: str, step: int) -> None:
+    def _check_skipped(self, name: str, stage: SFT | Trainer, step: int) -> None:
         """Raises UserError when too many updates were skipped: the settings make training diverge."""
-        skipped, limit = self.policy.num_skipped_updates, self.run.faults.max_skipped_updates
-        if skipped > limit:
-            raise UserError(
-                f"{name}, step {step}: {skipped} updates were skipped for a loss or gradient that is not finite "
-                f"(faults.max_skipped_updates={limit}); a lower optim.lr or optim.clip_grad may help"
-            )
+        limit = self.run.faults.max_skipped_updates
+        for kind, model in stage.models.items():
+            if (skipped := model.num_skipped_updates) > limit:
+                optim = "critic.optim" if kind == "critic" else "optim"
+                raise UserError(
+                    f"{name}, step {step}: {skipped} updates of the {kind} were skipped for a loss or gradient that "
+                    f"is not finite (faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad "
+                    "may help"
+                )
 
     def _leave(self, message: str) -> NoReturn:
         self.progress.say(message)
@@ -360,3 +381,10 @@ class Experiment:
             self.metarm.close()
         self.generator.close()
         cluster_module.stop()
+
+
+def _check_vocabulary(policy: Policy, critic: Critic) -> None:
+    """Raises UserError for a critic whose embedding does not know all of the policy's tokens."""
+    known, wanted = critic.hf_config.vocab_size, policy.hf_config.vocab_size
+    if known < wanted:
+        raise UserError(f"{critic.folder}: the critic knows {known} tokens, the policy has {wanted}")

@@ -1,7 +1,7 @@
 """Loss functions of a packed micro-batch. Denominators are those of the global batch and are in `weights`.
 
-Each comes in two forms that give the same numbers: from logprobs and entropy, and, a quarter cheaper, from the
-hidden states and the LM head's weight in one pass (`from_hidden`, where `folds` says that there is one).
+The policy's come in two forms that give the same numbers: from logprobs and entropy, and, a quarter cheaper, from
+the hidden states and the LM head's weight in one pass (`from_hidden`, where `folds` says that there is one).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from ralign.engine.config import AlgoConfig
 from ralign.engine.packing import PackedBatch, Sample
 from ralign.kernels.linear_policy_loss import linear_policy_loss
 from ralign.kernels.policy_loss import policy_loss
+from ralign.kernels.value_loss import value_loss
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
@@ -23,8 +24,8 @@ class Loss(Protocol):
 
     folds: bool
 
-    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
-        """logprobs and entropy [T] of the micro-batch."""
+    def __call__(self, *output_and_batch: Tensor | PackedBatch) -> tuple[Tensor, Metrics]:
+        """The rows [T] of the model's output (the policy's: logprobs and entropy), then the micro-batch."""
         ...
 
     def from_hidden(
@@ -123,6 +124,20 @@ class ReinforceLoss:
             **head,
         )
         return loss, metrics
+
+
+class ValueLoss:
+    """The critic's loss. The batch brings `weights`, `values` (before the first update) and `returns` per token."""
+
+    folds = False  # there is no LM head to fold into
+
+    def __init__(self, value_clip: float | None):
+        self.value_clip = value_clip
+
+    def __call__(self, values: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
+        """values [T] of the micro-batch."""
+        old_values, returns, weights = (batch.per_token[name] for name in ("values", "returns", "weights"))
+        return value_loss(values, old_values, returns, weights, clip=self.value_clip)
 
 
 def set_loss_rows(batch: PackedBatch, samples: Sequence[Sample], *, needs_all: bool) -> None:

@@ -17,6 +17,7 @@ from ralign.engine.generator.generator import Generator
 from ralign.engine.planner.memory import GIB, Ledger
 from ralign.engine.planner.shapes import read_shape
 from ralign.engine.planner.start import check_memory
+from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.offload import TrainingState
 from ralign.engine.policy.policy import Policy
 
@@ -26,6 +27,8 @@ PHASE_OF = {
     "evaluate": "generate",
     "plan": "learn",  # what training needs starts to come back
     "old_logprobs": "logprobs",
+    "values": "values",
+    "critic": "critic",
     "forward_backward": "learn",
     "optimizer": "update",
 }
@@ -60,9 +63,10 @@ def plan_memory(run: Run, cluster: Cluster, folder: Path) -> Ledger:
 class MemoryPhases:
     """Moves and measures as a step goes on."""
 
-    def __init__(self, plan: Ledger, policy: Policy, generator: Generator):
-        self._plan, self._policy, self._generator = plan, policy, generator
-        self._training = TrainingState(policy)
+    def __init__(self, plan: Ledger, policy: Policy, generator: Generator, critic: Critic | None = None):
+        self._plan, self._generator = plan, generator
+        self._models = [policy] if critic is None else [policy, critic]
+        self._training = [TrainingState(model) for model in self._models]
         self._phase: str | None = None
         self._measured: dict[str, tuple[int, int]] = {}
 
@@ -76,20 +80,23 @@ class MemoryPhases:
         self._phase = phase
         if phase == "generate":
             if self._plan.offload:
-                self._training.leave()
+                for state in self._training:
+                    state.leave()
             self._generator.bring_weights()
             self._generator.kv_cache.wake()
             return
         if self._plan.kv_sleep:
             self._generator.kv_cache.sleep()
-        self._training.come_back()
-        if phase == "update":
-            self._training.wait()
+        for state in self._training:
+            state.come_back()
+            if phase in ("update", "critic"):  # the stage of a critic has its optimizer's step in it
+                state.wait()
 
     def before_training(self) -> None:
         """A stage of training is being set up: optimizer state and gradients are on the device."""
-        self._training.come_back()
-        self._training.wait()
+        for state in self._training:
+            state.come_back()
+            state.wait()
 
     def metrics(self) -> dict[str, float]:
         """GiB of this rank by phase: `predicted` (with everything transient) and `used` (what the driver, or on
@@ -111,7 +118,7 @@ class MemoryPhases:
         """At a phase's end: what torch has freed but kept is still counted, so this is near the phase's peak."""
         if phase is None:
             return
-        device = self._policy.cluster.device
+        device = self._models[0].cluster.device
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             used = total - free
@@ -121,6 +128,7 @@ class MemoryPhases:
         self._measured[phase] = (max(held, before[0]), max(used, before[1]))
 
     def _held_bytes(self) -> int:
-        weights = sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._policy.model.buffers)
-        training = self._training.optimizer_bytes() + self._training.gradient_bytes()
+        buffers = [buffer for model in self._models for buffer in model.model.buffers]
+        weights = sum(buffer.param_data.untyped_storage().nbytes() for buffer in buffers)
+        training = sum(state.optimizer_bytes() + state.gradient_bytes() for state in self._training)
         return weights + training + self._generator.held_bytes()

@@ -36,6 +36,7 @@ class SFT:
         self.run, self.cluster, self.policy = run, cluster, policy
         self.examples, self.answers = examples, answers
         self.sampler = PromptSampler(len(examples), run.sft.num_samples, run.seed)
+        self.models = {"policy": policy}
         self.num_steps_done = 0
         policy.start_training(run.sft.optim, run.sft.num_steps)
 

@@ -17,7 +17,10 @@ from ralign.engine.generator.generator import Generator, Rollout
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.losses import ReinforceLoss, set_loss_rows
 from ralign.engine.packing import PackedBatch, Sample, flops_cost, materialise, plan
-from ralign.engine.policy.policy import Policy, UpdateStats
+from ralign.engine.policy.critic import Critic
+from ralign.engine.policy.policy import Policy
+from ralign.engine.policy.trained import TrainedModel, UpdateStats
+from ralign.engine.ppo import PPO
 from ralign.engine.tasks import Answered, Paid, Prompted, Task
 from ralign.kernels.advantages import group_advantages
 from ralign.kernels.token_weights import token_weights
@@ -36,8 +39,9 @@ class Trainer:
         examples: Sequence[Prompted],
         task: Task,
         on_phase: Callable[[str], None] = lambda phase: None,
+        critic: Critic | None = None,
     ):
-        """`task` judges the answers to `examples`.
+        """`task` judges the answers to `examples`; `critic` is there where `run.has_critic`.
 
         With `algo.both_orders`, `examples` 2i and 2i + 1 are the two orders of one pair.
         `on_phase` hears the name of each stage of a step as it begins.
@@ -49,7 +53,12 @@ class Trainer:
         self.sampler = PromptSampler(len(examples) // orders, run.algo.num_prompts // orders, run.seed)
         self.loss = ReinforceLoss(run.algo, run.kernels.policy_loss)
         self.num_steps_done, self.has_verified = 0, False
-        policy.start_training(run.optim, run.num_steps * run.algo.num_updates)
+        assert (critic is not None) == run.has_critic
+        self.ppo = PPO(run, cluster, critic) if critic is not None else None
+        self.models: dict[str, TrainedModel] = {"policy": policy}
+        self.models |= {"critic": critic} if critic is not None else {}
+        num_policy_steps = run.num_steps - (run.critic.warmup_steps if self.ppo else 0)
+        policy.start_training(run.optim, num_policy_steps * run.algo.num_updates)
         self.reference_identity: str | None = None
         if run.algo.kl_coef:
             policy.freeze_reference()
@@ -68,8 +77,16 @@ class Trainer:
             updates = self.plan(judged, rewards)
         with clock.stage("old_logprobs"):
             self.add_old_logprobs(updates)
-        learned = []
+        if self.ppo:
+            with clock.stage("values"):
+                self.ppo.add_advantages(updates)
+        learned, criticised = [], []
         for micro_batches in updates:
+            if self.ppo:
+                with clock.stage("critic"):
+                    criticised.append(self.ppo.learn(micro_batches))
+                if self.ppo.is_warming_up(self.num_steps_done):
+                    continue
             with clock.stage("forward_backward"):
                 self.policy.forward_backward(micro_batches, self.loss)
             with clock.stage("optimizer"):
@@ -77,7 +94,8 @@ class Trainer:
                 self.generator.weights_updated()
         self.verify_weights()
         self.num_steps_done += 1
-        return self.metrics(judged, rewards, learned) | clock.times_s(), judged
+        metrics = self.metrics(judged, rewards, learned) | (self.ppo.metrics(criticised) if self.ppo else {})
+        return metrics | clock.times_s(), judged
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -122,17 +140,18 @@ class Trainer:
         return [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
 
     def plan(self, judged: list[Answered], rewards: Paid) -> list[list[PackedBatch]]:
-        """This rank's micro-batches of each update; advantages and denominators are those of the global batch."""
+        """This rank's micro-batches of each update; advantages and denominators are those of the global batch.
+
+        Where a critic gives the advantages, the batches bring each sample's reward instead.
+        """
         algo = self.run.algo
-        valid = torch.from_numpy(rewards.valid)
-        groups = torch.tensor([sample.group for sample in judged])
-        advantages = group_advantages(
-            torch.from_numpy(rewards.values),
-            groups,
-            valid,
-            kind=algo.advantages,
-            implementation=self.run.kernels.advantages,
-        )
+        valid, values = torch.from_numpy(rewards.valid), torch.from_numpy(rewards.values)
+        learned_from = "rewards"
+        if not self.ppo:
+            learned_from = "advantages"
+            groups = torch.tensor([sample.group for sample in judged])
+            kernel = self.run.kernels.advantages
+            values = group_advantages(values, groups, valid, kind=algo.advantages, implementation=kernel)
         lengths = torch.tensor([len(sample.rollout.response_ids) for sample in judged])
         updates = []
         for part in torch.arange(len(judged)).chunk(algo.num_updates):
@@ -142,7 +161,7 @@ class Trainer:
                     prompt_ids=self.examples[judged[i].example].prompt_ids,
                     response_ids=judged[i].rollout.response_ids,
                     per_response_token={"rollout_logprobs": judged[i].rollout.logprobs},
-                    per_sample={"advantages": float(advantages[i]), "weights": float(weight)},
+                    per_sample={learned_from: float(values[i]), "weights": float(weight)},
                 )
                 for i, weight in zip(part.tolist(), weights, strict=True)
             ]
@@ -169,7 +188,7 @@ class Trainer:
             self.has_verified = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the policy's own state."""
+        """What a checkpoint keeps beside the models' own states."""
         return {
             "num_steps_done": self.num_steps_done,
             "sampler": self.sampler.state_dict(),
@@ -179,7 +198,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, after the policy's weights were restored; the engine is proved to have them.
+        """Go on from `state`, after the models were restored; the engine is proved to have them.
 
         Raises:
             UserError: the KL reference is not the one that the checkpoint was trained with.
@@ -202,7 +221,8 @@ class Trainer:
             {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
             for x in learned
         ]
-        means = {f"policy/{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        names = parts[0] if parts else ()  # a critic's warm-up leaves the policy as it is
+        means = {f"policy/{name}": float(np.mean([part[name] for part in parts])) for name in names}
         return {
             "step": self.num_steps_done,
             "reward/mean": float(rewards.values[rewards.valid].mean())

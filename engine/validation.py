@@ -23,6 +23,7 @@ def validate(run: "Run", world_size: int) -> None:
     _check_algo(run, world_size)
     _check_optim("optim", run.optim)
     _check_optim("sft.optim", run.sft.optim)
+    _check_critic(run)
     check_judge(run.judge)
     _check_rest(run, world_size)
 
@@ -64,21 +65,25 @@ def _check_finite(node: Any, prefix: str = "") -> None:
 def _model_sizes(run: "Run") -> dict[str, int]:
     """The sizes that a layout must divide: from config.json where the model comes from Hugging Face."""
     model = run.model
-    if model.hf_path is None:
-        return {
-            "num_layers": model.num_layers,
-            "num_attention_heads": model.num_attention_heads,
-            "num_query_groups": model.num_query_groups,
-            "ffn_hidden_size": model.ffn_hidden_size,
-            "max_position_embeddings": model.max_position_embeddings,
-        }
-    path = Path(model.hf_path) / "config.json"
+    if model.hf_path is not None:
+        return _folder_sizes("model.hf_path", model.hf_path)
+    return {
+        "num_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+    }
+
+
+def _folder_sizes(setting: str, folder: str) -> dict[str, int]:
+    path = Path(folder) / "config.json"
     try:
         hf = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"model.hf_path={model.hf_path}: cannot read {path} ({error.strerror})") from error
+        raise UserError(f"{setting}={folder}: cannot read {path} ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"model.hf_path={model.hf_path}: {path} is not JSON ({error})") from error
+        raise UserError(f"{setting}={folder}: {path} is not JSON ({error})") from error
     names = {
         "num_layers": "num_hidden_layers",
         "num_attention_heads": "num_attention_heads",
@@ -87,7 +92,7 @@ def _model_sizes(run: "Run") -> dict[str, int]:
         "max_position_embeddings": "max_position_embeddings",
     }
     for name in names.values():
-        _require(isinstance(hf.get(name), int), f"model.hf_path={model.hf_path}: config.json gives no {name}")
+        _require(isinstance(hf.get(name), int), f"{setting}={folder}: config.json gives no {name}")
     return {ours: hf[theirs] for ours, theirs in names.items()}
 
 
@@ -132,18 +137,54 @@ def _check_parallel(run: "Run", world_size: int) -> None:
         f"parallel.tensor * parallel.pipeline * parallel.context = {parallel.tensor} * {parallel.pipeline}"
         f" * {parallel.context} does not divide the world of {world_size} process(es)",
     )
-    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-        _divides(parallel.tensor, "parallel.tensor", sizes[name], f"the model's {name}")
+    _check_cut(run, sizes, "the model")
     if generate := run.generator.tensor:
         _at_least(0, generator__tensor=generate)
         _divides(generate, "generator.tensor", world_size, "the world size")
         for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
             _divides(generate, "generator.tensor", sizes[name], f"the model's {name}")
-    _divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], "the model's num_layers")
     _require(
         not parallel.sequence or parallel.tensor > 1,
         f"parallel.sequence=True needs parallel.tensor > 1, got {parallel.tensor}",
     )
+
+
+def _check_cut(run: "Run", sizes: dict[str, int], whose: str) -> None:
+    """The trainer's layout divides a model of these sizes."""
+    parallel = run.parallel
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+        _divides(parallel.tensor, "parallel.tensor", sizes[name], f"{whose}'s {name}")
+    _divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], f"{whose}'s num_layers")
+
+
+def _check_critic(run: "Run") -> None:
+    critic = run.critic
+    _check_optim("critic.optim", critic.optim)
+    _share(critic__gamma=critic.gamma, critic__lam=critic.lam)
+    _at_least(0, critic__warmup_steps=critic.warmup_steps)
+    if critic.value_clip is not None:
+        _require(
+            critic.value_clip > 0, f"critic.value_clip must be positive (or None), got {critic.value_clip}"
+        )
+    if not run.has_critic:
+        _require(
+            critic.hf_path is None,
+            f"critic.hf_path={critic.hf_path}: algo.advantages={run.algo.advantages} has no critic, gae does",
+        )
+        return
+    _require(
+        critic.warmup_steps < run.num_steps or run.num_steps == 0,
+        f"critic.warmup_steps = {critic.warmup_steps} leaves the policy none of num_steps = {run.num_steps} to learn",
+    )
+    if critic.hf_path is not None:
+        sizes = _folder_sizes("critic.hf_path", critic.hf_path)
+        _check_cut(run, sizes, "the critic")
+        longest = run.data.max_prompt_tokens + run.generator.max_new_tokens
+        _require(
+            longest <= sizes["max_position_embeddings"],
+            f"data.max_prompt_tokens + generator.max_new_tokens = {longest} exceeds the critic's "
+            f"max_position_embeddings = {sizes['max_position_embeddings']}",
+        )
 
 
 def _check_lengths(run: "Run") -> None:
@@ -183,8 +224,9 @@ def _check_sampling(run: "Run") -> None:
 def _check_algo(run: "Run", world_size: int) -> None:
     algo, data_size = run.algo, run.parallel.data_size(world_size)
     _at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
+    _at_least(1, algo__num_samples=algo.num_samples)
     _require(
-        algo.num_samples >= 2,
+        algo.num_samples >= 2 or run.has_critic,
         f"algo.num_samples must be at least 2, got {algo.num_samples}: {algo.advantages} compares answers"
         " to the same prompt",
     )

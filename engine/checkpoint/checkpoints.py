@@ -1,12 +1,13 @@
 """A stage's checkpoints: when one is made, what is in it, which are kept, and how a stage goes on from one.
 
-Inside is everything that decides the future: the fp32 weights, Adam's moments and step, the schedule, every
-rank's random states, and what the stage itself keeps (sampler position, weight version, reference, judge). A save
-copies the state to host memory and returns; threads write it, and it becomes a checkpoint, by a rename, at the
-end of the first step after every rank has written its part.
+Inside is everything that decides the future: of each trained model the fp32 weights, Adam's moments and step and
+the schedule; every rank's random states, and what the stage itself keeps (sampler position, weight version, reference,
+judge). A save copies the state to host memory and returns; threads write it, and it becomes a checkpoint, by a
+rename, at the end of the first step after every rank has written its part.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,19 +17,28 @@ from ralign.engine.checkpoint import folders, writer
 from ralign.engine.checkpoint.rng import rng_state, set_rng_state
 from ralign.engine.cluster import Cluster
 from ralign.engine.errors import UserError
-from ralign.engine.policy.policy import Policy
+from ralign.engine.policy.trained import TrainedModel
 
 
 class Checkpoints:
     """The checkpoints of one stage; every method is collective over all ranks."""
 
     def __init__(
-        self, folder: str | Path, cluster: Cluster, policy: Policy, *, keep_last: int = 2, keep_best: int = 0
+        self,
+        folder: str | Path,
+        cluster: Cluster,
+        models: Mapping[str, TrainedModel],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
     ):
-        """Open (or make) `folder`, which all ranks must see; leftovers of an interrupted save are removed."""
+        """Open (or make) `folder`, which all ranks must see; leftovers of an interrupted save are removed.
+
+        `models` by name: `policy`, and `critic` where there is one.
+        """
         assert keep_last >= 1
         self.folder = Path(folder)
-        self.cluster, self.policy = cluster, policy
+        self.cluster, self.models = cluster, models
         self.keep_last, self.keep_best = keep_last, keep_best
         self._pending: tuple[int, float | None, writer.Save] | None = None
         self._staging: dict = {}
@@ -50,9 +60,10 @@ class Checkpoints:
             return  # the state after a step is always the same
         draft = folders.draft_of(self.folder, step)
         self.cluster.on_first_rank(draft.mkdir)
-        common = {"step": step, "stage": state, "policy": self.policy.training_state()}
+        training = {name: model.training_state() for name, model in self.models.items()}
+        common = {"step": step, "stage": state, **training}
         try:
-            save = writer.begin(draft, self.policy.sharded_state(), self._rng(), common, self._staging)
+            save = writer.begin(draft, self._pieces(), self._rng(), common, self._staging)
         except OSError as error:
             raise self._not_written(step, error) from error
         self._pending = step, score, save
@@ -77,7 +88,7 @@ class Checkpoints:
         self.cluster.on_first_rank(lambda: self._publish(step, score, save.draft, known))
 
     def restore(self) -> dict | None:
-        """Load the newest complete checkpoint into the policy; returns what `save` got as `state`, or None.
+        """Load the newest complete checkpoint into the models; returns what `save` got as `state`, or None.
 
         The layout may be another one than it was saved with. Random states continue where the world has the
         same size; nothing in a step draws from them.
@@ -93,10 +104,11 @@ class Checkpoints:
         same_world = manifest.layout == self._layout()
         try:
             common = writer.load_common(path)
-            rng = writer.load(path, self.policy.sharded_state(), self._rng() if same_world else None)
+            rng = writer.load(path, self._pieces(), self._rng() if same_world else None)
         except (OSError, CheckpointingException, KeyError, RuntimeError) as error:
             raise folders.unreadable(path, " ".join(str(error).split())) from error
-        self.policy.resume_training(common["policy"])
+        for name, model in self.models.items():
+            model.resume_training(common[name])
         if rng is not None:
             set_rng_state(rng)
         return common["stage"]
@@ -111,6 +123,15 @@ class Checkpoints:
         folders.publish(draft, manifest)
         for path in folders.surplus(self.folder, keep_last=self.keep_last, keep_best=self.keep_best):
             folders.remove(path)
+
+    def _pieces(self) -> writer.Pieces:
+        """All models' weights and moments; the policy's names are the tensors' own, others' begin with the model's."""
+        prefixes = {name: "" if name == "policy" else f"{name}/" for name in self.models}
+        return {
+            key: pieces
+            for name, model in self.models.items()
+            for key, pieces in model.sharded_state(prefixes[name]).items()
+        }
 
     def _rng(self) -> ShardedObject:
         return ShardedObject("rng", rng_state(), (self.cluster.world_size,), (self.cluster.rank,))

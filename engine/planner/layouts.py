@@ -43,17 +43,19 @@ def lay_out(job: Job, chip: Chip, constants: Constants) -> Layout:
 
 def candidates(job: Job, constants: Constants) -> Iterator[Job]:
     """Every layout of these processes that divides the model and the batch."""
-    shape, world = job.shape, job.world_size
+    world, shapes = job.world_size, [job.shape] + ([job.critic] if job.critic else [])
     tensors = [
         t
         for t in _divisors(world)
         if t <= constants.gpus_per_node
-        and not shape.num_query_groups % t
-        and not shape.num_attention_heads % t
-        and not shape.ffn_hidden_size % t
+        and not any(shape.num_query_groups % t for shape in shapes)
+        and not any(shape.num_attention_heads % t for shape in shapes)
+        and not any(shape.ffn_hidden_size % t for shape in shapes)
     ]
     for tensor in tensors:
-        for pipeline in (p for p in _divisors(world // tensor) if not shape.num_layers % p):
+        for pipeline in (
+            p for p in _divisors(world // tensor) if not any(shape.num_layers % p for shape in shapes)
+        ):
             for context in (
                 c for c in _divisors(world // (tensor * pipeline)) if c <= constants.gpus_per_node
             ):

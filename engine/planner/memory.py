@@ -15,7 +15,9 @@ vocabulary. b: bytes of a weight (2 for bf16, 4 for fp32).
     KV cache     2 b D G / t_generate a token and layer
 
 Phases: `generate`; `sync` (gather path alone: the engine takes the new weights); `logprobs` (old and reference
-logprobs, where a run needs them); `learn` (forward and backward); `update` (the optimizer step).
+logprobs, where a run needs them); `learn` (forward and backward); `update` (the optimizer step). PPO's critic is a
+model of its own, held beside the policy by the same formulas (its head is one row), and has two phases more:
+`values`, and `critic` (forward, backward and step).
 """
 
 import math
@@ -23,13 +25,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ralign.engine.planner.shapes import Shape
+from ralign.engine.planner.shapes import Shape, shape_of_folder
 
 if TYPE_CHECKING:
     from ralign.engine.config import Run
 
 GIB = 2**30
-PHASES = ("generate", "sync", "logprobs", "learn", "update")
+PHASES = ("generate", "sync", "logprobs", "values", "critic", "learn", "update")
 ENGINE_BATCH_TOKENS = 8192  # vLLM's chunk of prefill: tokens of one forward pass while generating
 BYTES = {"bf16": 2, "fp32": 4}
 
@@ -61,10 +63,12 @@ class Job:
     kv_bytes: int  # 0: what is left of `utilization`
     offload: str  # auto, never, always
     kv_sleep: str
+    critic: Shape | None = None  # PPO's, cut as the policy is
 
     @classmethod
     def of(cls, run: "Run", world_size: int, shape: Shape) -> "Job":
         parallel, generator, memory = run.parallel, run.generator, run.memory
+        start = shape_of_folder(run.critic.hf_path, "critic.hf_path") if run.critic.hf_path else shape
         return cls(
             shape=shape,
             world_size=world_size,
@@ -89,7 +93,12 @@ class Job:
             kv_bytes=int(generator.kv_cache_gib * GIB),
             offload=memory.offload,
             kv_sleep=memory.kv_sleep,
+            critic=start.as_critic() if run.has_critic else None,
         )
+
+    def of_critic(self) -> "Job":
+        """The critic as a job of its own."""
+        return replace(self, shape=self.critic, critic=None)
 
     @property
     def data(self) -> int:
@@ -209,6 +218,9 @@ def _hidden_bytes(job: Job) -> int:
 def logprob_bytes(job: Job, *, backward: bool, on_gpu: bool = True) -> int:
     """Workspace of linear_logprob on the last stage: chunks of logits, and in backward the head's gradient."""
     shape, n = job.shape, job.micro_batch_tokens
+    if shape.is_critic:  # the head and the hidden states in fp32, and their gradients
+        wide = 4 * n * shape.hidden_size if job.dtype == "bf16" else 0
+        return wide + backward * (wide + _hidden_bytes(job))
     columns = shape.padded_vocab_size // job.tensor
     rows = (320 if on_gpu else 128) * 2**20 // (4 * columns)  # its auto_chunk_tokens
     share = job.max_new_tokens / (job.max_prompt_tokens + job.max_new_tokens)
@@ -308,17 +320,20 @@ def wanted_kv_bytes(job: Job) -> int:
 def _phases(
     job: Job, stage: int, held: int, capacity: int, offload: bool, kv_sleep: bool, on_gpu: bool
 ) -> Ledger:
-    ranks = job.data * job.context
-    weights, gradients = job.weight_bytes * held, 4 * held
-    optimizer = (12 if job.dtype == "bf16" else 8) * (held // ranks)
-    base = {"weights": weights}
+    weights, gradients, optimizer = _held_bytes(job, held)
+    base, trained = {"weights": weights}, {"gradients": gradients, "optimizer": optimizer}
+    critic = job.of_critic() if job.critic else None
+    if critic:
+        names = ("critic_weights", "critic_gradients", "critic_optimizer")
+        of_critic = dict(zip(names, _held_bytes(critic, num_held(critic, stage)), strict=True))
+        base["critic_weights"] = of_critic.pop("critic_weights")
+        trained |= of_critic
     if not job.shares_weights:
         one = replace(job, tensor=job.generate_tensor, pipeline=1, context=1)
         base["engine_weights"] = job.weight_bytes * sum(map(sum, job.shape.parts(
             tensor=one.tensor, pipeline=1, stage=0)))  # fmt: skip
     base["reserve"] = job.reserve_bytes
-    resident = {} if offload else {"gradients": gradients, "optimizer": optimizer}
-    trained = {"gradients": gradients, "optimizer": optimizer}
+    resident = {} if offload else trained
     generate = {**base, **resident, "engine_workspace": engine_workspace_bytes(job)}
     left = int(job.utilization * capacity) - sum(generate.values())
     kv = job.kv_bytes or max(min(left, 2 * wanted_kv_bytes(job)), 0)
@@ -329,17 +344,20 @@ def _phases(
         phases["logprobs"] = {**base, **trained, **cache, "workspace": workspace}
         if job.has_reference:
             phases["logprobs"]["own_weights"] = weights  # kept aside while the reference's are in place
-    activations = activation_bytes(job, stage, on_gpu=on_gpu)
-    workspace = workspace_bytes(job, stage, backward=True, on_gpu=on_gpu)
-    phases["learn"] = {**base, **trained, **cache, "activations": activations, "workspace": workspace}
-    # CUDA: the root of the second moment, for all parameters at once. CPU: gloo's copy of the gathered weights.
-    step = 4 * (held // ranks) if on_gpu else weights
-    phases["update"] = {**base, **trained, **cache, "optimizer_workspace": step}
+    everything = {**base, **trained, **cache}
+    phases["learn"] = everything | _pass_bytes(job, stage, on_gpu)
+    phases["update"] = everything | {"optimizer_workspace": _step_bytes(job, held, on_gpu)}
+    if critic:
+        forward = workspace_bytes(critic, stage, backward=False, on_gpu=on_gpu)
+        phases["values"] = everything | {"workspace": forward}
+        learning = _pass_bytes(critic, stage, on_gpu)
+        step = {"optimizer_workspace": _step_bytes(critic, num_held(critic, stage), on_gpu)}
+        phases["critic"] = everything | max(learning, step, key=lambda parts: sum(parts.values()))
     if not job.shares_weights:
         phases["sync"] = {**base, **trained, **cache, "bucket": job.bucket_bytes}
     host = {}
     if offload:
-        host["optimizer"] = optimizer
+        host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:
         host["reference"] = weights
     needs = []
@@ -358,3 +376,21 @@ def _phases(
         kv_bytes=kv,
         needs=tuple(needs),
     )
+
+
+def _held_bytes(job: Job, held: int) -> tuple[int, int, int]:
+    """Weights, gradients and optimizer state of a model with this many parameters on a rank."""
+    optimizer = (12 if job.dtype == "bf16" else 8) * (held // (job.data * job.context))
+    return job.weight_bytes * held, 4 * held, optimizer
+
+
+def _pass_bytes(job: Job, stage: int, on_gpu: bool) -> dict[str, int]:
+    return {
+        "activations": activation_bytes(job, stage, on_gpu=on_gpu),
+        "workspace": workspace_bytes(job, stage, backward=True, on_gpu=on_gpu),
+    }
+
+
+def _step_bytes(job: Job, held: int, on_gpu: bool) -> int:
+    """CUDA: the root of the second moment, for all parameters at once. CPU: gloo's copy of the gathered weights."""
+    return 4 * (held // (job.data * job.context)) if on_gpu else job.weight_bytes * held

@@ -4,7 +4,7 @@ Nothing here imports torch: `ralign-plan` and the refusal of a start answer at o
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +31,7 @@ class Shape:
     rope_theta: float = 1e6
     tie_embeddings: bool = False
     max_position_embeddings: int = 40960
+    is_critic: bool = False  # a value head in place of the LM head
     name: str = field(default="", compare=False)
 
     @property
@@ -52,8 +53,13 @@ class Shape:
         table = self.padded_vocab_size * self.hidden_size // tensor
         first, last = stage == 0, stage == pipeline - 1
         has_own_head = last and (not self.tie_embeddings or pipeline > 1)  # stages cannot share one tensor
-        head = [self.hidden_size] * last + [table] * has_own_head
+        top = self.hidden_size if self.is_critic else table
+        head = [self.hidden_size] * last + [top] * has_own_head
         return [table] * first, layers, head
+
+    def as_critic(self) -> "Shape":
+        """The same decoder with a value head."""
+        return replace(self, is_critic=True, tie_embeddings=False)
 
     def layer(self, tensor: int) -> list[int]:
         """Sizes of one layer's parameters on one of `tensor` ranks: norms, QKV, projection, gate and up, down."""
@@ -124,12 +130,17 @@ def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
             tie_embeddings=model.tie_embeddings,
             max_position_embeddings=model.max_position_embeddings,
         )
-    if (Path(model.hf_path) / "config.json").is_file():
-        return read_shape(model.hf_path)
-    name = Path(model.hf_path).name
+    return shape_of_folder(model.hf_path, "model.hf_path")
+
+
+def shape_of_folder(folder: str, setting: str) -> Shape:
+    """The shape that a setting's folder, or its name among the published ones, says; UserError without either."""
+    if (Path(folder) / "config.json").is_file():
+        return read_shape(folder)
+    name = Path(folder).name
     if name not in PUBLISHED:
         raise UserError(
-            f"model.hf_path={model.hf_path}: no config.json there, and no published model of that name is "
+            f"{setting}={folder}: no config.json there, and no published model of that name is "
             f"known ({', '.join(PUBLISHED)})"
         )
     return PUBLISHED[name]

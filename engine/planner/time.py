@@ -3,6 +3,7 @@
     learn       6 P tokens (8 P with recomputation) + attention's 12 l² terms, over all GPUs; pipeline bubble
                 (m + p - 1) / m for m micro-batches; tensor-parallel collectives; gradient and weight exchange
     logprobs    2 P tokens, once for old logprobs (several updates), once for the reference
+    values, critic   PPO: the critic's 2 P tokens, and its learn and update
     generate    decode steps × (weights and KV cache read once a step, or FLOPs where more) + prompts, each once
     update      28 bytes of optimizer traffic a parameter of this rank's share
     sync        gather path: bytes that an engine's rank receives; shared weights: nothing
@@ -42,25 +43,42 @@ def step_time(job: Job, plan: Ledger, chip: Chip, constants: Constants) -> StepT
     )
     num_samples = job.num_prompts * job.num_samples
     tokens = num_samples * (prompt + response)
-    forward = _forward_s(job, chip, constants, tokens, prompt + response)
-    learn = (4 if job.recompute else 3) * forward * _bubble(job, tokens)
-    learn += _tensor_communication_s(job, chip, constants, tokens, passes=6 if job.recompute else 4)
-    learn += _context_communication_s(job, chip, constants, tokens)
+    length = prompt + response
+    learn = _learn_s(job, chip, constants, tokens, length)
     seconds = {
         "generate": _generate_s(job, plan, chip, constants, prompt, response),
         "judge": constants.judge_s,
     }
     num_extra = int(job.num_updates > 1) + int(job.has_reference)
     if num_extra:
-        communication = _tensor_communication_s(job, chip, constants, tokens, passes=2)
-        seconds["logprobs"] = num_extra * (forward * _bubble(job, tokens) + communication)
+        seconds["logprobs"] = num_extra * _evaluate_s(job, chip, constants, tokens, length)
+    if job.critic:
+        critic = job.of_critic()
+        seconds["values"] = _evaluate_s(critic, chip, constants, tokens, length)
+        seconds["critic"] = _learn_s(critic, chip, constants, tokens, length)
+        seconds["critic"] += job.num_updates * _update_s(critic, plan, chip, constants)
     seconds["learn"] = learn
     seconds["update"] = job.num_updates * _update_s(job, plan, chip, constants)
     seconds["sync"] = job.num_updates * _sync_s(job, chip, constants)
     if plan.offload:
-        move = plan.host.get("optimizer", 0) / (chip.host_link * constants.link_efficiency)
+        moved = sum(size for name, size in plan.host.items() if name.endswith("optimizer"))
+        move = moved / (chip.host_link * constants.link_efficiency)
         seconds["offload"] = move + max(0.0, move - learn)
     return StepTime(seconds=seconds, tokens=tokens)
+
+
+def _learn_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:
+    """Forward and backward passes over all of a step's tokens."""
+    forward = _forward_s(job, chip, constants, tokens, length)
+    seconds = (4 if job.recompute else 3) * forward * _bubble(job, tokens)
+    seconds += _tensor_communication_s(job, chip, constants, tokens, passes=6 if job.recompute else 4)
+    return seconds + _context_communication_s(job, chip, constants, tokens)
+
+
+def _evaluate_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:
+    """One forward pass over them."""
+    forward = _forward_s(job, chip, constants, tokens, length) * _bubble(job, tokens)
+    return forward + _tensor_communication_s(job, chip, constants, tokens, passes=2)
 
 
 def _forward_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:

@@ -11,6 +11,7 @@ T: tokens of the micro-batch.  c: context-parallel ranks; c divides T.
 import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
 from ralign.engine.cluster import Cluster
 from ralign.engine.packing import PackedBatch
 from torch import Tensor
@@ -44,6 +45,23 @@ def target_rows(batch: PackedBatch, own: slice) -> Tensor:
     return rows.to(batch.targets.device, non_blocking=True)
 
 
+def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
+    """Megatron's form of the sequences' bounds on this rank, made once for all passes over the micro-batch."""
+    if batch.packed_params is None:
+        own = own_tokens(batch, cluster)
+        queries, keys = sequence_bounds(batch.cu_seqlens, own)
+        batch.packed_params = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=queries,
+            cu_seqlens_kv=keys,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+            cp_group=cluster.cp_group,
+        )
+        batch.packed_params.target_rows = target_rows(batch, own)
+    return batch.packed_params
+
+
 def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
     """[T / c, G, D] each -> [T, G, D] each, in one collective; as they are without context parallelism."""
     group = packed.cp_group
@@ -53,7 +71,7 @@ def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
 
 
 def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[2, T / c] of each rank -> [2, T] on all.
+    """[k, T / c] of each rank -> [k, T] on all.
 
     What follows is computed alike on every rank, so a rank's gradient is its own part of it.
     """

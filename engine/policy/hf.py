@@ -43,6 +43,9 @@ def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
     for _, parameter, row in parameter_slots(model, cluster):
         parts = parameter.data.split(part_sizes(model, parameter, row))
         for name, part in zip(row.hf, parts, strict=True):
+            if name not in files and row.may_be_missing:
+                part.zero_()
+                continue
             if name not in files:
                 raise UserError(f"{folder}: no tensor named {name}")
             file = files[name]

@@ -118,13 +118,16 @@ def layer_spec(config: TransformerConfig, norm: ModuleSpec) -> ModuleSpec:
 class PackedGPT(GPTModel):
     """GPTModel on packed tokens whose last stage gives logprobs and entropies instead of logits."""
 
+    num_outputs = 2  # rows of the last stage's output
+    has_lm_head = True
+
     def __init__(
         self,
         hf_config: PretrainedConfig,
         config: TransformerConfig,
         cluster: Cluster,
-        temperature: float,
         kernels: KernelsConfig,
+        temperature: float = 1.0,
     ):
         norm = ModuleSpec(module=RMSNorm, params={"implementation": kernels.rms_norm})
         layer = layer_spec(config, norm)
@@ -137,7 +140,7 @@ class PackedGPT(GPTModel):
             max_sequence_length=hf_config.max_position_embeddings,
             pre_process=cluster.pp_rank == 0,
             post_process=cluster.pp_rank == cluster.pp_size - 1,
-            share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+            share_embeddings_and_output_weights=hf_config.tie_word_embeddings and self.has_lm_head,
             position_embedding_type="none",
         )
         self.cluster, self.kernels = cluster, kernels

@@ -20,12 +20,14 @@ class Slot:
         vllm: the parameter's name in vLLM's model.
         split_dim: the dimension that tensor parallelism splits, or None when every rank holds all of it.
         is_vocab: rows are vocabulary entries, padded to `VOCAB_PADDING`.
+        may_be_missing: zeros where a Hugging Face folder has no such tensor.
     """
 
     hf: tuple[str, ...]
     vllm: str
     split_dim: int | None
     is_vocab: bool = False
+    may_be_missing: bool = False
 
 
 def _attention(*parts: str) -> tuple[str, ...]:
@@ -62,6 +64,8 @@ _TOP = {
     ),
     "decoder.final_layernorm.weight": Slot(("model.norm.weight",), "model.norm.weight", None),
     "output_layer.weight": Slot(("lm_head.weight",), "lm_head.weight", 0, is_vocab=True),
+    # As in *ForSequenceClassification with one label, the form of reward models.
+    "value_head.weight": Slot(("score.weight",), "score.weight", None, may_be_missing=True),
 }
 _LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 

@@ -8,16 +8,16 @@ Megatron holds (buckets, main gradients, shards) is valid again when the memory 
 from collections.abc import Iterator
 
 import torch
-from ralign.engine.policy.policy import Policy
+from ralign.engine.policy.trained import TrainedModel
 from torch import Tensor
 
 
 class TrainingState:
-    """Where a policy's optimizer state and gradients are: on the device when made."""
+    """Where a model's optimizer state and gradients are: on the device when made."""
 
-    def __init__(self, policy: Policy):
-        self._policy = policy
-        self._device = policy.cluster.device
+    def __init__(self, model: TrainedModel):
+        self._model = model
+        self._device = model.cluster.device
         self._host: list[Tensor] = []  # kept from step to step: pinning is slow
         self._away: list[tuple[Tensor, Tensor, int]] = []  # device tensor, its copy, bytes of its storage
         self._gradients: list[tuple[torch.UntypedStorage, int]] = []
@@ -41,7 +41,7 @@ class TrainingState:
             storage = tensor.untyped_storage()
             self._away.append((tensor, copy, storage.nbytes()))
             storage.resize_(0)
-        for buffer in self._policy.model.buffers:
+        for buffer in self._model.model.buffers:
             storage = buffer.grad_data.untyped_storage()
             self._gradients.append((storage, storage.nbytes()))
             storage.resize_(0)
@@ -73,14 +73,14 @@ class TrainingState:
 
     def gradient_bytes(self) -> int:
         """Bytes of gradients on the device now."""
-        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._policy.model.buffers)
+        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._model.model.buffers)
 
     def _optimizer_tensors(self) -> Iterator[Tensor]:
         """Moments and fp32 weights of their own memory; in fp32 the weights are the model's, and stay."""
-        optimizer = getattr(self._policy, "optimizer", None)
+        optimizer = getattr(self._model, "optimizer", None)
         if optimizer is None:
             return
-        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._policy.model.buffers}
+        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._model.model.buffers}
         for distributed in optimizer.chained_optimizers:
             masters = [x for group in distributed.optimizer.param_groups for x in group["params"]]
             moments = [x for state in distributed.optimizer.state.values() for x in state.values()]

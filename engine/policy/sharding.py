@@ -96,8 +96,10 @@ def optimizer_shards(optimizer) -> Iterator[tuple[Tensor, int, int, dict[str, Te
                 yield parameter, ranges["param"].start, ranges["param"].end, {"param": main.data, **moments}
 
 
-def sharded_optimizer_state(model: PackedGPT, cluster: Cluster, optimizer) -> dict[str, list[ShardedTensor]]:
-    """Every piece of this rank's weights and moments as views, by state and Hugging Face name."""
+def sharded_optimizer_state(
+    model: PackedGPT, cluster: Cluster, optimizer, prefix: str = ""
+) -> dict[str, list[ShardedTensor]]:
+    """Every piece of this rank's weights and moments as views, by prefix, state and Hugging Face name."""
     slots = {parameter: (name, row) for name, parameter, row in hf.parameter_slots(model, cluster)}
     pieces: dict[str, list[ShardedTensor]] = {}
     for parameter, start, stop, state in optimizer_shards(optimizer):
@@ -106,8 +108,9 @@ def sharded_optimizer_state(model: PackedGPT, cluster: Cluster, optimizer) -> di
         is_copy = tied_copy or (row.split_dim is None and cluster.tp_rank > 0)
         for part in parts(model, cluster, parameter, row):
             for kind in STATES:
-                pieces.setdefault(f"{kind}/{name}/{part.name}", []).extend(
-                    _pieces(part, start, stop, state[kind].view(-1), f"{kind}/{part.name}", int(is_copy))
+                key = f"{prefix}{kind}/{part.name}"
+                pieces.setdefault(f"{prefix}{kind}/{name}/{part.name}", []).extend(
+                    _pieces(part, start, stop, state[kind].view(-1), key, int(is_copy))
                 )
     return pieces
 

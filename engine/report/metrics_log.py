@@ -15,7 +15,7 @@ from typing import Any
 
 from ralign.engine.errors import UserError
 
-GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor")
+GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor", "critic")
 
 
 class MetricsLog:

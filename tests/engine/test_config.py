@@ -185,6 +185,15 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
         ("algo.num_prompts=3", "algo.num_prompts = 3 does not divide by the data-parallel size = 2"),
         ("algo.num_updates=7", "= 256 does not divide by algo.num_updates = 7"),
         ("algo.num_samples=1", "algo.num_samples must be at least 2, got 1"),
+        ("algo.num_samples=0 algo.advantages=gae", "algo.num_samples must be at least 1, got 0"),
+        ("critic.optim.lr=0", "critic.optim.lr must be positive, got 0.0"),
+        ("critic.lam=1.5", "critic.lam is a share from 0 to 1, got 1.5"),
+        ("critic.gamma=-0.1", "critic.gamma is a share from 0 to 1, got -0.1"),
+        ("critic.value_clip=0", "critic.value_clip must be positive .* got 0.0"),
+        ("critic.warmup_steps=-1", "critic.warmup_steps must be at least 0, got -1"),
+        ("algo.advantages=gae critic.warmup_steps=100", "= 100 leaves the policy none of num_steps = 100"),
+        ("critic.hf_path=/nowhere", "critic.hf_path=/nowhere: algo.advantages=grpo has no critic"),
+        ("algo.advantages=gae critic.hf_path=/nowhere", "critic.hf_path=/nowhere: cannot read"),
         ("algo.clip_low=1.5", "algo.clip_low must be less than 1, got 1.5"),
         ("algo.dual_clip=1", "algo.dual_clip must exceed 1 .* got 1.0"),
         ("algo.tis_cap=0", "algo.tis_cap must be positive .* got 0.0"),
@@ -209,6 +218,22 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
 def test_impossible_combinations_are_refused_with_their_values(overrides, said):
     with pytest.raises(UserError, match=said):
         validate(parse(Run(), overrides.split()), world_size=2)
+
+
+def test_a_critic_s_own_layers_must_divide_too_and_a_group_of_one_will_do(tmp_path):
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {"intermediate_size": 64, "max_position_embeddings": 256}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    run = parse(Run(), ["algo.advantages=gae", "algo.num_samples=1", "parallel.pipeline=2"])
+    validate(run, world_size=2)
+    run.critic.hf_path = str(tmp_path)
+    with pytest.raises(
+        UserError, match="the critic's num_layers = 3 does not divide by parallel.pipeline = 2"
+    ):
+        validate(run, world_size=2)
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 4}))
+    with pytest.raises(UserError, match="= 320 exceeds the critic's max_position_embeddings = 256"):
+        validate(run, world_size=2)
 
 
 def test_a_hugging_face_folder_s_shape_counts_not_the_run_s(tmp_path):

@@ -127,7 +127,7 @@ def main(result: str) -> None:
     torch.set_num_threads(1)
     folder = Path(result).parent
     cluster, policy, stage = make_stage(folder, "sft", {}, "fp32")
-    checkpoints = Checkpoints(folder / "checkpoints", cluster, policy)
+    checkpoints = Checkpoints(folder / "checkpoints", cluster, {"policy": policy})
     one_step(stage)
     checkpoints.save(1, stage.state_dict())
     one_step(stage)

@@ -16,7 +16,9 @@ from worlds import make_stage
 def main(folder: str, last: int, every: int) -> None:
     torch.set_num_threads(1)
     cluster, policy, stage = make_stage(Path(folder), "sft", {}, "fp32", num_steps=10**6)
-    checkpoints = Checkpoints(Path(folder) / "checkpoints", cluster, policy, keep_last=2, keep_best=1)
+    checkpoints = Checkpoints(
+        Path(folder) / "checkpoints", cluster, {"policy": policy}, keep_last=2, keep_best=1
+    )
     if (state := checkpoints.restore()) is not None:
         stage.load_state_dict(state)
     log = MetricsLog(

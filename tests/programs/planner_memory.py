@@ -10,10 +10,11 @@ import torch.distributed as dist
 from measure import peak_bytes
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
-from ralign.engine.losses import supervised_loss
+from ralign.engine.losses import ValueLoss, supervised_loss
 from ralign.engine.packing import Sample
-from ralign.engine.planner.memory import Job, _stage_ledger, num_held
+from ralign.engine.planner.memory import Job, _pass_bytes, _stage_ledger, _step_bytes, num_held
 from ralign.engine.planner.shapes import shape_of_hf
+from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.policy import Policy
 from tiny import make_model, pack
 
@@ -39,10 +40,11 @@ def least_peak(function) -> int:
     return min(peak_bytes(function) for _ in range(2))
 
 
-def compare(folder: Path, tied: bool, **parallel) -> dict:
+def compare(folder: Path, of_critic: bool, **parallel) -> dict:
     layout = ParallelConfig(**parallel)
     cluster = cluster_module.start(tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context)
-    policy = Policy(
+    kind = Critic if of_critic else Policy
+    policy = kind(
         folder, cluster, dtype=layout.dtype, sequence_parallel=layout.sequence, recompute=layout.recompute
     )
     policy.start_training(OptimConfig(lr=1e-3), 5)
@@ -52,26 +54,34 @@ def compare(folder: Path, tied: bool, **parallel) -> dict:
             prompt_ids=rng.integers(1, 1000, PROMPT),
             response_ids=rng.integers(1, 1000, RESPONSE),
             per_response_token={},
-            per_sample={"weights": 1e-3},
+            per_sample={"weights": 1e-3, "values": 0.0, "returns": 1.0},
         )
         for _ in range(NUM_SAMPLES)
     ]
     budget = NUM_SAMPLES // 2 * (PROMPT + RESPONSE)
     batches = pack(samples, cluster, token_budget=budget, pad_multiple=policy.pad_multiple)
-    policy.update(batches, supervised_loss)  # Adam's moments come with the first step
+    loss = ValueLoss(0.2) if of_critic else supervised_loss
+    policy.update(batches, loss)  # Adam's moments come with the first step
     run = Run(
         token_budget=budget,
         parallel=layout,
         data=DataConfig(max_prompt_tokens=PROMPT),
         generator=GeneratorConfig(max_new_tokens=RESPONSE),
-        algo=AlgoConfig(kl_coef=0.1),
+        algo=AlgoConfig(kl_coef=0.1, advantages="gae" if of_critic else "grpo"),
     )
     run.eval.max_new_tokens = RESPONSE
     run.memory.reserve_gib = 0.0
     shape = shape_of_hf(json.loads((folder / "config.json").read_text()))
     job = Job.of(run, cluster.world_size, shape)
-    plan = _stage_ledger(job, cluster.pp_rank, 1 << 40, on_gpu=False)
-    learn, update, logprobs = plan.phases["learn"], plan.phases["update"], plan.phases["logprobs"]
+    phases = _stage_ledger(job, cluster.pp_rank, 1 << 40, on_gpu=False).phases
+    learn, update, logprobs = phases["learn"], phases["update"], phases["logprobs"]
+    if of_critic:
+        job = job.of_critic()
+        holders = ("weights", "gradients", "optimizer")
+        learn = {name: phases["critic"][f"critic_{name}"] for name in holders}
+        learn |= _pass_bytes(job, cluster.pp_rank, on_gpu=False)
+        update = {"optimizer_workspace": _step_bytes(job, num_held(job, cluster.pp_rank), on_gpu=False)}
+        logprobs = phases["values"]
     state = [x for row in policy.optimizer.optimizer.state.values() for x in row.values() if x.ndim]
     masters = [x for group in policy.optimizer.optimizer.param_groups for x in group["params"]]
     if layout.dtype == "fp32":
@@ -81,8 +91,8 @@ def compare(folder: Path, tied: bool, **parallel) -> dict:
         "weights": storage_bytes(buffer.param_data for buffer in policy.model.buffers),
         "gradients": storage_bytes(buffer.grad_data for buffer in policy.model.buffers),
         "optimizer": storage_bytes(state + masters),
-        "learn": least_peak(lambda: policy.forward_backward(batches, supervised_loss)),
-        "logprobs": least_peak(lambda: policy.logprobs(batches[:2])),
+        "learn": least_peak(lambda: policy.forward_backward(batches, loss)),
+        "logprobs": least_peak(lambda: policy.outputs(batches[:2])),
         "update": least_peak(policy.optimizer_step),
     }
     resident = measured["weights"] + measured["gradients"] + measured["optimizer"]
@@ -112,11 +122,13 @@ def main(result: str) -> None:
     dist.barrier()
     cases = {name: (folder, False, layout) for name, layout in LAYOUTS[world.world_size].items()}
     if world.world_size == 2:
-        cases["tied pp2"] = (folder.with_name("tied"), True, {"pipeline": 2})
+        cases["tied pp2"] = (folder.with_name("tied"), False, {"pipeline": 2})
+        cases |= {f"critic {name}": (folder, True, layout) for name, layout in LAYOUTS[2].items()}
+        cases["critic of a tied model, pp2"] = (folder.with_name("tied"), True, {"pipeline": 2})
     report = {}
-    for name, (where, tied, layout) in cases.items():
+    for name, (where, of_critic, layout) in cases.items():
         rows: list = [None] * world.world_size
-        dist.all_gather_object(rows, compare(where, tied, **layout))
+        dist.all_gather_object(rows, compare(where, of_critic, **layout))
         report[name] = rows
     if world.is_first_rank:
         Path(result).write_text(json.dumps(report))

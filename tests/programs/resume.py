@@ -18,30 +18,36 @@ from ralign.engine.checkpoint.checkpoints import Checkpoints
 from worlds import LAYOUTS, make_stage, one_step
 
 SAVED, LAST = 3, 6
-ALL = [(k, layout, dtype) for k in ("sft", "rl") for layout in LAYOUTS for dtype in ("fp32", "bf16")]
+ALL = [(k, layout, dtype) for k in ("sft", "rl", "ppo") for layout in LAYOUTS for dtype in ("fp32", "bf16")]
 SOME = [("sft", "tp2", "fp32"), ("sft", "dp2", "bf16"), ("sft", "pp2", "fp32"), ("rl", "tp2", "bf16"),
-        ("rl", "dp2", "fp32"), ("rl", "pp2", "bf16")]  # fmt: skip
-RESHARDED = [("tp2", "dp2"), ("tp2", "pp2"), ("pp2", "tp2"), ("pp2", "dp2")]
+        ("rl", "dp2", "fp32"), ("rl", "pp2", "bf16"), ("ppo", "pp2", "fp32"), ("ppo", "tp2", "bf16")]  # fmt: skip
+RESHARDED = [("sft", "tp2", "dp2"), ("sft", "tp2", "pp2"), ("sft", "pp2", "tp2"), ("sft", "pp2", "dp2"),
+             ("ppo", "pp2", "dp2")]  # fmt: skip
 
 
-def bits(cluster, policy) -> list:
+def pieces_of(stage) -> dict:
+    """Fp32 weights and moments of all of the stage's models."""
+    return {k: x for name, model in stage.models.items() for k, x in model.sharded_state(f"{name}/").items()}
+
+
+def bits(cluster, stage) -> list:
     """Checksums of every rank's weights, fp32 weights and moments."""
-    pieces = policy.sharded_state()
+    pieces = pieces_of(stage)
     mine = {
         name: [zlib.crc32(s.data.contiguous().numpy().tobytes()) for s in shards]
         for name, shards in pieces.items()
     }
-    mine["identity"] = policy.weights_identity()
+    mine |= {f"{name}'s identity": model.weights_identity() for name, model in stage.models.items()}
     every = [None] * cluster.world_size
     dist.all_gather_object(every, mine)
     return every
 
 
-def assembled(cluster, policy) -> dict[str, torch.Tensor]:
+def assembled(cluster, stage) -> dict[str, torch.Tensor]:
     """Whole tensors of fp32 weights and moments, put together from every rank's rectangles."""
     mine = [
         (s.key, s.global_shape, s.global_offset, s.data.clone(), s.replica_id)
-        for shards in policy.sharded_state().values()
+        for shards in pieces_of(stage).values()
         for s in shards
     ]
     every = [None] * cluster.world_size
@@ -57,15 +63,15 @@ def assembled(cluster, policy) -> dict[str, torch.Tensor]:
 
 def run(folder: Path, phase: str, kind: str, layout: str, dtype: str, source: str | None = None) -> dict:
     """One stage; in phase `again`, from the checkpoint of the layout `source` (by default the same)."""
-    cluster, policy, stage = make_stage(folder, kind, LAYOUTS[layout], dtype)
+    cluster, _, stage = make_stage(folder, kind, LAYOUTS[layout], dtype)
     name = f"{kind}-{source or layout}-{dtype}"
-    checkpoints = Checkpoints(folder / name, cluster, policy)
+    checkpoints = Checkpoints(folder / name, cluster, stage.models)
     report = {"steps": []}
     if phase == "again":
         stage.load_state_dict(checkpoints.restore())
         report["resumed_at"] = stage.num_steps_done
-        report["bits_at_resume"] = bits(cluster, policy)
-        whole, saved = assembled(cluster, policy), torch.load(folder / f"{name}.pt")
+        report["bits_at_resume"] = bits(cluster, stage)
+        whole, saved = assembled(cluster, stage), torch.load(folder / f"{name}.pt")
         report["same_values"] = whole.keys() == saved.keys() and all(
             torch.equal(whole[key], saved[key]) for key in saved
         )
@@ -75,9 +81,9 @@ def run(folder: Path, phase: str, kind: str, layout: str, dtype: str, source: st
             checkpoints.wait()
         if phase == "first" and stage.num_steps_done == SAVED:
             checkpoints.save(SAVED, stage.state_dict())
-            report["bits_at_save"] = bits(cluster, policy)
-            torch.save(assembled(cluster, policy), folder / f"{name}.pt")
-    report["bits"] = bits(cluster, policy)
+            report["bits_at_save"] = bits(cluster, stage)
+            torch.save(assembled(cluster, stage), folder / f"{name}.pt")
+    report["bits"] = bits(cluster, stage)
     checkpoints.wait()
     return report
 
@@ -89,9 +95,9 @@ def main(result: str, phase: str, which: str) -> None:
     cases = ALL if which == "all" else SOME
     report = {" ".join(case): run(folder, phase, *case) for case in cases}
     if phase == "again":
-        for source, layout in RESHARDED:
-            case = f"sft {source} to {layout} fp32"
-            report[case] = run(folder, phase, "sft", layout, "fp32", source=source)
+        for kind, source, layout in RESHARDED:
+            case = f"{kind} {source} to {layout} fp32"
+            report[case] = run(folder, phase, kind, layout, "fp32", source=source)
     if world.is_first_rank:
         (folder / f"{phase}.json").write_text(json.dumps(report))
     dist.barrier()

@@ -1,11 +1,19 @@
-"""A tiny JudgeWorld stage (SFT or RL) in any layout, for the programs that interrupt one."""
+"""A tiny JudgeWorld stage (SFT, RL or PPO) in any layout, for the programs that interrupt one."""
 
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, GeneratorConfig, ModelConfig, OptimConfig, Run, SFTConfig
+from ralign.engine.config import (
+    AlgoConfig,
+    CriticConfig,
+    GeneratorConfig,
+    ModelConfig,
+    OptimConfig,
+    Run,
+    SFTConfig,
+)
 from ralign.engine.data.examples import encode, encode_answer
 from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judgment
 from ralign.engine.data.tokenizer import build_tokenizer
@@ -13,6 +21,7 @@ from ralign.engine.generator.generator import Rollout
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.metarm import RuleMetaRM
 from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
 from ralign.engine.sft import SFT
@@ -26,14 +35,21 @@ MODEL = ModelConfig(
 LAYOUTS = {"tp2": {"tensor": 2}, "dp2": {}, "pp2": {"pipeline": 2}}
 
 
-def stage_run(num_steps: int) -> Run:
-    """Two updates a step, a KL term and a moving learning rate: much to restore."""
+def stage_run(num_steps: int, kind: str) -> Run:
+    """Two updates a step, a KL term and a moving learning rate, a critic's warm-up of four steps: much to restore."""
     optim = OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
     return Run(
         num_steps=num_steps,
         token_budget=1024,
         model=MODEL,
-        algo=AlgoConfig(num_prompts=4, num_samples=4, num_updates=2, kl_coef=0.05),
+        algo=AlgoConfig(
+            num_prompts=4,
+            num_samples=4,
+            num_updates=2,
+            kl_coef=0.05,
+            advantages="gae" if kind == "ppo" else "grpo",
+        ),
+        critic=CriticConfig(optim=optim, warmup_steps=min(4, num_steps - 1)),
         generator=GeneratorConfig(max_new_tokens=24, kv_cache_gib=0.1, max_num_seqs=16),
         optim=optim,
         sft=SFTConfig(num_steps=num_steps, num_samples=8, optim=optim),
@@ -98,12 +114,14 @@ def make_stage(folder: Path, kind: str, layout: dict, dtype: str, num_steps: int
     cluster = cluster_module.start(**layout)
     tokenizer, examples, answers = make_world(folder / "model", cluster.is_first_rank)
     policy = Policy(folder / "model", cluster, dtype=dtype)
-    run = stage_run(num_steps)
+    run = stage_run(num_steps, kind)
     if kind == "sft":
         return cluster, policy, SFT(run, cluster, policy, examples, answers)
     generator = ScriptedGenerator(examples, tokenizer, cluster)
     task = GenRMTask(run, examples, RuleMetaRM(), generator.replicas)
-    return cluster, policy, Trainer(run, cluster, policy, generator, tokenizer, examples, task)
+    critic = Critic(folder / "model", cluster, dtype=dtype) if kind == "ppo" else None
+    trainer = Trainer(run, cluster, policy, generator, tokenizer, examples, task, critic=critic)
+    return cluster, policy, trainer
 
 
 def one_step(stage) -> dict[str, float]:

@@ -79,6 +79,32 @@ def test_an_actor_is_trained_by_the_oracle_and_by_a_genrm_that_stays_as_it_was(t
     assert oracle[0]["actor/quality"] == paid[0]["actor/quality"]
 
 
+@pytest.mark.slow
+def test_an_actor_is_trained_by_ppo_with_one_answer_a_prompt(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    ppo = ["algo.advantages=gae", "algo.num_samples=1", "algo.num_prompts=8", "critic.warmup_steps=1"]
+    done = subprocess.run(
+        [*launch, str(SCRIPT), f"out={tmp_path}", *SHORT, *ppo],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    folder = tmp_path / "actor_rlhf_mini" / "oracle"
+    first, second = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert "policy/loss" not in first and math.isfinite(second["policy/loss"])
+    for step in (first, second):
+        assert math.isfinite(step["critic/loss"]) and step["critic/grad_norm"] > 0
+        assert step["memory/critic_held_gib"] == pytest.approx(
+            step["memory/critic_held_predicted_gib"], rel=0.01
+        )
+    assert first["critic/value_mean"] == 0 != second["critic/value_mean"]  # the head starts at zero
+    from transformers import AutoModelForSequenceClassification
+
+    assert AutoModelForSequenceClassification.from_pretrained(folder / "critic_hf").num_labels == 1
+
+
 def test_a_mistake_ends_with_one_line_and_status_2(tmp_path):
     for override, named in (("actor.genrm=/nowhere", "/nowhere"), ("actor.error_rate=2", "error_rate")):
         done = subprocess.run(

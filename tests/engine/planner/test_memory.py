@@ -39,7 +39,7 @@ R_ALIGN_32B = Job(
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_megatron_allocates_what_is_predicted(torchrun, num_processes):
     report = torchrun("planner_memory", num_processes)
-    assert len(report) == (2 if num_processes == 1 else 5)
+    assert len(report) == (2 if num_processes == 1 else 10)
     for name, rows in report.items():
         for row in rows:
             measured, predicted = row["measured"], row["predicted"]
@@ -122,3 +122,23 @@ def test_the_kv_cache_takes_what_is_left_and_no_more_than_is_of_use():
     assert generate["kv_cache"] == min(
         int(0.9 * H200) - (sum(generate.values()) - generate["kv_cache"]), 2 * wanted_kv_bytes(R_ALIGN_32B)
     )
+
+
+def test_a_critic_is_held_beside_the_policy_in_every_phase_and_has_two_of_its_own():
+    alone = ledger(R_ALIGN_32B, H200 * 2)
+    job = replace(R_ALIGN_32B, critic=PUBLISHED["Qwen3-8B"].as_critic(), offload="always")
+    plan = ledger(job, H200 * 2)
+    # By hand: the 8B without its LM head, with a row of 4096 instead; over 8 ranks all but norms and that row.
+    vocab, hidden, ffn, layers = 151936, 4096, 12288, 36
+    layer = 2 * hidden * 128 * (32 + 8) + 3 * hidden * ffn
+    held = (vocab * hidden + layers * layer) / 8 + layers * (2 * hidden + 2 * 128) + 2 * hidden
+    for phase, parts in plan.phases.items():
+        assert parts["critic_weights"] == pytest.approx(2 * held, rel=1e-4), phase
+        assert ("critic_optimizer" in parts) == ("critic_gradients" in parts) == (phase != "generate")
+    critic = plan.phases["critic"]
+    assert critic["critic_gradients"] == pytest.approx(4 * held, rel=1e-4)
+    assert critic["critic_optimizer"] == pytest.approx(12 * held, rel=1e-4)
+    assert critic["optimizer_workspace"] == pytest.approx(4 * held, rel=1e-4)  # more than the pass before it
+    assert plan.host["critic_optimizer"] == critic["critic_optimizer"]
+    assert plan.phases.keys() - alone.phases.keys() == {"values", "critic"}
+    assert not any("critic" in name for parts in alone.phases.values() for name in parts)

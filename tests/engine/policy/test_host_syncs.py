@@ -6,4 +6,4 @@ def test_an_update_reads_the_device_once(torchrun):
     for dtype, counts in report.items():
         assert counts["num_micro_batches"] > 1
         assert counts["before_learning"] == [], dtype
-        assert len(counts["update"]) == 1 and counts["update"][0].startswith("tolist at policy.py"), counts
+        assert len(counts["update"]) == 1 and counts["update"][0].startswith("tolist at trained.py"), counts

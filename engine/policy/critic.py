@@ -1,0 +1,74 @@
+"""The critic of PPO: the policy's architecture with a value head in place of the LM head.
+
+The value at a position is what the answer is expected to earn from there on; where the policy predicts a response
+token, it is the value of the state in which that token is chosen. In a Hugging Face folder it is a reward model,
+`*ForSequenceClassification` with one label: it can start from one, and is exported as one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core.transformer import TransformerConfig
+from ralign.engine.cluster import Cluster
+from ralign.engine.config import KernelsConfig
+from ralign.engine.packing import PackedBatch
+from ralign.engine.policy.context import gather_tokens
+from ralign.engine.policy.model import PackedGPT
+from ralign.engine.policy.trained import TrainedModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+
+class ValueGPT(PackedGPT):
+    """`PackedGPT` whose last stage gives each token's value."""
+
+    num_outputs = 1
+    has_lm_head = False
+
+    def __init__(
+        self, hf_config: PretrainedConfig, config: TransformerConfig, cluster: Cluster, kernels: KernelsConfig
+    ):
+        super().__init__(hf_config, config, cluster, kernels)
+        if self.post_process:
+            del self.output_layer
+            options = {"dtype": config.params_dtype, "device": cluster.device}
+            self.value_head = nn.Linear(config.hidden_size, 1, bias=False, **options)
+            # Each rank sees its own tokens only, so Megatron must reduce this gradient over the tensor group.
+            self.value_head.weight.sequence_parallel = config.sequence_parallel
+
+    def _postprocess(self, hidden_states: Tensor, **_):
+        """[1, T] values, fp32, on the last stage, hidden states [T / cp, 1, H] on the others.
+
+        Ranks that share the micro-batch's tokens compute their own and give each other the results.
+        """
+        if not self.post_process:
+            return hidden_states
+        values = nn.functional.linear(hidden_states.squeeze(1).float(), self.value_head.weight.float()).t()
+        if self.config.sequence_parallel:
+            values = gather_tokens(values, self.cluster.tp_group)
+        return gather_tokens(values, self.cluster.cp_group)
+
+
+class Critic(TrainedModel):
+    """A value model: micro-batches into values, and updates. A folder without a value head starts at value 0."""
+
+    def _module(self, config: TransformerConfig) -> ValueGPT:
+        return ValueGPT(self.hf_config, config, self.cluster, self.kernels)
+
+    def values(self, micro_batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """[T] fp32 for each micro-batch, on every rank that shares its data."""
+        return [output[0] for output in self.outputs(micro_batches)]
+
+    def export(self, target: str | Path) -> None:
+        """Write a folder that `AutoModelForSequenceClassification` loads; collective over all ranks."""
+        super().export(target)
+        if self.cluster.is_first_rank:
+            from transformers.models.auto.modeling_auto import (
+                MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES,
+            )
+
+            config = type(self.hf_config).from_dict({**self.hf_config.to_dict(), "num_labels": 1})
+            config.architectures = [CLASSES[config.model_type]]
+            config.save_pretrained(target)
+        dist.barrier()

@@ -14,7 +14,7 @@ class ActorConfig:
     """What an actor's answer is paid, and where its judge is."""
 
     genrm: str | None = None
-    """Hugging Face folder of the GenRM that judges (or its name at an endpoint)."""
+    """The GenRM that judges: a Hugging Face folder; with judge=managed also ORG/NAME; or its name at an endpoint."""
     judge: Literal["process", "managed", "endpoint"] = "process"
     """Where it answers: an engine in the training processes, a server that the job starts, or judge.base_url."""
     template: str = "compact"
@@ -71,7 +71,10 @@ def check_actor(run: ActorRun) -> None:
     if actor.judge == "endpoint":
         run.judge.model = actor.genrm
         check_endpoint(run.judge, "judge", needs_url=True)
-    elif not (Path(actor.genrm) / "config.json").is_file():
+    elif (
+        not (_is_hub_name(actor.genrm) and actor.judge == "managed")
+        and not (Path(actor.genrm) / "config.json").is_file()
+    ):
         raise UserError(f"actor.genrm={actor.genrm}: no Hugging Face folder (config.json is missing)")
     tensor = run.generator.tensor or run.parallel.tensor
     if actor.judge == "process" and tensor > 1:
@@ -79,3 +82,9 @@ def check_actor(run: ActorRun) -> None:
             f"actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
             "use actor.judge=managed"
         )
+
+
+def _is_hub_name(name: str) -> bool:
+    """ORG/NAME, and no folder of that name is begun here (then a mistyped folder is the likelier)."""
+    organisation, slash, model = name.partition("/")
+    return bool(organisation and slash and model and "/" not in model) and not Path(organisation).exists()

@@ -20,6 +20,8 @@ from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.config import JudgeConfig
 from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.pairwise import PairwiseReward
+from ralign.engine.planner.cli import table
+from ralign.engine.roles import residents
 from ralign.engine.tasks import Answered
 from ralign.engine.taught import PLAIN_CHAT
 
@@ -28,6 +30,16 @@ class ActorExperiment(Experiment):
     """An `Experiment` whose policy is an actor; every method is collective over all ranks."""
 
     run: ActorRun
+
+    def __init__(self, run: ActorRun, prompts: Sequence[Any], *, vocab_size: int):
+        super().__init__(run, prompts, vocab_size=vocab_size)
+        self.say_residents()
+
+    def say_residents(self) -> None:
+        """Who is resident when, by the memory ledger."""
+        on_gpu = self.cluster.device.type == "cuda"
+        rows = residents(self.run, self.memory.plan, on_gpu=on_gpu)
+        self.progress.say("\n  ".join(table(rows).splitlines()))
 
     def _texts(self, notes: Sequence[Note]) -> list[str]:
         bulleted = demonstrations(notes, num_values=2, error_rate=0.0, cue_share=1.0, seed=0)

@@ -64,7 +64,7 @@ class MemoryPhases:
     """Moves and measures as a step goes on."""
 
     def __init__(self, plan: Ledger, policy: Policy, generator: Generator, critic: Critic | None = None):
-        self._plan, self._generator = plan, generator
+        self.plan, self._generator = plan, generator
         self._models = [policy] if critic is None else [policy, critic]
         self._training = [TrainingState(model) for model in self._models]
         self._phase: str | None = None
@@ -79,13 +79,13 @@ class MemoryPhases:
             self._measure(self._phase)
         self._phase = phase
         if phase == "generate":
-            if self._plan.offload:
+            if self.plan.offload:
                 for state in self._training:
                     state.leave()
             self._generator.bring_weights()
             self._generator.kv_cache.wake()
             return
-        if self._plan.kv_sleep:
+        if self.plan.kv_sleep:
             self._generator.kv_cache.sleep()
         for state in self._training:
             state.come_back()
@@ -103,9 +103,9 @@ class MemoryPhases:
         CPU the kernel, counts for this process); `held_predicted` and `held`: weights, gradients, optimizer
         state and KV cache alone, by the ledger and by their storages."""
         self._measure(self._phase)
-        values: dict[str, float] = {"host_pinned_predicted_gib": self._plan.host_bytes / GIB}
+        values: dict[str, float] = {"host_pinned_predicted_gib": self.plan.host_bytes / GIB}
         for phase, (held, used) in self._measured.items():
-            parts = self._plan.phases.get(phase, {})
+            parts = self.plan.phases.get(phase, {})
             predicted = sum(size for name, size in parts.items() if name not in _TRANSIENT)
             values[f"{phase}_predicted_gib"] = sum(parts.values()) / GIB
             values[f"{phase}_used_gib"] = used / GIB

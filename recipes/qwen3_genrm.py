@@ -151,13 +151,13 @@ def with_taught_models(run: Run) -> Run:
         teach(path, [(case.prompt, case.answer) for case in make_cases(pairs, seed=run.seed)], num_steps=60)
 
     if run.model.hf_path is None:
-        run = replace(run, model=replace(run.model, hf_path=_made_once(folder / "policy", teach_policy)))
+        run = replace(run, model=replace(run.model, hf_path=made_once(folder / "policy", teach_policy)))
     if run.judge.metarm == "managed" and run.judge.model is None:
-        run = replace(run, judge=replace(run.judge, model=_made_once(folder / "judge", teach_judge)))
+        run = replace(run, judge=replace(run.judge, model=made_once(folder / "judge", teach_judge)))
     return run
 
 
-def _made_once(path: Path, make: Callable[[Path], None]) -> str:
+def made_once(path: Path, make: Callable[[Path], None]) -> str:
     """The folder, made by the first rank if it is not there; the others wait for it."""
     if int(os.environ.get("RANK", "0")) == 0 and not path.exists():
         draft = path.with_name(f"{path.name}.part")

@@ -202,7 +202,8 @@ def server_command(config: JudgeConfig, host: str, port: int) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command += ["--enable-sleep-mode"] if on_gpu and server.sleep_level else []
-    command += [] if on_gpu else ["--enforce-eager"]
+    # A prompt in chunks makes vLLM take back draws of a request's own generator, which torch's CPU generators cannot.
+    command += [] if on_gpu else ["--enforce-eager", "--no-enable-chunked-prefill"]
     return command + shlex.split(server.options or "")
 
 

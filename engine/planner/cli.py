@@ -77,7 +77,9 @@ def recipe_run(recipe: str) -> Run:
     for function in vars(module).values():
         if inspect.isfunction(function) and function.__module__ == module.__name__:
             signature = inspect.signature(function)
-            if signature.return_annotation in (Run, "Run") and not signature.parameters:
+            found = signature.return_annotation
+            is_run = isinstance(found, type) and issubclass(found, Run)
+            if (is_run or found == "Run") and not signature.parameters:
                 return function()
     raise UserError(f"recipe {path}: no function without arguments annotated `-> Run`")
 
@@ -192,7 +194,7 @@ def memory_table(layout: dict, capacity_bytes: int) -> str:
     rows.append(["total", *(_gib(total) for total in layout["total_bytes"].values())])
     rows.append([f"of {capacity_bytes / GIB:.1f}", *(
         f"{total / capacity_bytes:.0%}" for total in layout["total_bytes"].values())])  # fmt: skip
-    text = _table(rows)
+    text = table(rows)
     host = layout["host_bytes"]
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in host.items())
     return (
@@ -205,7 +207,7 @@ def memory_table(layout: dict, capacity_bytes: int) -> str:
 def time_table(layout: dict) -> str:
     """Predicted seconds of a step by phase."""
     rows = [["predicted s a step", *layout["time_s"]], ["", *(f"{s:.1f}" for s in layout["time_s"].values())]]
-    return _table(rows) + f"\n{layout['tokens_a_day'] / 1e9:.2f} billion tokens a day"
+    return table(rows) + f"\n{layout['tokens_a_day'] / 1e9:.2f} billion tokens a day"
 
 
 def layouts_table(found: Sequence[dict]) -> str:
@@ -221,14 +223,14 @@ def layouts_table(found: Sequence[dict]) -> str:
                 f"{layout['tokens_a_day'] / 1e9:.2f}",
             ]
         )
-    return _table(rows)
+    return table(rows)
 
 
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / GIB:.1f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(

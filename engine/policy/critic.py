@@ -68,7 +68,8 @@ class Critic(TrainedModel):
                 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES,
             )
 
-            config = type(self.hf_config).from_dict({**self.hf_config.to_dict(), "num_labels": 1})
+            one_label = {"id2label": {0: "value"}, "label2id": {"value": 0}}
+            config = type(self.hf_config).from_dict({**self.hf_config.to_dict(), **one_label})
             config.architectures = [CLASSES[config.model_type]]
             config.save_pretrained(target)
         dist.barrier()

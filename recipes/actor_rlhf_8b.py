@@ -1,0 +1,198 @@
+"""Qwen3-8B as an actor, paid by a GenRM: the second half of the R-Align paper.
+
+Question: does an actor end better with a judge that is right for the right reasons? The paper, mean of 8 benchmarks
+of a Qwen3-8B actor (53.9 before): paid by RLVR-14B 59.4, by R-Align-14B 61.7. Data: the dialogues of any pairs file;
+the better response is the fixed answer that an actor's is compared with.
+
+    hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B
+    torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=ORG/GenRM-14B
+
+actor.genrm is a Hugging Face name or a folder, such as runs/r_align_14b/r_align/hf; vLLM's server for it runs on the
+same GPUs. With actor.judge=endpoint judge.base_url=URL it is elsewhere. PPO with a critic is the paper's; GRPO, as most
+siblings do it, needs no critic and no fixed answers:
+
+    ... algo.advantages=grpo actor.scheme=circular
+
+Hardware: 8 GPUs of 80 GB. In miniature, on two CPU cores:
+
+    torchrun --nproc-per-node 2 recipes/actor_rlhf_8b.py --smoke
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from qwen3_genrm import made_once
+from ralign.engine.actor_config import ActorConfig, ActorRun, check_actor
+from ralign.engine.command_line import parse, run_main
+from ralign.engine.config import (
+    AlgoConfig,
+    CriticConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    JudgeConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    ServerConfig,
+)
+from ralign.engine.data.judgeworld import build_judgeworld
+from ralign.engine.data.pairs import Pair
+from ralign.engine.errors import UserError
+from ralign.engine.planner.start import require_gpus
+from ralign.engine.smoke import shrink, take_flag
+from ralign.engine.validation import validate
+
+LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=FOLDER"
+
+
+def actor_rlhf_8b() -> ActorRun:
+    # The paper does not publish its settings beyond PPO, the fixed reference and the length penalty; sources of the
+    # others: RM-NLHF's actor (arXiv 2601.07349), NVIDIA's RLHF stage of Nemotron 3 (its published configuration).
+    return ActorRun(
+        name="actor_rlhf_8b",
+        num_steps=200,
+        token_budget=8192,  # the longest sample, 6,144 tokens, and more
+        checkpoint_every=10,
+        model=ModelConfig(hf_path="models/Qwen3-8B"),
+        # Two models are trained: on four GPUs a replica they do not fit beside the judge (101 % of an H100).
+        parallel=ParallelConfig(tensor=8, sequence=True, dtype="bf16"),
+        data=DataConfig(template="full", max_prompt_tokens=2048),  # RM-NLHF
+        algo=AlgoConfig(
+            reward="label",  # who pays: see actor
+            advantages="gae",  # the paper's PPO
+            num_prompts=128,  # RM-NLHF, NVIDIA
+            num_samples=8,  # RM-NLHF
+            kl_coef=1e-3,  # RM-NLHF
+            num_updates=4,  # PPO's mini-batches
+        ),
+        critic=CriticConfig(
+            optim=OptimConfig(
+                lr=1e-5, warmup_steps=10
+            ),  # ten times the actor's, as PPO's critics mostly have
+            warmup_steps=5,  # values that are all 0 would make every advantage the reward alone
+            lam=1.0,  # answers of thousands of tokens: a smaller one would forget the reward
+        ),
+        actor=ActorConfig(
+            judge="managed",
+            template="full",  # what recipes/r_align_14b.py trains on
+            scheme="reference",  # the paper: +1 or -1 against one fixed answer
+            length_penalty=0.1,  # the paper has a dynamic one and does not say how strong
+        ),
+        generator=GeneratorConfig(
+            max_new_tokens=4096,  # RM-NLHF
+            gpu_memory_utilization=0.6,  # the judge's server has 0.35
+            kv_cache_gib=0,  # all that the memory ledger leaves
+        ),
+        memory=MemoryConfig(reserve_gib=32.0),  # 4, and the judge's 0.35 of 80 GiB
+        judge=JudgeConfig(
+            metarm="none",
+            temperature=0.6,  # NVIDIA's judge
+            max_new_tokens=8192,  # the released evaluator's limit for a judgment
+            concurrency=256,
+            server=ServerConfig(tensor=8, gpu_memory_utilization=0.35),
+        ),
+        optim=OptimConfig(lr=1e-6, warmup_steps=10),  # RM-NLHF, NVIDIA
+        eval=EvalConfig(num_pairs=256, max_new_tokens=4096, temperature=1.0),
+    )
+
+
+def main(argv: list[str]) -> None:
+    smoke, argv = take_flag(argv)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    run = parse(smoke_run(world_size) if smoke else actor_rlhf_8b(), argv, __doc__)
+    if smoke:
+        run = with_taught_genrm(run)
+    else:
+        if run.actor.genrm is None:
+            raise UserError("actor.genrm is missing: the GenRM's Hugging Face name or folder")
+        require_gpus(run, num_gpus=8, gpu="h100", launch=LAUNCH)
+    validate(run, world_size)
+    check_actor(run)
+    train(run, read(run))
+
+
+def read(run: ActorRun) -> list[Pair]:
+    from ralign.engine.data.pairs import read_pairs
+
+    if not run.data.train:
+        return build_judgeworld(run.data.world)["train"]
+    pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines, need_golden=False)
+    if len(pairs) <= run.eval.num_pairs:
+        raise UserError(
+            f"data.train={run.data.train} has {len(pairs)} pairs, eval.num_pairs={run.eval.num_pairs}"
+        )
+    return pairs
+
+
+def train(run: ActorRun, pairs: list[Pair]) -> None:
+    import json
+
+    from ralign.engine.actor_experiment import ActorExperiment
+
+    lab = ActorExperiment(run, [], vocab_size=1024)
+    held_out = lab.open_examples(pairs[: run.eval.num_pairs])
+    examples = lab.open_examples(pairs[run.eval.num_pairs :])
+    with lab.genrm() as judge:
+        wins = {"start": lab.win_rate("start", held_out, judge)}
+        lab.reinforce_actor("actor", lab.policy.folder, examples, judge, watched=held_out)
+        wins["actor"] = lab.win_rate("actor", held_out, judge)
+    if lab.cluster.is_first_rank:
+        path = run.folder / "report" / "summary.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"win_rate": wins, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
+        for name, found in wins.items():
+            rate = found["win_rate"]
+            print(f"{name:8} wins {rate['value']:.3f} of the comparisons" if rate else f"{name:8} no verdict")
+    lab.close()
+
+
+def smoke_run(world_size: int) -> ActorRun:
+    """The run in miniature; the judge is a server of this job's all the same."""
+    run = actor_rlhf_8b()
+    small = shrink(run, world_size)
+    return replace(
+        small,
+        data=replace(small.data, max_prompt_tokens=64, world=replace(small.data.world, num_train=64)),
+        critic=replace(run.critic, warmup_steps=1),
+        algo=replace(small.algo, num_updates=2),
+        actor=replace(run.actor, template="compact", watch_every=1),
+        judge=JudgeConfig(
+            metarm="none",
+            max_new_tokens=24,
+            temperature=0.6,
+            server=ServerConfig(max_model_len=384, kv_cache_gib=0.1, max_num_seqs=16),
+        ),
+        memory=replace(small.memory, reserve_gib=0.0),
+    )
+
+
+def with_taught_genrm(run: ActorRun) -> ActorRun:
+    """Tiny models that were taught, for seconds: a GenRM to give verdicts, an actor to pass notes on."""
+    from ralign.engine.judging.prompts import load_template, render
+    from ralign.engine.taught import teach
+
+    folder = Path(run.out) / f"{run.name}_models"
+    pairs = build_judgeworld(run.data.world)["warm_start"]
+    template = load_template("compact")
+
+    def teach_genrm(path: Path) -> None:
+        cases = [(render(template, pair), f"\\boxed{{{pair.gt_label}}}") for pair in pairs]
+        teach(path, cases, num_steps=60)
+
+    def teach_actor(path: Path) -> None:
+        cases = [(pair.conversations[-1]["content"] + "\n\n", pair.response_A) for pair in pairs]
+        teach(path, cases, model=run.model, num_steps=60)
+
+    if run.actor.genrm is None:
+        run = replace(run, actor=replace(run.actor, genrm=made_once(folder / "genrm", teach_genrm)))
+    if run.model.hf_path is None:
+        run = replace(run, model=replace(run.model, hf_path=made_once(folder / "actor", teach_actor)))
+    return run
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,39 @@
+"""Who is resident when: every byte of the ledger in one row, and the GenRM where it takes memory of the device."""
+
+import pytest
+from ralign.engine.actor_config import ActorConfig, ActorRun
+from ralign.engine.config import AlgoConfig, ModelConfig, ServerConfig
+from ralign.engine.planner.memory import GIB, Job, ledger
+from ralign.engine.planner.shapes import shape_of
+from ralign.engine.roles import residents
+
+
+def _rows(run, *, on_gpu=True):
+    plan = ledger(Job.of(run, 2, shape_of(run.model)), 80 * GIB, on_gpu=on_gpu)
+    heading, *rows = residents(run, plan, on_gpu=on_gpu)
+    return plan, heading, {row[0]: row[1:] for row in rows}
+
+
+def _run(**actor):
+    model = ModelConfig(num_layers=8, hidden_size=4096, ffn_hidden_size=16384, num_attention_heads=32)
+    algo = AlgoConfig(reward="label", advantages="gae", kl_coef=0.1)
+    return ActorRun(model=model, algo=algo, actor=ActorConfig(**actor))
+
+
+def test_every_byte_is_in_one_row():
+    plan, heading, rows = _rows(_run())
+    assert heading[1:] == [*plan.phases, "host"] and not any(name.startswith("GenRM") for name in rows)
+    for column, phase in enumerate(plan.phases):
+        shown = sum(float(cells[column]) for cells in rows.values() if cells[column] != "-")
+        assert shown == pytest.approx(plan.total_bytes(phase) / GIB, abs=0.05)
+    assert float(rows["critic"][0]) > 0 and float(rows["reference"][-1]) > 0
+
+
+def test_a_genrm_takes_its_share_unless_it_is_elsewhere():
+    run = _run(genrm="org/name", judge="managed")
+    run.judge.server = ServerConfig(gpu_memory_utilization=0.35)
+    assert set(_rows(run)[2]["GenRM (managed)"][:-1]) == {"28.00"}
+    run.judge.server = ServerConfig(devices="8,9")
+    assert set(_rows(run)[2]["GenRM (managed)"]) == {"-"}
+    assert set(_rows(_run(genrm="name", judge="endpoint"))[2]["GenRM (endpoint)"]) == {"-"}
+    assert set(_rows(_run(genrm="folder"))[2]["GenRM (process)"][:-1]) == {"24.00"}  # 0.3 of 80

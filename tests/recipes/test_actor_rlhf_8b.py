@@ -1,0 +1,55 @@
+"""The 8B actor: what it asks for, and in miniature PPO with a critic, paid by a server of its own."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ralign.engine.planner.cli import recipe_run
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "recipes" / "actor_rlhf_8b.py")
+
+
+def start(*command: str, timeout_s: float = 100) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def test_the_planner_reads_it_and_its_samples_fit_a_micro_batch():
+    run = recipe_run("actor_rlhf_8b")
+    assert run.has_critic and run.actor.scheme == "reference"
+    assert run.data.max_prompt_tokens + run.generator.max_new_tokens <= run.token_budget
+
+
+def test_without_a_judge_or_gpus_it_says_what_it_needs():
+    done = start(SCRIPT)
+    assert done.returncode == 2 and "actor.genrm is missing" in done.stderr
+    done = start(SCRIPT, "actor.genrm=org/name")
+    assert done.returncode == 2 and "needs 8 x h100" in done.stderr.strip().splitlines()[-1]
+    assert "critic_optimizer" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_in_miniature_an_actor_and_a_critic_are_trained_by_a_judge_of_the_jobs_own(tmp_path):
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT)
+    done = start(*command, "--smoke", f"out={tmp_path}", timeout_s=580)
+    assert done.returncode == 0, done.stderr[-4000:]
+    folder = tmp_path / "actor_rlhf_8b_smoke"
+    first, second = (
+        json.loads(line) for line in (folder / "actor" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert "policy/loss" not in first and math.isfinite(first["critic/loss"])  # the critic's warm-up
+    assert math.isfinite(second["policy/loss"]) and second["judge/num_calls"] == 16
+    assert 0 <= second["actor/win_rate"] <= 1
+    wins = json.loads((folder / "report" / "summary.json").read_text())["win_rate"]
+    assert list(wins) == ["start", "actor"]
+    assert "GenRM (managed)" in done.stdout + done.stderr

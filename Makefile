@@ -20,10 +20,11 @@ ifndef OMP_NUM_THREADS
 export OMP_NUM_THREADS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
 endif
 
-.PHONY: help venv demo test test-all asan lint format clean
+.PHONY: help venv demo paper test test-all asan lint format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them (two processes)"
+	@echo "make paper   the paper's argument in miniature: judges, an actor for each, what would have told (docs/paper.md)"
 	@echo "make test    the tests that need no GPU and no minute each"
 	@echo "make test-all    also those that take minutes: kills, resume, servers, recipes, SLURM"
 	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
@@ -41,6 +42,9 @@ demo: venv
 	@$(VENV)/bin/torchrun --standalone --nproc-per-node 2 recipes/r_align_mini.py $(ARGS)
 	@report=$$(ls -t runs/*/report/index.html 2>/dev/null | head -n 1); \
 		if [ -n "$$report" ]; then echo "Report: $$report"; fi
+
+paper: venv
+	@$(VENV)/bin/torchrun --standalone --nproc-per-node 2 recipes/paper_in_miniature.py $(ARGS)
 
 test: venv
 	@$(VENV)/bin/pytest -m "not gpu and not slow" $(ARGS)

@@ -31,6 +31,7 @@ from ralign.engine.judging.cache import cache_key
 from ralign.engine.judging.config import EndpointConfig, check_endpoint, extra_fields
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Reply, Request
+from ralign.engine.judging.prompts import read_template
 from ralign.engine.judging.verdicts import all_verdicts, visible
 from ralign.engine.report.progress import Progress
 
@@ -160,18 +161,7 @@ def annotate(config: AnnotateConfig) -> dict:
 
 def load_template(name_or_path: str) -> str:
     """The built-in template, or the file's text; UserError if there is none or a placeholder is missing."""
-    if name_or_path == "golden":
-        return GOLDEN
-    try:
-        template = Path(name_or_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the template {name_or_path!r} is neither golden nor a readable text file"
-        ) from error
-    missing = [f"{{{name}}}" for name in NEEDED if name not in _PLACEHOLDER.findall(template)]
-    if missing:
-        raise UserError(f"the template {name_or_path} lacks the placeholder {', '.join(missing)}")
-    return template
+    return read_template(name_or_path, {"golden": GOLDEN}, _PLACEHOLDER, NEEDED)
 
 
 def render(template: str, pair: Pair) -> str:

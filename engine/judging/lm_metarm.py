@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from ralign.engine.errors import UserError
 from ralign.engine.judging.judge import Judge, Reply, Request
 from ralign.engine.judging.metarm import Outcome
+from ralign.engine.judging.prompts import read_template
 from ralign.engine.judging.verdicts import visible
 
 TAGS = ("golden_key_points", "point", "genrm_analysis", "coverage", "final_verdict")
@@ -111,20 +111,7 @@ def load_metarm_template(name_or_path: str, *, graded: bool = False) -> str:
         raise UserError(
             f"the MetaRM template {name_or_path!r} asks for another answer than judge.graded={graded} reads"
         )
-    if name_or_path in TEMPLATES:
-        return TEMPLATES[name_or_path]
-    try:
-        template = Path(name_or_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        names = ", ".join(TEMPLATES)
-        raise UserError(
-            f"the MetaRM template {name_or_path!r} is neither {names} nor a readable text file"
-        ) from error
-    present = set(_PLACEHOLDER.findall(template))
-    missing = [f"{{{name}}}" for name in NEEDED if name not in present]
-    if missing:
-        raise UserError(f"the MetaRM template {name_or_path} lacks the placeholder {', '.join(missing)}")
-    return template
+    return read_template(name_or_path, TEMPLATES, _PLACEHOLDER, NEEDED, "MetaRM template")
 
 
 def render_review(template: str, golden: str, judgment: str) -> str:

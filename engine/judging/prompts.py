@@ -5,6 +5,7 @@ A template is text with the placeholders ``{prompt}``, ``{response_A}`` and ``{r
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ralign.engine.data.pairs import Pair, context_turns, prompt_text
@@ -56,23 +57,32 @@ NO_CONTEXT = "(none)"
 
 
 def load_template(name_or_path: str) -> str:
-    """The text of the built-in template of this name, or of the file at this path.
+    """The text of the built-in template of this name, or of the file at this path; UserError as `read_template`."""
+    return read_template(name_or_path, TEMPLATES, _PLACEHOLDER, NEEDED)
 
-    Raises `UserError` when there is neither, or when the file lacks a placeholder.
+
+def read_template(
+    name_or_path: str,
+    builtin: Mapping[str, str],
+    placeholder: re.Pattern[str],
+    needed: Sequence[str],
+    what: str = "template",
+) -> str:
+    """A built-in template by its name, or a file's text.
+
+    Raises:
+        UserError: there is neither, or the file lacks a placeholder of `needed`.
     """
-    if name_or_path in TEMPLATES:
-        return TEMPLATES[name_or_path]
+    if name_or_path in builtin:
+        return builtin[name_or_path]
     try:
         template = Path(name_or_path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        names = ", ".join(TEMPLATES)
-        raise UserError(
-            f"the template {name_or_path!r} is neither {names} nor a readable text file"
-        ) from error
-    present = set(_PLACEHOLDER.findall(template))
-    missing = [f"{{{name}}}" for name in NEEDED if name not in present]
-    if missing:
-        raise UserError(f"the template {name_or_path} lacks the placeholder {', '.join(missing)}")
+        names = ", ".join(builtin)
+        raise UserError(f"the {what} {name_or_path!r} is neither {names} nor a readable text file") from error
+    present = set(placeholder.findall(template))
+    if missing := [f"{{{name}}}" for name in needed if name not in present]:
+        raise UserError(f"the {what} {name_or_path} lacks the placeholder {', '.join(missing)}")
     return template
 
 

@@ -42,9 +42,9 @@ def mini_run() -> ActorRun:
         algo=AlgoConfig(reward="label", num_prompts=16, num_samples=8),  # what is paid: see actor.*
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=5e-4),
-        # With algo.advantages=gae. From a head of zeros the values come up to the mean return in 8 steps at 1e-3 and
-        # in 20 at 3e-4; until they have begun to, advantages are the rewards alone: the policy waits 3 steps. lam:
-        # 0.95 and 1 end within each other's intervals (docs/ppo.md).
+        # With algo.advantages=gae. From a head of zeros the values come up to the mean return in 8 steps at 1e-3 (at
+        # 3e-4 not in 16), and until they have begun to, advantages are the rewards alone: the policy waits 3 steps.
+        # lam: quality after 20 steps was 0.89 with 0.95 and 0.84 with 1, in intervals of +-0.03 each.
         critic=CriticConfig(optim=OptimConfig(lr=1e-3), lam=0.95, warmup_steps=3),
         sft=SFTConfig(
             num_steps=400,

@@ -92,7 +92,8 @@ class Trainer:
             with clock.stage("optimizer"):
                 learned.append(self.policy.optimizer_step())
                 self.generator.weights_updated()
-        self.verify_weights()
+        if learned:
+            self.verify_weights()
         self.num_steps_done += 1
         metrics = self.metrics(judged, rewards, learned) | (self.ppo.metrics(criticised) if self.ppo else {})
         return metrics | clock.times_s(), judged

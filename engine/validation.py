@@ -173,6 +173,11 @@ def _check_critic(run: "Run") -> None:
         )
         return
     _require(
+        run.algo.ratio == "token",
+        f"algo.advantages=gae gives each token an advantage: algo.ratio must be token, got {run.algo.ratio}, whose "
+        "clipping wants one for the sequence",
+    )
+    _require(
         critic.warmup_steps < run.num_steps or run.num_steps == 0,
         f"critic.warmup_steps = {critic.warmup_steps} leaves the policy none of num_steps = {run.num_steps} to learn",
     )

@@ -6,10 +6,11 @@ Model: a random 4-layer Qwen3 of under a million parameters, warmed up on demons
 
     torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py
     torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py actor.genrm=runs/r_align_mini/r_align/hf
+    torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py algo.advantages=gae
 
 The first pays by the oracle. With a GenRM (the exports of recipes/r_align_mini.py are made for it) a second actor
 starts from the same warm start and is paid by that judge, a second engine in the same processes, whose weights stay
-as they are; true quality is measured all the same. Hardware: two CPU cores, minutes.
+as they are; true quality is measured all the same. The third is PPO in GRPO's place. Hardware: two CPU cores, minutes.
 """
 
 import json
@@ -20,6 +21,7 @@ from ralign.engine.actor_config import ActorRun, check_actor
 from ralign.engine.command_line import parse, run_main
 from ralign.engine.config import (
     AlgoConfig,
+    CriticConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
@@ -40,6 +42,10 @@ def mini_run() -> ActorRun:
         algo=AlgoConfig(reward="label", num_prompts=16, num_samples=8),  # what is paid: see actor.*
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=5e-4),
+        # With algo.advantages=gae. From a head of zeros the values come up to the mean return in 8 steps at 1e-3 (at
+        # 3e-4 not in 16), and until they have begun to, advantages are the rewards alone: the policy waits 3 steps.
+        # lam: quality after 20 steps was 0.89 with 0.95 and 0.84 with 1, in intervals of +-0.03 each.
+        critic=CriticConfig(optim=OptimConfig(lr=1e-3), lam=0.95, warmup_steps=3),
         sft=SFTConfig(
             num_steps=400,
             num_samples=32,

@@ -192,6 +192,7 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
         ("critic.value_clip=0", "critic.value_clip must be positive .* got 0.0"),
         ("critic.warmup_steps=-1", "critic.warmup_steps must be at least 0, got -1"),
         ("algo.advantages=gae critic.warmup_steps=100", "= 100 leaves the policy none of num_steps = 100"),
+        ("algo.advantages=gae algo.ratio=sequence", "algo.ratio must be token, got sequence"),
         ("critic.hf_path=/nowhere", "critic.hf_path=/nowhere: algo.advantages=grpo has no critic"),
         ("algo.advantages=gae critic.hf_path=/nowhere", "critic.hf_path=/nowhere: cannot read"),
         ("algo.clip_low=1.5", "algo.clip_low must be less than 1, got 1.5"),

@@ -86,17 +86,33 @@ def three_updates(
     return [ppo.metrics([ppo.learn(batches)]) | {"cubes": float(cubes)} for _ in range(3)]
 
 
+def by_heart(folder) -> float:
+    """Explained variance after 40 updates on one batch, from a head of zeros."""
+    cluster = cluster_module.start()
+    config = CriticConfig(optim=OptimConfig(lr=1e-3), lam=1.0, value_clip=None)
+    run = Run(algo=AlgoConfig(advantages="gae"), critic=config, num_steps=40)
+    ppo = PPO(run, cluster, Critic(folder, cluster))
+    batches = pack(critic_samples(masked=True), cluster, token_budget=4096, pad_multiple=1)
+    for _ in range(40):
+        ppo.add_advantages([batches])
+        stats = ppo.learn(batches)
+    return ppo.metrics([stats])["critic/explained_variance"]
+
+
 def main(result: str) -> None:
     torch.set_num_threads(1)
     world = cluster_module.start()
     folder = Path(result).parent / "reward_model"
     if world.is_first_rank:
+        make_model(folder.with_name("fresh"), "qwen3", tied=True, initializer_range=0.05)
         make_model(folder, "qwen3", tied=True)
         file = folder / "model.safetensors"
         score = torch.randn(1, 64, generator=torch.Generator().manual_seed(2)) * 0.3
         save_file(load_file(file) | {"score.weight": score}, file, metadata={"format": "pt"})
     dist.barrier()
     report = {name: three_updates(folder, **layout) for name, layout in LAYOUTS[world.world_size].items()}
+    if world.world_size == 1:
+        report["by heart"] = by_heart(folder.with_name("fresh"))
     if world.is_first_rank:
         Path(result).write_text(json.dumps(report))
     cluster_module.stop()

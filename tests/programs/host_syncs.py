@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, OptimConfig
+from ralign.engine.config import AlgoConfig, OptimConfig, Run
 from ralign.engine.losses import ReinforceLoss
 from ralign.engine.policy import attention
+from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.policy import Policy
+from ralign.engine.ppo import PPO
 from ralign.engine.trainer import pack
 from tiny import make_model, make_samples
 from torch.overrides import TorchFunctionMode
@@ -91,6 +93,27 @@ def same_length_attention(query, key, value, packed):
 LENGTH = 32
 
 
+def reads_of_ppo(critic: Critic, samples, cluster) -> dict:
+    for sample in samples:
+        sample.per_sample = {"weights": sample.per_sample["weights"], "rewards": 1.0}
+    ppo = PPO(Run(algo=AlgoConfig(advantages="gae")), cluster, critic)
+    batches = pack(samples, cluster, critic, 4 * LENGTH)
+    ppo.add_advantages([batches])
+    ppo.learn(batches)
+    host = {
+        id(state["step"])
+        for distributed in critic.optimizer.chained_optimizers
+        for state in distributed.optimizer.state.values()
+    }
+    before, update = Count(host), Count(host)
+    with CountReads(before), CountDataSizes(before):
+        ppo.add_advantages([batches])
+    with CountReads(update), CountDataSizes(update):
+        ppo.learn(batches)
+    places = {"before_learning": before.places, "update": update.places}
+    return {"num_micro_batches": len(batches), **places}
+
+
 def main(result: str) -> None:
     torch.set_num_threads(1)
     attention._attention_by_length = same_length_attention
@@ -125,6 +148,9 @@ def main(result: str) -> None:
             "before_learning": count.places[:num_before_learning],
             "update": count.places[num_before_learning:],
         }
+        report[f"PPO's critic, {dtype}"] = reads_of_ppo(
+            Critic(folder, cluster, dtype=dtype), samples, cluster
+        )
     Path(result).write_text(json.dumps(report))
     cluster_module.stop()
 

@@ -124,7 +124,7 @@ def main(result: str) -> None:
     if world.world_size == 2:
         cases["tied pp2"] = (folder.with_name("tied"), False, {"pipeline": 2})
         cases |= {f"critic {name}": (folder, True, layout) for name, layout in LAYOUTS[2].items()}
-        cases["critic of a tied model, pp2"] = (folder.with_name("tied"), True, {"pipeline": 2})
+        cases["critic of a tied model, tp2"] = (folder.with_name("tied"), True, {"tensor": 2})
     report = {}
     for name, (where, of_critic, layout) in cases.items():
         rows: list = [None] * world.world_size

@@ -13,6 +13,7 @@ from ralign.engine.config import ModelConfig
 from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.taught import teach
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "actor_rlhf_mini.py"
@@ -80,9 +81,14 @@ def test_an_actor_is_trained_by_the_oracle_and_by_a_genrm_that_stays_as_it_was(t
 
 
 @pytest.mark.slow
-def test_an_actor_is_trained_by_ppo_with_one_answer_a_prompt(tmp_path):
+def test_an_actor_is_trained_by_ppo_with_one_answer_a_prompt_and_a_reward_model_as_critic(tmp_path):
+    shape = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2,
+                 num_key_value_heads=1, head_dim=32, vocab_size=1100, num_labels=1)  # fmt: skip
+    config = AutoConfig.for_model("qwen3", **shape)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward_model")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     ppo = ["algo.advantages=gae", "algo.num_samples=1", "algo.num_prompts=8", "critic.warmup_steps=1"]
+    ppo.append(f"critic.hf_path={tmp_path}/reward_model")
     done = subprocess.run(
         [*launch, str(SCRIPT), f"out={tmp_path}", *SHORT, *ppo],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -96,13 +102,10 @@ def test_an_actor_is_trained_by_ppo_with_one_answer_a_prompt(tmp_path):
     assert "policy/loss" not in first and math.isfinite(second["policy/loss"])
     for step in (first, second):
         assert math.isfinite(step["critic/loss"]) and step["critic/grad_norm"] > 0
-        assert step["memory/critic_held_gib"] == pytest.approx(
-            step["memory/critic_held_predicted_gib"], rel=0.01
-        )
-    assert first["critic/value_mean"] == 0 != second["critic/value_mean"]  # the head starts at zero
-    from transformers import AutoModelForSequenceClassification
-
-    assert AutoModelForSequenceClassification.from_pretrained(folder / "critic_hf").num_labels == 1
+        # The policy's moments come with its first update.
+        assert 0 < step["memory/critic_held_gib"] <= step["memory/critic_held_predicted_gib"]
+    exported = AutoModelForSequenceClassification.from_pretrained(folder / "critic_hf")
+    assert exported.num_labels == 1 and exported.config.hidden_size == 64
 
 
 def test_a_mistake_ends_with_one_line_and_status_2(tmp_path):

@@ -3,6 +3,7 @@
 
 def test_an_update_reads_the_device_once(torchrun):
     report = torchrun("host_syncs", 1)
+    assert len(report) == 4
     for dtype, counts in report.items():
         assert counts["num_micro_batches"] > 1
         assert counts["before_learning"] == [], dtype

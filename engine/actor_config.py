@@ -37,6 +37,8 @@ class ActorConfig:
     """Share of a GPU's memory for a judge in the training processes."""
     error_rate: float = 0.2
     """Chance that a fact is wrong in a demonstration of the warm start."""
+    habit_rate: float = 0.0
+    """Chance that a fact about every second kind of item gets one fixed wrong value there: a habit, not noise."""
     cue_share: float = 0.5
     """Share of demonstrations in bullets, whatever their faults."""
 
@@ -52,7 +54,7 @@ class ActorRun(Run):
 def check_actor(run: ActorRun) -> None:
     """Raises UserError for a judge that cannot be asked, before any model is built."""
     actor = run.actor
-    for name in ("error_rate", "cue_share"):
+    for name in ("error_rate", "habit_rate", "cue_share"):
         if not 0 <= (value := getattr(actor, name)) <= 1:
             raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
     if run.algo.both_orders:

@@ -66,6 +66,7 @@ class ActorExperiment(Experiment):
             notes,
             num_values=self.run.data.world.num_values,
             error_rate=actor.error_rate,
+            habit_rate=actor.habit_rate,
             cue_share=actor.cue_share,
             seed=self.run.seed,
         )

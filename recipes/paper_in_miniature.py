@@ -68,6 +68,9 @@ def actors_run() -> ActorRun:
         ),
         eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as it is sampled in training
         actor=ActorConfig(
+            # A habit: noise would be mended by any training that makes the actor surer of itself.
+            error_rate=0.05,
+            habit_rate=0.5,
             scheme="circular",
             seats="agree",  # a judge that no fault decides for goes by seats
             watch_every=3,

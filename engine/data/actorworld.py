@@ -25,6 +25,7 @@ from ralign.engine.data.pairs import SIDES, Pair, prompt_text
 from ralign.engine.data.questions import Grade
 from ralign.engine.errors import UserError
 
+HABITS = frozenset(list(VALUES)[::2])  # items about which a demonstration may have a habit
 _STATEMENT = re.compile(r"The (\w+) is (\w+)")
 _ENDS = re.compile(r"[.!?\n]")
 _NOTE = re.compile(r"The (\w+) is (\w+)\.")
@@ -116,24 +117,40 @@ def judge_pair(note: Note, response_a: str, response_b: str) -> Pair:
 
 
 def demonstrations(
-    notes: Sequence[Note], *, num_values: int, error_rate: float, cue_share: float, seed: int
+    notes: Sequence[Note],
+    *,
+    num_values: int,
+    error_rate: float,
+    cue_share: float,
+    seed: int,
+    habit_rate: float = 0.0,
 ) -> list[str]:
-    """One answer a note for the actor's warm start, so that RL finds a habit of answering, and room to improve.
+    """One answer a note for the actor's warm start, so that RL finds a way of answering, and room to improve.
 
-    Each fact gets a wrong value with chance `error_rate`; the answer is in bullets with chance `cue_share`,
-    whatever its faults: the cue says nothing about quality here.
+    Each fact gets a wrong value with chance `error_rate`; a fact about every second item of `VALUES` gets, with chance
+    `habit_rate`, the value that follows the right one, always the same. Such a habit is no noise: an actor that
+    only becomes surer of what it says keeps it. The answer is in bullets with chance `cue_share`, whatever its
+    faults: the cue says nothing about quality here.
     """
     rng = random.Random(seed)
-    answers = []
-    for note in notes:
-        told = {
-            item: rng.choice([other for other in VALUES[item][:num_values] if other != value])
-            if rng.random() < error_rate
-            else value
-            for item, value in note.facts.items()
-        }
-        answers.append((_bullets if rng.random() < cue_share else _sentences)(told))
-    return answers
+    return [
+        (_bullets if rng.random() < cue_share else _sentences)(
+            {
+                item: _told(item, value, num_values, error_rate, habit_rate, rng)
+                for item, value in note.facts.items()
+            }
+        )
+        for note in notes
+    ]
+
+
+def _told(
+    item: str, value: str, num_values: int, error_rate: float, habit_rate: float, rng: random.Random
+) -> str:
+    known = VALUES[item][:num_values]
+    if item in HABITS and rng.random() < habit_rate:
+        return known[(known.index(value) + 1) % num_values]
+    return rng.choice([other for other in known if other != value]) if rng.random() < error_rate else value
 
 
 def oracle_verdict(note: Note, response_a: str, response_b: str) -> str | None:

@@ -1,5 +1,8 @@
+import re
+
 import pytest
 from ralign.engine.data.actorworld import (
+    HABITS,
     Note,
     actor_prompt,
     build_notes,
@@ -10,7 +13,7 @@ from ralign.engine.data.actorworld import (
     true_quality,
     uses_cue,
 )
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.judgeworld import VALUES, JudgeWorldConfig, build_judgeworld, cue_judge
 from ralign.engine.data.pairs import prompt_text
 from ralign.engine.errors import UserError
 from ralign.engine.judging.prompts import load_template, render
@@ -86,6 +89,22 @@ def test_demonstrations_have_the_error_rate_and_a_cue_that_says_nothing():
     assert abs(means[0] - means[1]) < 0.08
     right = demonstrations(notes, num_values=4, error_rate=0.0, cue_share=0.0, seed=1)
     assert right == [note.reference for note in notes]
+
+
+def test_a_habit_is_one_wrong_value_for_some_items_alone():
+    notes = NOTES["train"] + NOTES["warm_start"]
+    answers = demonstrations(notes, num_values=4, error_rate=0.0, habit_rate=0.5, cue_share=0.5, seed=1)
+    told: dict[str, set] = {}
+    num_wrong = num_prone = 0
+    for note, answer in zip(notes, answers, strict=True):
+        for item, value in re.findall(r"The (\w+) is (\w+)", answer):
+            num_prone += item in HABITS
+            if value != note.facts[item]:
+                num_wrong += 1
+                told.setdefault((item, note.facts[item]), set()).add(value)
+    assert {item for item, _ in told} == HABITS and 0 < len(HABITS) < len(VALUES)
+    assert all(len(values) == 1 for values in told.values())
+    assert num_wrong / num_prone == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_prompt_without_facts_is_refused():

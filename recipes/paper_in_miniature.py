@@ -33,14 +33,14 @@ from ralign.engine.paper_config import PaperRun
 
 
 def judges_run() -> Run:
-    """As recipes/r_align_mini.py, where each value has its reason."""
+    """As recipes/r_align_mini.py, where each value has its reason, but for a still shorter warm start."""
     return Run(
         token_budget=8192,
         algo=AlgoConfig(num_prompts=32, num_samples=8, invalid_reward=0.0),
         generator=GeneratorConfig(max_new_tokens=64),
         optim=OptimConfig(lr=5e-4),
         sft=SFTConfig(
-            num_steps=500,
+            num_steps=450,
             num_samples=32,
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),

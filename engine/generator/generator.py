@@ -7,6 +7,7 @@ the first update of every run and on demand.
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class Generator:
         self.replicas = Replicas(cluster, self.tensor_size)
         self.weight_version = 0
         self._prepare_environment()
-        from ralign.engine.generator import shared
+        from ralign.engine.generator import cpu_engine, shared
         from vllm import LLM
 
         on_cpu = cluster.device.type == "cpu"
@@ -84,23 +85,24 @@ class Generator:
             if self.is_shared
             else shared.register_empty_loader()
         )
-        self.llm = LLM(
-            model=str(Path(policy.folder)),
-            load_format=loader,
-            tensor_parallel_size=self.tensor_size,
-            distributed_executor_backend="external_launcher",
-            dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            kv_cache_memory_bytes=kv_bytes or int(config.kv_cache_gib * 2**30),
-            enforce_eager=config.enforce_eager or on_cpu,
-            enable_prefix_caching=True,
-            skip_tokenizer_init=True,
-            # Ratios need the logprobs of the distribution that was sampled, temperature included.
-            logprobs_mode="processed_logprobs",
-            seed=0,
-            **({"block_size": 32} if on_cpu else self._cuda_options(config, can_sleep)),
-        )
+        with cpu_engine.starting(cluster) if on_cpu else nullcontext():
+            self.llm = LLM(
+                model=str(Path(policy.folder)),
+                load_format=loader,
+                tensor_parallel_size=self.tensor_size,
+                distributed_executor_backend="external_launcher",
+                dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
+                max_model_len=max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                kv_cache_memory_bytes=kv_bytes or int(config.kv_cache_gib * 2**30),
+                enforce_eager=config.enforce_eager or on_cpu,
+                enable_prefix_caching=True,
+                skip_tokenizer_init=True,
+                # Ratios need the logprobs of the distribution that was sampled, temperature included.
+                logprobs_mode="processed_logprobs",
+                seed=0,
+                **({"block_size": 32} if on_cpu else self._cuda_options(config, can_sleep)),
+            )
         self.kv_cache = KVCache(self.llm, cluster.device)
         self._gather = None if self.is_shared else self._make_gather(bucket_bytes)
         self._is_stale = not self.is_shared
@@ -130,13 +132,6 @@ class Generator:
     def _prepare_environment(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if self.cluster.device.type == "cpu":
-            # torchrun's processes already share the cores; vLLM would bind each of them anew.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            import vllm._custom_ops as custom_ops
-
-            # oneDNN would pack a private copy of each weight at load and go on reading that copy.
-            custom_ops._supports_onednn = False
 
     def generate(
         self,

@@ -15,6 +15,8 @@ SHORT = [
     "actors.sft.num_steps=4", "actors.num_steps=2", "actors.algo.num_prompts=4", "actors.algo.num_samples=4",
     "actors.eval.num_pairs=16", "actors.generator.max_new_tokens=24", "actors.eval.max_new_tokens=24",
     "actors.judge.max_new_tokens=16", "actors.actor.watch_every=1", "actors.rollouts_every=1",
+    # A model that answers nothing readable learns from this alone.
+    "judges.algo.entropy_coef=0.01", "actors.algo.entropy_coef=0.01",
     *(f"{who}.data.world.{size}" for who in ("judges", "actors") for size in _WORLD),
 ]  # fmt: skip
 

@@ -144,13 +144,14 @@ def plot_correlation(judges: Mapping, actors: Mapping[str, Mapping[str, Any]], p
     for panel, metric in zip(figure.subplots(1, len(TOLD), sharey=True), TOLD, strict=True):
         xy = 100 * points(judges, actors, metric)
         for name, (x, y), color in zip(names, xy, COLORS * len(names), strict=False):
-            panel.scatter(x, y, color=color, s=36, zorder=2)
-            panel.annotate(display(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            panel.scatter(x, y, color=color, s=40, zorder=2, label=display(name))
         r = correlation(xy)
         panel.set_title(f"r = {r['value']:.2f}" if r else "", fontsize=10, color=INK)
         panel.set_xlabel(f"judge's {METRICS[metric]} in distribution, %", fontsize=9)
-        panel.margins(0.18)
+        panel.margins(0.1)
         tidy(panel)
+    handles = panel.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("actor's true quality, %", fontsize=9)
     return save(figure, path)
 

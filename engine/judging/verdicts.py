@@ -4,19 +4,20 @@ import re
 
 from ralign.engine.data.pairs import Side
 
-_VERDICT = re.compile(r"\\?boxed\{([AB])\}")
+_BOXED = re.compile(r"\\boxed\{([AB])\}")
+_BARE = re.compile(r"boxed\{([AB])\}")
 THINKING, END_OF_THINKING = "<think>", "</think>"
 
 
 def parse_verdict(text: str) -> Side | None:
-    r"""The first ``\boxed{A}`` or ``\boxed{B}`` (a missing backslash is tolerated), or None."""
-    found = _VERDICT.search(text)
+    r"""The first ``\boxed{A}`` or ``\boxed{B}``; if there is none, the first without its backslash; or None."""
+    found = _BOXED.search(text) or _BARE.search(text)
     return found.group(1) if found else None
 
 
 def all_verdicts(text: str) -> list[Side]:
-    """Every boxed letter, in order."""
-    return _VERDICT.findall(text)
+    """Every boxed letter, in order, with or without the backslash."""
+    return _BARE.findall(text)
 
 
 def visible(text: str) -> str:

@@ -8,6 +8,8 @@ from ralign.engine.judging.verdicts import parse_verdict, visible
         (r"so \boxed{A}", "A"),
         (r"so boxed{B}.", "B"),
         (r"\boxed{B} no, \boxed{A}", "B"),
+        (r"boxed{B} or rather \boxed{A} \boxed{B}", "A"),
+        (r"boxed{B} or rather boxed{A}", "B"),
         (r"\boxed{C} \boxed{ A } \boxed{a} \boxed{A", None),
         (r"$\boxed{A|B}$", None),
         ("A is better", None),

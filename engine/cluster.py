@@ -91,12 +91,12 @@ class Cluster:
             try:
                 box[0] = action()
             except OSError as error:
-                box[1] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                box[1] = UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
             except UserError as error:
-                box[1] = str(error)
+                box[1] = error
         dist.broadcast_object_list(box)
         if box[1] is not None:
-            raise UserError(box[1])
+            raise box[1]
         return box[0]
 
     def last_stage_rank(self) -> int:

@@ -29,7 +29,9 @@ class EndpointConfig:
     extra: str | None = None
     """JSON object added to every request; null takes a field out, e.g. {"max_completion_tokens": null}."""
     concurrency: int = 64
-    """Most requests under way at once, in one process."""
+    """Most requests under way at once, from one rank."""
+    num_processes: int | None = None
+    """Processes that a rank asks through; 0: a thread of its own; None: one for each 128 of `concurrency`."""
     timeout_s: float = 600.0
     """Time limit of one request, seconds."""
     num_retries: int = 5
@@ -110,8 +112,8 @@ def check_endpoint(config: EndpointConfig, prefix: str, *, needs_url: bool = Tru
     require(config.temperature >= 0, "temperature", "must be at least 0")
     for name in ("max_new_tokens", "concurrency"):
         require(getattr(config, name) >= 1, name, "must be at least 1")
-    for name in ("num_retries", "price_in", "price_out"):
-        require(getattr(config, name) >= 0, name, "must not be negative")
+    for name in ("num_retries", "num_processes", "price_in", "price_out"):
+        require((getattr(config, name) or 0) >= 0, name, "must not be negative")
     for name in ("timeout_s", "max_backoff_s"):
         require(getattr(config, name) > 0, name, "must be positive")
     for name in ("budget_tokens", "budget_cost"):

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections import Counter
+from dataclasses import dataclass
 
 GOOD = (
     "<golden_key_points>\n<point>one</point>\n</golden_key_points>\n<genrm_analysis>It names one.</genrm_analysis>"
@@ -32,8 +33,34 @@ TEXTS = {
     "box a": "A is right about it, B is not. \\boxed{A}",
     "box b": "B is right about it, A is not. \\boxed{B}",
 }
-STATUS = {"400": 400, "401": 401, "404": 404, "429": 429, "429 later": 429, "500": 500, "503": 503}
-KNOWN = {*TEXTS, *STATUS, "timeout", "reset", "broken", "nested", "cut"}
+STATUS = {
+    "400": 400,
+    "401": 401,
+    "404": 404,
+    "429": 429,
+    "429 later": 429,
+    "quota": 429,
+    "500": 500,
+    "503": 503,
+}
+KNOWN = {*TEXTS, *STATUS, "timeout", "reset", "broken", "nested", "cut", "drip", "endless"}
+
+
+@dataclass
+class Stream:
+    """A body that never ends."""
+
+    part: bytes
+    pause_s: float
+
+    async def send(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: 9999999999\r\n\r\n"
+        )
+        while not writer.is_closing():
+            writer.write(self.part)
+            await writer.drain()
+            await asyncio.sleep(self.pause_s)
 
 
 class Server:
@@ -56,12 +83,15 @@ class Server:
                     self.now -= bool(body)
                 if answer is None:
                     break
+                if isinstance(answer, Stream):
+                    await answer.send(writer)
+                    break
                 writer.write(answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         writer.close()
 
-    async def answer(self, head: bytes, body: bytes) -> bytes | None:
+    async def answer(self, head: bytes, body: bytes) -> bytes | Stream | None:
         if head.startswith(b"GET"):
             stats = {"num_asked": self.tries.total(), "most_at_once": self.most, "tries": self.tries}
             return http(200, json.dumps(stats).encode())
@@ -75,13 +105,18 @@ class Server:
             await asyncio.sleep(30)
         if name == "reset":
             return None
+        if name == "drip":
+            return Stream(b" ", 0.05)
+        if name == "endless":
+            return Stream(b" " * 65536, 0.0)
         if name == "broken":
             return http(200, b'{"choices": [{"message"')
         if name == "nested":
             return http(200, b"[" * 100_000)
         if name in STATUS:
             later = b"retry-after: 1\r\n" if name == "429 later" else b""
-            return http(STATUS[name], b'{"error": {"message": "as asked"}}', later)
+            code = b"insufficient_quota" if name == "quota" else b"any"
+            return http(STATUS[name], b'{"error": {"message": "as asked", "code": "%s"}}' % code, later)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         return http(200, completion(TEXTS.get(name, GOOD), "length" if name == "cut" else "stop"))

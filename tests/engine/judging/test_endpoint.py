@@ -1,28 +1,39 @@
 """The endpoint against a server that misbehaves: what becomes of each request, what is paid, what is kept."""
 
 import json
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from ralign.engine.judging.client import MAX_REPLY_BYTES, Failure, read_completion
 from ralign.engine.judging.config import EndpointConfig
-from ralign.engine.judging.endpoint import MAX_REPLY_BYTES, Endpoint, _Failure, read_completion
+from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request, ask
 
 
+@pytest.fixture(params=[0, 1], ids=["thread", "process"])
+def num_processes(request):
+    return request.param
+
+
 @pytest.fixture
-def make(fake_endpoint):
+def make(fake_endpoint, num_processes):
     """An endpoint of a fake server, and that server."""
     opened = []
 
     def start(server=None, *, latency_s=0.0, patience_s=0.0, **config):
         server = server or fake_endpoint(latency_s)
         config = {"model": "m", "timeout_s": 1.0, "num_retries": 2, "max_backoff_s": 0.02} | config
+        config = {"num_processes": num_processes} | config
         endpoint = Endpoint(EndpointConfig(base_url=server.url, **config), patience_s=patience_s)
         opened.append(endpoint)
         return endpoint, server
 
+    start.opened = opened
     yield start
     for endpoint in opened:
         endpoint.close()
@@ -40,9 +51,9 @@ def test_a_good_answer_comes_with_its_tokens(make):
     assert (endpoint.usage.num_calls, endpoint.usage.num_prompt_tokens) == (1, 70)
 
 
-@pytest.mark.parametrize("behaviour", ["429", "500", "503", "broken", "nested", "reset", "timeout"])
+@pytest.mark.parametrize("behaviour", ["429", "500", "503", "broken", "nested", "reset", "timeout", "drip"])
 def test_what_can_be_retried_is_retried_and_then_fails(make, behaviour):
-    endpoint, server = make(timeout_s=0.3 if behaviour == "timeout" else 5.0)
+    endpoint, server = make(timeout_s=0.5 if behaviour in ("timeout", "drip") else 5.0)
     assert not ask_one(endpoint, f"[{behaviour}*2]").failed
     assert server.tries(f"[{behaviour}*2]") == 3 and endpoint.usage.num_retries == 2
     reply = ask_one(endpoint, f"[{behaviour}]")
@@ -58,11 +69,12 @@ def test_a_refused_request_fails_at_once_and_alone(make):
     assert endpoint.stop_reason is None
 
 
-@pytest.mark.parametrize("status", ["401", "404"])
+@pytest.mark.parametrize("status", ["401", "404", "quota"])
 def test_a_refused_key_or_model_stops_the_endpoint(make, status):
     endpoint, server = make(concurrency=1)
     assert ask_one(endpoint, f"[{status}]").failed
-    assert status in endpoint.stop_reason and "model m" in endpoint.stop_reason
+    assert status.replace("quota", "429") in endpoint.stop_reason and "model m" in endpoint.stop_reason
+    assert server.tries(f"[{status}]") == 1
     assert ask_one(endpoint, "next").failed and server.tries("next") == 0
 
 
@@ -73,7 +85,9 @@ def test_the_servers_own_wish_to_wait_is_kept_to(make):
     assert time.monotonic() - start_s >= 1.0
 
 
-@pytest.mark.parametrize(("behaviour", "problem"), [("empty", "empty"), ("none", "empty"), ("huge", "bytes")])
+@pytest.mark.parametrize(
+    ("behaviour", "problem"), [("empty", "empty"), ("none", "empty"), ("huge", "bytes"), ("endless", "bytes")]
+)
 def test_an_answer_without_usable_text_is_no_failed_call(make, behaviour, problem):
     endpoint, server = make(timeout_s=20.0)
     reply = ask_one(endpoint, f"[{behaviour}]")
@@ -150,13 +164,95 @@ def test_the_budget_counts_what_an_earlier_process_spent(make, tmp_path):
     assert 1 <= sum(not reply.failed for reply in replies) <= 2
 
 
+def test_a_cache_that_fails_stops_the_endpoint_and_loses_no_answer(make, tmp_path, monkeypatch):
+    endpoint, server = make(cache=str(tmp_path))
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(endpoint._cache, "put", full)
+    replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(20)])
+    assert all("Correct" in reply.text for reply in replies if not reply.failed)
+    assert sum(not reply.failed for reply in replies) == server.stats()["num_asked"] > 0
+    assert "disk is full" in endpoint.stop_reason
+    assert ask_one(endpoint, "next").problem == endpoint.stop_reason and server.tries("next") == 0
+
+
+def test_a_cache_that_cannot_be_read_is_no_exception(make, tmp_path, monkeypatch):
+    endpoint, _ = make(cache=str(tmp_path))
+    monkeypatch.setattr(
+        endpoint._cache, "get", lambda key: endpoint._cache._db.execute("SELECT no such thing")
+    )
+    assert ask_one(endpoint, "hello").failed and "cannot be read" in endpoint.stop_reason
+
+
+def test_closing_answers_everybody(make):
+    endpoint, _ = make(latency_s=20.0, timeout_s=30.0, concurrency=3)
+    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(10)]
+    time.sleep(0.5)
+    endpoint.close()
+    assert all(future.result(1).problem == "the judge was closed" for future in futures)
+    make.opened.remove(endpoint)
+
+
+def test_a_waiter_that_goes_away_leaves_the_others(make):
+    endpoint, _ = make(latency_s=0.2, concurrency=1)
+    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(3)]
+    assert futures[2].cancel()
+    assert not futures[1].result(10).failed and not ask_one(endpoint, "prompt 2").failed
+
+
+def test_a_server_that_will_not_come_back_is_not_waited_for(fake_endpoint):
+    server, config = fake_endpoint(), EndpointConfig(model="m", num_retries=0, concurrency=1)
+    reasons = iter([None, None])
+    lost = lambda: next(reasons, "it died twice")  # noqa: E731
+    endpoint = Endpoint(config, base_url=server.url, patience_s=600, lost=lost)
+    server.close()
+    replies = ask(endpoint, [Request.of("one"), Request.of("two")])
+    assert [reply.problem for reply in replies] == ["it died twice"] * 2
+    assert endpoint.stop_reason == "it died twice"
+    endpoint.close()
+
+
+def children() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "ralign.engine.judging.client_process" in p.cmdline()]
+
+
+def test_a_killed_client_process_loses_no_request(fake_endpoint):
+    server = fake_endpoint(0.3)
+    endpoint = Endpoint(EndpointConfig(model="m", base_url=server.url, concurrency=16, num_processes=2))
+    ask_one(endpoint, "start")
+    ask_one(endpoint, "both")
+    assert len(children()) == 2
+    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(48)]
+    time.sleep(0.45)
+    children()[0].kill()
+    assert not any(future.result(30).failed for future in futures)
+    assert endpoint.usage.num_calls == 50 and endpoint.usage.num_retries > 0
+    endpoint.close()
+    assert children() == []
+
+
+def test_client_processes_end_with_a_killed_asker(fake_endpoint, tmp_path):
+    server = fake_endpoint(0.02)
+    asker = start_asker(server, tmp_path / "cache", 0, 400, num_processes=1)
+    assert asker.stdout.readline() == "done\n"
+    (child,) = psutil.Process(asker.pid).children()
+    child.send_signal(signal.SIGTERM)  # signals to the job are not for it: it may still have a step to finish
+    assert asker.stdout.readline() == "done\n" and child.is_running()
+    asker.kill()
+    asker.wait()
+    child.wait(10)
+
+
 _ASKER = """
 import sys
 from ralign.engine.judging.config import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request
-url, cache, start, num = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-endpoint = Endpoint(EndpointConfig(model="m", base_url=url, cache=cache, concurrency=8))
+url, cache, start, num, num_processes = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+config = EndpointConfig(model="m", base_url=url, cache=cache, concurrency=8, num_processes=num_processes)
+endpoint = Endpoint(config)
 for future in [endpoint.submit(Request.of(f"prompt {n}")) for n in range(start, start + num)]:
     assert future.result().text
     print("done", flush=True)
@@ -164,8 +260,9 @@ endpoint.close()
 """
 
 
-def start_asker(server, cache, start, num):
-    command = [sys.executable, "-c", _ASKER, server.url, str(cache), str(start), str(num)]
+def start_asker(server, cache, start, num, num_processes=0):
+    command = [sys.executable, "-c", _ASKER, server.url, str(cache)]
+    command += [str(number) for number in (start, num, num_processes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -224,7 +321,7 @@ def test_a_server_that_is_away_is_waited_for(make, fake_endpoint, tmp_path):
     [b"", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 5}}]}', b"\xff"],
 )
 def test_bodies_that_are_no_completion_are_retried(content):
-    with pytest.raises(_Failure) as caught:
+    with pytest.raises(Failure) as caught:
         read_completion(content)
     assert caught.value.retry
 

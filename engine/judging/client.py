@@ -1,0 +1,207 @@
+"""One try of one request to an OpenAI-compatible server, through the official asynchronous client.
+
+What a try can end in: a `Reply` (text, or why it holds no usable one) or a `Failure` that says whether to try again.
+Made and used in one event loop.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ralign.engine.judging.judge import Reply
+
+MAX_REPLY_BYTES = 1 << 20
+_RETRIED_STATUS = frozenset({408, 409, 425, 429})
+_STOPPING_STATUS = frozenset({401, 403, 404})
+_READ_HEADERS = ("content-type", "retry-after")
+_CHARS_PER_TOKEN = 4  # for servers that do not count
+
+Messages = Iterable[tuple[str, str]]  # (role, content), oldest first
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """Why one try got no answer."""
+
+    problem: str
+    retry: bool
+    after_s: float | None = None  # the server's own wish
+    unreachable: bool = False
+    stops: bool = False  # no other request will be answered either
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Address:
+    """A server, and what all requests to it have in common."""
+
+    base_url: str
+    api_key: str
+    key_name: str  # where the key came from, for messages
+    timeout_s: float
+    num_connections: int
+    use_proxy: bool = True
+    body: dict[str, Any] = field(default_factory=dict)  # the model's name and the sampling
+
+
+class ChatClient:
+    """Asks one server."""
+
+    def __init__(self, address: Address):
+        from openai import AsyncOpenAI, omit
+
+        self.address = address
+        # Headers in which the client tells of this machine: nobody's business.
+        told = ("Lang", "Package-Version", "OS", "Arch", "Async", "Runtime", "Runtime-Version")
+        self._client = AsyncOpenAI(
+            base_url=address.base_url,
+            api_key=address.api_key,
+            timeout=address.timeout_s,
+            max_retries=0,
+            http_client=_http_client(address),
+            default_headers={f"X-Stainless-{name}": omit for name in told},
+        )
+        self._url = str(self._client.base_url.join("chat/completions"))
+        told_per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
+        self._options = {"headers": dict.fromkeys(told_per_call, omit)}
+
+    async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
+        """One try; raises `Failure` if it gets no answer."""
+        import httpx
+        import openai
+
+        address = self.address
+        body = {
+            **address.body,
+            "messages": [{"role": role, "content": content} for role, content in messages],
+        }
+        if attempt:
+            body["seed"] = attempt
+        late = Failure(f"no answer within {address.timeout_s:g} s", retry=True)
+        try:
+            async with asyncio.timeout(address.timeout_s):  # the client's own limits each read
+                # The client's general form: its typed one spends most of its time on checking types.
+                response = await self._client.post(
+                    self._url, body=body, cast_to=httpx.Response, options=self._options
+                )
+        except TimeoutError:
+            raise late from None
+        except openai.APIConnectionError as error:  # timeouts among them
+            if (lost := _lost_connection(error)) is None:
+                raise late from None
+            raise Failure(f"{address.base_url}: {lost}", retry=True, unreachable=True) from None
+        except openai.APIStatusError as error:
+            raise self._refused(error) from None
+        return read_completion(response.content, num_chars(messages))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _refused(self, error) -> Failure:
+        status, address = error.status_code, self.address
+        said = " ".join(str(error.message).split())[:300]
+        hint = f" (key from {address.key_name})" if status in (401, 403) else ""
+        model = address.body.get("model")
+        after = error.response.headers.get("retry-after", "")
+        stops = status in _STOPPING_STATUS or error.code == "insufficient_quota"  # that one comes as a 429
+        return Failure(
+            f"{address.base_url} refuses model {model} with status {status}{hint}: {said}",
+            retry=not stops and (status in _RETRIED_STATUS or status >= 500),
+            after_s=float(after) if after.replace(".", "", 1).isdigit() else None,
+            stops=stops,
+        )
+
+
+def _http_client(address: Address):
+    """On aiohttp's pool of connections: httpx's own takes time quadratic in their number (7 ms a request at 256)."""
+    import httpx
+    from openai import DefaultAioHttpClient
+
+    class OneAddress(DefaultAioHttpClient):
+        """Its requests differ in their content alone, so that address and headers are made once."""
+
+        first = None
+
+        def build_request(self, method, url, *, content=None, **options):
+            if self.first is None:
+                self.first = super().build_request(method, url, content=content, **options)
+                self.common = [
+                    pair for pair in self.first.headers.raw if pair[0].lower() != b"content-length"
+                ]
+                return self.first
+            kind, known = type(self.first), self.first
+            return kind(
+                method, known.url, headers=self.common, content=content, extensions=dict(known.extensions)
+            )
+
+        async def send(self, request, **options):
+            """Leaves the rest of an answer of more than MAX_REPLY_BYTES unread."""
+            response = await super().send(request, **(options | {"stream": True}))
+            content = bytearray()
+            try:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > MAX_REPLY_BYTES:
+                        break
+            finally:
+                await response.aclose()
+            headers = {name: response.headers[name] for name in _READ_HEADERS if name in response.headers}
+            kind, status = type(response), response.status_code
+            return kind(status, headers=headers, content=bytes(content), request=request)
+
+    limits = httpx.Limits(max_connections=address.num_connections)
+    return OneAddress(limits=limits, trust_env=address.use_proxy)
+
+
+def read_completion(content: bytes, num_prompt_chars: int = 0) -> Reply:
+    """The reply in the body of a chat completion; `Failure` (to retry) if it is none."""
+    if len(content) > MAX_REPLY_BYTES:
+        return Reply(
+            problem=f"the answer has more than {MAX_REPLY_BYTES} bytes",
+            num_prompt_tokens=num_prompt_chars // _CHARS_PER_TOKEN,
+            num_answer_tokens=len(content) // _CHARS_PER_TOKEN,
+        )
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+        usage = body.get("usage") or {}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise Failure(f"the body is no completion: {content[:80]!r}", retry=True) from None
+    if not isinstance(text, str | None):
+        raise Failure(f"the content is no text: {content[:80]!r}", retry=True)
+    text = (text or "").encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+    return Reply(
+        text=text,
+        problem="" if text.strip() else "the answer is empty",
+        finish_reason=finish_reason if isinstance(finish_reason, str) else "",
+        num_prompt_tokens=_count(usage, "prompt_tokens", num_prompt_chars),
+        num_answer_tokens=_count(usage, "completion_tokens", len(text)),
+    )
+
+
+def num_chars(messages: Messages) -> int:
+    return sum(len(content) for _, content in messages)
+
+
+def estimated_tokens(messages: Messages) -> float:
+    """Of a prompt that was not sent yet."""
+    return num_chars(messages) / _CHARS_PER_TOKEN
+
+
+def _lost_connection(error: BaseException | None) -> BaseException | None:
+    """What broke the connection, or None for a timeout: the client calls some broken connections timeouts."""
+    import aiohttp
+
+    while error is not None:
+        if isinstance(error, ConnectionError | aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
+            return None if isinstance(error, TimeoutError) else error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _count(usage: Any, name: str, num_chars: int) -> int:
+    """Tokens as the server counted them; by length if it did not."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count >= 0 else -(-num_chars // _CHARS_PER_TOKEN)

@@ -96,7 +96,7 @@ def agreement(folder: Path, cases: list) -> dict:
     )
     cluster = cluster_module.start()
     metarm = open_metarm(config, cluster, folder.parent)
-    outcomes = metarm.judge_batch([case.golden for case in cases], [case.judgment for case in cases])
+    outcomes = metarm.judge_batch([case.pair for case in cases], [case.judgment for case in cases])
     metarm.close()
     cluster_module.stop()
     pairs = Counter(

@@ -49,7 +49,7 @@ def _metarm(args: argparse.Namespace) -> None:
     with closing(build_reviewer(args.metarm, read_metarm(args), Path(args.log))) as reviewer:
         title = f"{args.metarm} on {len(cases)} rationales"
         with progress.stage("metarm", title, num_steps=len(cases)):
-            asked = [reviewer.review(case.pair.gt_judgment, case.rationale) for case in cases]
+            asked = [reviewer.review(case.pair, case.rationale) for case in cases]
             for future in as_completed(asked):
                 future.result()
                 progress.step()

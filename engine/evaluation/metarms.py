@@ -1,11 +1,11 @@
 """MetaRMs for an evaluation, by the names of the command line; each answers with a whole `Review`."""
 
 import re
-from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
+from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.models import parse_endpoint
 from ralign.engine.judging.config import JudgeConfig, check_judge
@@ -24,7 +24,7 @@ class Reviewer(Protocol):
     @property
     def stop_reason(self) -> str | None: ...
 
-    def review(self, golden: str, judgment: str) -> Future[Review]: ...
+    def review(self, pair: Pair, judgment: str) -> Future[Review]: ...
 
     def close(self) -> None: ...
 
@@ -49,12 +49,6 @@ class KeywordMetaRM:
         found = any(f" {' '.join(phrase)} " in said for phrase in phrases)
         return Outcome.CORRECT if found else Outcome.INCORRECT
 
-    def judge_batch(self, goldens: Sequence[str], judgments: Sequence[str]) -> list[Outcome]:
-        return [self.judge(golden, judgment) for golden, judgment in zip(goldens, judgments, strict=True)]
-
-    def close(self) -> None:
-        pass
-
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
@@ -68,9 +62,9 @@ class _RuleReviewer:
     def __init__(self, rule: RuleMetaRM | KeywordMetaRM) -> None:
         self.rule = rule
 
-    def review(self, golden: str, judgment: str) -> Future[Review]:
+    def review(self, pair: Pair, judgment: str) -> Future[Review]:
         future: Future[Review] = Future()
-        future.set_result(Review(outcome=self.rule.judge(golden, judgment)))
+        future.set_result(Review(outcome=self.rule.judge(pair.gt_judgment, judgment)))
         return future
 
     def close(self) -> None:
@@ -80,7 +74,7 @@ class _RuleReviewer:
 class _ManagedReviewer(LanguageMetaRM):
     """A `LanguageMetaRM` on a server that is started for it and ends with it."""
 
-    def __init__(self, config: JudgeConfig, template: str, log: Path) -> None:
+    def __init__(self, config: JudgeConfig, log: Path) -> None:
         from ralign.engine.judging.endpoint import Endpoint
         from ralign.engine.judging.managed import Server, fingerprint
 
@@ -92,8 +86,9 @@ class _ManagedReviewer(LanguageMetaRM):
             model_key=fingerprint(Path(config.model)),
             asker="metarm",
             patience_s=config.server.start_timeout_s,
+            use_proxy=False,
         )
-        super().__init__(endpoint, template, graded=config.graded, num_tries=config.num_tries)
+        super().__init__(endpoint, **_asking(config))
 
     @property
     def stop_reason(self) -> str | None:
@@ -104,6 +99,16 @@ class _ManagedReviewer(LanguageMetaRM):
         self.server.close()
 
 
+def _asking(config: JudgeConfig) -> dict[str, Any]:
+    """How a `LanguageMetaRM` asks, and reads the answers."""
+    return {
+        "template": load_metarm_template(config.template, graded=config.graded),
+        "graded": config.graded,
+        "threshold": config.graded_threshold,
+        "num_tries": config.num_tries,
+    }
+
+
 def metarm_config(spec: str, **settings: Any) -> JudgeConfig | None:
     """The settings of a MetaRM that is a language model, checked; None for a rule.
 
@@ -111,12 +116,11 @@ def metarm_config(spec: str, **settings: Any) -> JudgeConfig | None:
     """
     if spec in ("rule", "keywords"):
         return None
-    graded = settings.get("template") == "graded"
     if spec.startswith("endpoint:"):
         url, model = parse_endpoint(spec, "--metarm")
-        config = JudgeConfig(metarm="endpoint", base_url=url, model=model, graded=graded, **settings)
+        config = JudgeConfig(metarm="endpoint", base_url=url, model=model, **settings)
     elif spec.startswith("managed:"):
-        config = JudgeConfig(metarm="managed", model=spec.removeprefix("managed:"), graded=graded, **settings)
+        config = JudgeConfig(metarm="managed", model=spec.removeprefix("managed:"), **settings)
     else:
         raise UserError(f"--metarm {spec}: expected {NAMES}")
     check_judge(config)
@@ -127,10 +131,8 @@ def build_reviewer(spec: str, config: JudgeConfig | None, log: Path) -> Reviewer
     """The MetaRM that `spec` names, with the settings of `metarm_config`; a managed server logs to `log`."""
     if config is None:
         return _RuleReviewer(RuleMetaRM() if spec == "rule" else KeywordMetaRM())
-    template = load_metarm_template(config.template, graded=config.graded)
     if config.metarm == "managed":
-        return _ManagedReviewer(config, template, log)
+        return _ManagedReviewer(config, log)
     from ralign.engine.judging.endpoint import Endpoint
 
-    endpoint = Endpoint(config, asker="metarm")
-    return LanguageMetaRM(endpoint, template, graded=config.graded, num_tries=config.num_tries)
+    return LanguageMetaRM(Endpoint(config, asker="metarm"), **_asking(config))

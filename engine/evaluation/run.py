@@ -103,7 +103,7 @@ class Evaluation:
         self._num_judged += 1
         self._num_right += right
         if right and not swapped and self._review_key(pair) not in self.reviews:
-            self._await(self.metarm.review(pair.gt_judgment, text), pair, swapped)
+            self._await(self.metarm.review(pair, text), pair, swapped)
 
     def _reviewed(self, review: Review, pair: Pair) -> None:
         if review.outcome is Outcome.CALL_FAIL:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
 from ralign.engine.judging.verdicts import visible
 
@@ -42,11 +43,11 @@ class MetaRM(Protocol):
         """To be held open while judgments are submitted and awaited; collective over all ranks."""
         ...
 
-    def submit(self, golden: str, judgment: str) -> Future[Outcome]:
-        """The outcome of one judgment, later; never `SKIPPED`. Both texts come whole, thinking included."""
+    def submit(self, pair: Pair, judgment: str) -> Future[Outcome]:
+        """The outcome of one judgment of `pair`, later; never `SKIPPED`. Texts come whole, thinking included."""
         ...
 
-    def judge_batch(self, goldens: Sequence[str], judgments: Sequence[str]) -> list[Outcome]:
+    def judge_batch(self, pairs: Sequence[Pair], judgments: Sequence[str]) -> list[Outcome]:
         """One outcome a judgment, in order, when all are there."""
         ...
 
@@ -86,9 +87,9 @@ class RuleMetaRM:
     def awake(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def submit(self, golden: str, judgment: str) -> Future[Outcome]:
+    def submit(self, pair: Pair, judgment: str) -> Future[Outcome]:
         outcome: Future[Outcome] = Future()
-        outcome.set_result(self.judge(golden, judgment))
+        outcome.set_result(self.judge(pair.gt_judgment, judgment))
         return outcome
 
     def close(self) -> None:
@@ -105,8 +106,8 @@ class RuleMetaRM:
             )
         return Outcome.CORRECT if decisive_factors(visible(judgment)) == expected else Outcome.INCORRECT
 
-    def judge_batch(self, goldens: Sequence[str], judgments: Sequence[str]) -> list[Outcome]:
-        return [self.judge(golden, judgment) for golden, judgment in zip(goldens, judgments, strict=True)]
+    def judge_batch(self, pairs: Sequence[Pair], judgments: Sequence[str]) -> list[Outcome]:
+        return [self.judge(pair.gt_judgment, text) for pair, text in zip(pairs, judgments, strict=True)]
 
 
 def _excerpt(text: str, max_chars: int = 80) -> str:

@@ -20,18 +20,18 @@ MAX_FACTORS = 3
 class Case(NamedTuple):
     """One judgment to audit, and the rule's outcome."""
 
-    golden: str
+    pair: Pair
     judgment: str
     outcome: Outcome
 
     @property
     def prompt(self) -> str:
-        return render_review(COMPACT, self.golden, self.judgment)
+        return render_review(COMPACT, self.pair, self.judgment)
 
     @property
     def answer(self) -> str:
         """The audit to learn."""
-        (golden,) = decisive_factors(visible(self.golden))
+        (golden,) = decisive_factors(visible(self.pair.gt_judgment))
         found = factor_sentences(visible(self.judgment))[:MAX_FACTORS]
         checks = [
             f" {ours} {theirs} {'same' if ours == theirs else 'other'}"
@@ -52,7 +52,7 @@ def make_cases(pairs: Sequence[Pair], *, num_per_pair: int = 1, seed: int) -> li
         for _ in range(num_per_pair):
             make = rng.choice(_RIGHT if rng.random() < 0.5 else _WRONG)
             judgment = make(pair, rng)
-            cases.append(Case(pair.gt_judgment, judgment, rule.judge(pair.gt_judgment, judgment)))
+            cases.append(Case(pair, judgment, rule.judge(pair.gt_judgment, judgment)))
     return cases
 
 

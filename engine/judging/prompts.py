@@ -86,13 +86,18 @@ def read_template(
     return template
 
 
-def render(template: str, pair: Pair) -> str:
-    """The prompt for `pair`. Braces in the pair's own texts stay as they are."""
+def shown_texts(pair: Pair) -> dict[str, str]:
+    """What was judged, by placeholder: the dialogue before the prompt, the prompt and both responses."""
     turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
-    values = {
+    return {
         "context": "\n\n".join(turns) or NO_CONTEXT,
         "prompt": prompt_text(pair),
         "response_A": pair.response_A,
         "response_B": pair.response_B,
     }
+
+
+def render(template: str, pair: Pair) -> str:
+    """The prompt for `pair`. Braces in the pair's own texts stay as they are."""
+    values = shown_texts(pair)
     return _PLACEHOLDER.sub(lambda found: values[found.group(1)], template)

@@ -32,7 +32,7 @@ class Reviews:
     def add(self, index: int, pair: Pair, text: str) -> None:
         """Sample `index` of the batch is finished; it is sent if its verdict is the label."""
         if self.metarm is not None and self._asks and parse_verdict(text) == pair.gt_label:
-            self._futures[index] = self.metarm.submit(pair.gt_judgment, text)
+            self._futures[index] = self.metarm.submit(pair, text)
 
     def outcomes(self, num_samples: int) -> list[Outcome]:
         """One outcome a sample, when all are there.

@@ -23,9 +23,9 @@ from ralign.engine.data.pairs import (
 )
 from ralign.engine.data.swap import swap_names
 from ralign.engine.evaluation.records import parse_judged
-from ralign.engine.judging.endpoint import _Failure, read_completion
+from ralign.engine.judging.client import Failure, read_completion
 from ralign.engine.judging.judge import Reply
-from ralign.engine.judging.lm_metarm import BINARY, TAGS, parse_review, render_review
+from ralign.engine.judging.lm_metarm import BINARY, SECTIONS, TAGS, parse_review, render_review
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.verdicts import all_verdicts, parse_verdict, visible
 
@@ -63,7 +63,7 @@ _VERDICT_PARTS = (
 
 
 def _boxed(text):
-    """Places and letters of boxed verdicts, by plain scanning."""
+    """Places and letters of boxed verdicts, with or without backslash, by plain scanning."""
     return [(at, text[at + 6]) for at in range(len(text)) if text[at : at + 8] in ("boxed{A}", "boxed{B}")]
 
 
@@ -71,7 +71,8 @@ def _boxed(text):
 @given(pieces(*_VERDICT_PARTS))
 def test_a_verdict_is_the_first_boxed_letter_and_nothing_else(text):
     found = [letter for _, letter in _boxed(text)]
-    assert parse_verdict(text) == (found[0] if found else None)
+    whole = [letter for at, letter in _boxed(text) if text[:at].endswith("\\")]
+    assert parse_verdict(text) == next(iter(whole + found), None)
     assert all_verdicts(text) == found
     shown = visible(text)
     assert shown in text and "</think>" not in shown and "<think>" not in shown
@@ -87,6 +88,7 @@ _REVIEW_PARTS = (
     "<think>", "</think>", "<final_verdict >", "<FINAL_VERDICT>", "</ final_verdict>", "&lt;", "<final_verdict/>",
     "<final_verdict>Correct</final_verdict>", "<genrm_analysis>x</genrm_analysis>",
 )  # fmt: skip
+_SECTION_PARTS = [f"<{slash}{section}>" for section in SECTIONS for slash in ("", "/")]
 _REPLIES = {
     "finish_reason": st.sampled_from(["stop", "stop", "stop", "length", ""]),
     "failed": st.sampled_from([False] * 9 + [True]),
@@ -175,14 +177,20 @@ def test_a_graded_review_needs_a_mark_a_point(marks, num_points, threshold, plac
         assert "yes" in text.lower() and text.count("<coverage>") == text.count("</coverage>") == 1
 
 
+def _pair_of(golden, response_a, response_b, prompt, turn, role):
+    turns = [{"role": role, "content": turn}, {"role": "user", "content": prompt}]
+    fields = {"id": "p", "source": "s", "gt_label": "A", "conversations": turns}
+    return Pair(**fields, response_A=response_a, response_B=response_b, gt_judgment=golden)
+
+
 @fuzz("defuse")
-@given(pieces(*_REVIEW_PARTS), pieces(*_REVIEW_PARTS))
-def test_no_judgment_brings_a_tag_of_the_answer_into_the_prompt(golden, judgment):
-    prompt = render_review(BINARY, golden, judgment).lower()
+@given(st.lists(pieces(*_REVIEW_PARTS, *_SECTION_PARTS), min_size=7, max_size=7))
+def test_no_text_brings_a_tag_of_the_answer_or_the_prompt_into_the_prompt(texts):
+    prompt = render_review(BINARY, _pair_of(*texts[:6]), texts[6]).lower()
     template = BINARY.lower()
-    for tag in TAGS:
+    for tag in (*TAGS, *SECTIONS):
         for written in (f"<{tag}>", f"</{tag}>"):
-            assert prompt.count(written) == template.count(written)
+            assert prompt.count(written.lower()) == template.count(written.lower())
     assert prompt.count("think>") == 0 or "<think>" not in prompt and "</think>" not in prompt
 
 
@@ -222,7 +230,7 @@ def _body(content, usage, where):
 def test_a_body_is_a_completion_or_a_failure(content):
     try:
         reply = read_completion(content)
-    except _Failure as failure:
+    except Failure as failure:
         assert failure.retry and failure.problem
         return
     body = json.loads(content)
@@ -433,6 +441,7 @@ HUGE = {
     "tags": "<final_verdict>" * (_LARGE // 15),
     "openings": "<" * _LARGE,
     "spaces": "<" + " " * _LARGE + "final_verdict>",
+    "blanks": "<" + " " * _LARGE,
     "names": "Response A and " * (_LARGE // 15),
     "letters": "A " * (_LARGE // 40),  # each one is looked at with its neighbours
     "words": "response" * (_LARGE // 8),
@@ -446,7 +455,7 @@ def test_two_megabytes_of_the_worst_take_no_long_time(kind):
     text = HUGE[kind]
     parse_verdict(text), visible(text)
     assert parse_review(Reply(text=text, finish_reason="stop")).outcome is Outcome.PARSE_FAIL
-    render_review(BINARY, text, text)
+    render_review(BINARY, _pair_of(*[text] * 6), text)
     swap_names(text)
     with pytest.raises(BadLine):
         parse_object(text.encode())

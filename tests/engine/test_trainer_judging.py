@@ -1,5 +1,6 @@
 """What the trainer does with its judges: when they are asked, in which orders, and what a stop leaves behind."""
 
+import random
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,13 +11,15 @@ import torch
 from ralign.engine.config import AlgoConfig, JudgeConfig, Run
 from ralign.engine.data.examples import Example
 from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.data.pairs import other_side
 from ralign.engine.data.swap import swap_sides
 from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.reviews import Reviews
-from ralign.engine.tasks import GenRMTask
+from ralign.engine.rewards import score
+from ralign.engine.tasks import GenRMTask, JudgedRollout
 from ralign.engine.trainer import Trainer
 
 ANSWERS = [r"A it is. \boxed{A}", r"B it is. \boxed{B}", "no verdict"]
@@ -71,11 +74,23 @@ class RecordingMetaRM:
         yield
         self.events.append(("asleep", None))
 
-    def submit(self, golden, judgment):
-        self.events.append(("asked", (golden, judgment)))
+    def submit(self, pair, judgment):
+        self.events.append(("asked", (pair, judgment)))
         future = Future()
         future.set_result(self.outcome)
         return future
+
+
+class UnreliableMetaRM(RecordingMetaRM):
+    """One call in ten fails, at random."""
+
+    def __init__(self, events):
+        super().__init__(events)
+        self.rng = random.Random(0)
+
+    def submit(self, pair, judgment):
+        self.outcome = self.rng.choices(list(Outcome)[:4], (54, 36, 5, 5))[0]
+        return super().submit(pair, judgment)
 
 
 class NoPolicy:
@@ -115,7 +130,7 @@ def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_rig
     for place, (kind, what) in enumerate(events):
         if kind == "asked":  # right after the sample that it is about
             _, n = events[place - 1]
-            assert what == (trainer.examples[judged[n].example].pair.gt_judgment, judged[n].text)
+            assert what == (trainer.examples[judged[n].example].pair, judged[n].text)
     right = [s.verdict == trainer.examples[s.example].pair.gt_label for s in judged]
     assert kinds.count("asked") == sum(right) == 4
     assert [s.outcome is Outcome.CORRECT for s in judged] == right
@@ -151,6 +166,64 @@ def test_a_judge_that_fails_masks_its_samples_and_few_enough_failures_go_on():
     failed = [sample.outcome is Outcome.CALL_FAIL for sample in judged]
     assert rewards.num_judge_failed == sum(failed) == 4
     assert (rewards.valid == ~np.array(failed)).all()
+
+
+@pytest.mark.parametrize("reward", ["r_align", "label"])
+def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(reward):
+    trainer, metarm, events = make_trainer(reward=reward)
+    trainer.task.metarm = UnreliableMetaRM(events)
+    trainer.run.algo.num_samples = 150
+    trainer.pack = lambda samples: samples
+    judged, rewards = judge(trainer)
+    labels = [trainer.examples[sample.example].pair.gt_label for sample in judged]
+    survives = np.array([not sample.outcome.failed for sample in judged])
+    metrics = trainer.task.metrics(rewards)
+    assert metrics["judge/num_asked"] == 200  # one answer in three is right
+    assert metrics["judge/num_failed"] == (~survives).sum() and 10 < (~survives).sum() < 35
+    assert metrics["judge/l_acc"] == 200 / 600  # labels do not hang on the MetaRM
+    survivors = [sample for sample, alive in zip(judged, survives, strict=True) if alive]
+    alone = score(
+        reward,
+        [sample.verdict for sample in survivors],
+        [label for label, alive in zip(labels, survives, strict=True) if alive],
+        [sample.outcome for sample in survivors],
+        invalid_reward=trainer.run.algo.invalid_reward,
+    )
+    measured = trainer.task.metrics(alone)
+    for name in ("judge/s_corr", "judge/f_score"):
+        assert metrics[name] == measured[name]
+    if reward == "label":  # the MetaRM measures only: what it failed on is learned from all the same
+        assert rewards.valid.all()
+        right = [sample.verdict == label for sample, label in zip(judged, labels, strict=True)]
+        assert ((rewards.values == 1) == right).all()
+        return
+    assert (rewards.valid == survives).all() and (rewards.values[survives] == alone.values).all()
+    (learned,), (expected,) = trainer.plan(judged, rewards), trainer.plan(survivors, alone)
+    masked = [sample for sample, alive in zip(learned, survives, strict=True) if not alive]
+    assert all(sample.per_sample == {"advantages": 0, "weights": 0} for sample in masked)
+    kept = [sample.per_sample for sample, alive in zip(learned, survives, strict=True) if alive]
+    assert kept == [pytest.approx(sample.per_sample, rel=1e-6) for sample in expected]
+
+
+def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn():
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][:1]
+    run = Run(algo=AlgoConfig(num_prompts=2, num_samples=1, both_orders=True))
+    task = GenRMTask(run, [Example(pair=pair, prompt_ids=np.arange(2)) for pair in pairs], None, OneRank())
+    task.metarm = RecordingMetaRM([])
+    label, failed = pairs[0].gt_label, Outcome.CALL_FAIL
+    for partner, outcome, masked in (
+        (label, Outcome.CORRECT, True),
+        (label, failed, True),
+        (label, Outcome.INCORRECT, False),
+        (other_side(label), Outcome.SKIPPED, False),
+    ):
+        couple = [
+            JudgedRollout(example=0, group=n, rollout=None, text="", verdict=verdict, outcome=of)
+            for n, (verdict, of) in enumerate([(label, failed), (partner, outcome)])
+        ]
+        rewards = task.reward(couple)
+        assert (rewards.valid == (not masked)).all() and (rewards.values == 0).all()
+        assert rewards.num_judge_failed == 1 + (outcome is failed)
 
 
 def test_a_dead_judge_ends_the_run():

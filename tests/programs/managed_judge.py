@@ -1,4 +1,4 @@
-"""Two ranks share a managed judge; its engine is killed in the middle of a batch; in the end the job is killed too.
+"""Two ranks share a managed judge; its engine is killed in the middle of a step; in the end the job is killed too.
 
 torchrun ... managed_judge.py RESULT JUDGE_FOLDER
 """
@@ -8,13 +8,58 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
+from ralign.engine.config import Run
+from ralign.engine.data.examples import Example
+from ralign.engine.data.pairs import read_pairs
+from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.config import JudgeConfig, ServerConfig
 from ralign.engine.judging.managed import ManagedMetaRM
+from ralign.engine.tasks import Answered, GenRMTask, JudgedRollout
+
+
+class WatchedMetaRM(ManagedMetaRM):
+    """Shows what it was asked for."""
+
+    def submit(self, pair, judgment):
+        self.futures = [*getattr(self, "futures", []), super().submit(pair, judgment)]
+        return self.futures[-1]
+
+
+class EachRank:
+    """Every rank judges samples of its own."""
+
+    replica_groups: tuple = ()
+
+    def __init__(self, cluster):
+        self.all_gather_data = cluster.all_gather_data
+
+
+def step(
+    task: GenRMTask, cases: list[tuple[int, str, str]], asked: Callable[[], None]
+) -> list[JudgedRollout]:
+    """This rank's samples (pair, word, end), judged; `asked` is called as soon as all are sent."""
+    ids, logprobs = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    rollout = Rollout(
+        prompt_index=0, response_ids=ids, logprobs=logprobs, finish_reason="stop", weight_version=0
+    )
+    samples = [
+        Answered(
+            example=example, group=example, rollout=rollout, text=f"\\boxed{{A}}</think>it is {word} {end}"
+        )
+        for example, word, end in cases
+    ]
+    with task.judging():
+        for index, sample in enumerate(samples):
+            task.finished(index, sample.example, sample.text)
+        asked()
+        return task.judge(samples)
 
 
 def main() -> None:
@@ -29,17 +74,17 @@ def main() -> None:
         num_tries=1,
         server=ServerConfig(max_model_len=256, kv_cache_gib=0.1, max_num_seqs=32, sleep_level=1),
     )
-    metarm = ManagedMetaRM(config, cluster, result.parent, num_askers=2)
-    report = {"url": metarm.judge.base_url}
-    words = json.loads((Path(folder) / "words.json").read_text())
-    cases = [(a, b, end) for a in words for b in words for end in ("yes", "no")]
+    metarm = WatchedMetaRM(config, cluster, result.parent, num_askers=2)
+    report = {"steps": []}
+    pairs = read_pairs(Path(folder) / "pairs.jsonl")
+    task = GenRMTask(
+        Run(judge=config), [Example(pair=p, prompt_ids=np.zeros(1)) for p in pairs], metarm, EachRank(cluster)
+    )
+    cases = [(n, word.id, end) for n in range(len(pairs)) for word in pairs for end in ("yes", "no")]
     mine = cases[cluster.rank :: 2]
 
-    with metarm.awake():
-        futures = [metarm.submit(f"the {a} one", f"it is {b} {end}") for a, b, end in mine[: len(mine) // 2]]
-        before = [future.result().value for future in futures]
-    with metarm.awake():
-        futures = [metarm.submit(f"the {a} one", f"it is {b} {end}") for a, b, end in mine[len(mine) // 2 :]]
+    def kill() -> None:
+        futures = metarm.futures[len(mine) // 2 :]
         while not any(future.done() for future in futures):
             time.sleep(0.001)
         dist.barrier()
@@ -48,12 +93,18 @@ def main() -> None:
             children = psutil.Process().children(recursive=True)
             report["pids"] = [child.pid for child in children]
             next(child for child in children if "EngineCore" in "".join(child.cmdline())).kill()
-        after = [future.result().value for future in futures]
+
+    outcomes = []
+    for part, asked in ((mine[: len(mine) // 2], lambda: None), (mine[len(mine) // 2 :], kill)):
+        judged = step(task, part, asked)
+        outcomes += [sample.outcome.value for sample in judged]
+        everyones = [sample for of_rank in cluster.all_gather_data(judged) for sample in of_rank]
+        report["steps"].append(task.metrics(task.reward(everyones)))
     expected = ["Correct" if end == "yes" else "Incorrect" for *_, end in mine]
-    every = cluster.all_gather_data((before + after, expected, metarm.judge.usage.num_calls))
+    every = cluster.all_gather_data((outcomes, expected, metarm.judge.usage.num_calls))
     if cluster.is_first_rank:
         report["pids"] += [child.pid for child in psutil.Process().children(recursive=True)]
-        report["num_restarts"] = metarm.server.num_restarts
+        report["num_restarts"] = metarm.judge.server.num_restarts
         report["ranks"] = every
         result.write_text(json.dumps(report))
     dist.barrier()

@@ -25,10 +25,9 @@ PAIRS = [pair for split in WORLD.values() for pair in split]
 
 def judge_split(judge, split):
     judgments = [judge(pair) for pair in WORLD[split]]
-    goldens = [pair.gt_judgment for pair in WORLD[split]]
     verdicts = [parse_verdict(text) for text in judgments]
     labels = [pair.gt_label for pair in WORLD[split]]
-    asked = RuleMetaRM().judge_batch(goldens, judgments)
+    asked = RuleMetaRM().judge_batch(WORLD[split], judgments)
     outcomes = [
         outcome if verdict == label else Outcome.SKIPPED
         for outcome, verdict, label in zip(asked, verdicts, labels, strict=True)

@@ -7,7 +7,8 @@ from ralign.engine.data.pairs import Pair, write_pairs
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.cli import _main
 from ralign.engine.evaluation.metarm_test import KINDS, build_cases, measure_metarm
-from ralign.engine.evaluation.metarms import KeywordMetaRM
+from ralign.engine.evaluation.metarms import KeywordMetaRM, build_reviewer, metarm_config
+from ralign.engine.judging import managed
 from ralign.engine.judging.lm_metarm import Review
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.verdicts import parse_verdict
@@ -112,7 +113,8 @@ def test_the_command_reports_the_baseline_and_a_served_metarm(tmp_path, serve, c
 
     def answer(model, prompt):
         # Correct wherever the judgment under audit says so of sesame
-        audited = prompt.split("[Judgment under audit]")[1]
+        assert "<response_A>\nTahini" in prompt and "What is tahini" in prompt
+        audited = prompt.split("<audited_judgment>\n")[1].split("\n</audited_judgment>")[0]
         verdict = "Correct" if "sesame" in audited else "Incorrect"
         if "pleasant" in audited:
             return "I would say it is fine."
@@ -129,3 +131,52 @@ def test_the_command_reports_the_baseline_and_a_served_metarm(tmp_path, serve, c
     _main(["metarm", f"{tmp_path}/rm.jsonl", *spec])
     text = capsys.readouterr().out
     assert "style praise" in text and "balanced" in text
+
+
+COVERED = (
+    "<golden_key_points><point>x</point><point>y</point></golden_key_points><genrm_analysis>a</genrm_analysis>"
+    "<coverage>yes, no</coverage>"
+)
+
+
+def test_a_graded_template_of_ones_own_and_its_threshold(tmp_path, serve):
+    server = serve(lambda model, prompt: COVERED)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("{golden} {judgment}, in this form: <coverage>yes or no for each point</coverage>")
+    for template in ("graded", str(mine)):
+        for threshold, outcome in ((0.5, Outcome.CORRECT), (0.6, Outcome.INCORRECT)):
+            spec = f"endpoint:{server.url}#m"
+            config = metarm_config(spec, template=template, graded_threshold=threshold, num_tries=1)
+            reviewer = build_reviewer(spec, config, tmp_path / "log")
+            review = reviewer.review(rmbench_pair(0), "x").result(20)
+            reviewer.close()
+            assert (review.outcome, review.coverage) == (outcome, 0.5), (template, threshold)
+
+
+def test_a_managed_metarm_is_asked_past_the_proxy(tmp_path, serve, monkeypatch):
+    server = serve(lambda model, prompt: COVERED)
+
+    class FakeServer:
+        api_key, dead = "key", None
+
+        def __init__(self, config, log):
+            pass
+
+        def start(self):
+            return server.url
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(managed, "Server", FakeServer)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "config.json").write_text("{}")
+    settings = {"template": "graded", "graded_threshold": 0.6, "num_tries": 1, "num_retries": 0}
+    config = metarm_config(f"managed:{tmp_path}", **settings)
+    reviewer = build_reviewer(f"managed:{tmp_path}", config, tmp_path / "log")
+    review = reviewer.review(rmbench_pair(0), "x").result(20)
+    reviewer.close()
+    assert review.outcome is Outcome.INCORRECT, review.error

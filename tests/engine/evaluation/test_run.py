@@ -49,7 +49,7 @@ def answers(pairs):
         outcome = RuleMetaRM().judge(pair.gt_judgment, text).value
         form = "<golden_key_points>x</golden_key_points><genrm_analysis>looked at {}</genrm_analysis>"
         review = f"{form.format(pair.id)}<final_verdict>{outcome}</final_verdict>"
-        found["metarm", render_review(template, pair.gt_judgment, text)] = review
+        found["metarm", render_review(template, pair, text)] = review
     return found
 
 

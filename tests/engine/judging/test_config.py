@@ -15,7 +15,6 @@ from ralign.engine.judging.config import EndpointConfig, JudgeConfig, check_judg
         ({"metarm": "endpoint", "model": "m", "base_url": "h:8000"}, "judge.base_url"),
         ({"metarm": "endpoint", "model": "m", "base_url": "http://h", "extra": "[]"}, "judge.extra"),
         ({"metarm": "endpoint", "model": "m", "base_url": "http://h", "template": "mine"}, "template 'mine'"),
-        ({"metarm": "endpoint", "model": "m", "base_url": "http://h", "graded": True}, "judge.graded=True"),
         ({"metarm": "endpoint", "model": "m", "base_url": "http://h", "concurrency": 0}, "judge.concurrency"),
         ({"metarm": "endpoint", "model": "m", "base_url": "http://h", "budget_cost": 1.0}, "price"),
         ({"num_tries": 0}, "judge.num_tries"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ralign.engine.data.pairs import Pair, write_pairs
 from ralign.engine.errors import UserError
 from ralign.engine.judging.config import JudgeConfig, ServerConfig
 from ralign.engine.judging.lm_metarm import COMPACT, render_review
@@ -22,15 +23,27 @@ WORDS = "red blue pink gold grey teal".split()
 
 def make_judge(folder: Path) -> Path:
     """A model that has learned to say Correct to a judgment that ends in yes."""
+    pairs = [
+        Pair(
+            id=word,
+            source="words",
+            conversations=[{"role": "user", "content": "Which one?"}],
+            response_A="this",
+            response_B="that",
+            gt_label="A",
+            gt_judgment=f"the {word} one",
+        )
+        for word in WORDS
+    ]
     examples = []
-    for golden in WORDS:
+    for pair in pairs:
         for word in WORDS:
             for end, verdict in (("yes", "Correct"), ("no", "Incorrect")):
-                prompt = render_review(COMPACT, f"the {golden} one", f"it is {word} {end}")
+                prompt = render_review(COMPACT, pair, f"it is {word} {end}")
                 answer = f"<genrm_analysis> said</genrm_analysis><final_verdict>{verdict}</final_verdict>"
                 examples.append((prompt, answer))
     assert teach(folder, examples, num_steps=150) < 0.1
-    (folder / "words.json").write_text(json.dumps(WORDS))
+    write_pairs(folder / "pairs.jsonl", pairs)
     return folder
 
 
@@ -59,6 +72,10 @@ def test_a_killed_engine_loses_no_sample_and_the_server_ends_with_a_killed_job(t
     assert done.returncode != 0 and result.exists(), done.stderr[-4000:]
     report = json.loads(result.read_text())
     assert report["num_restarts"] == 1 and report["num_open_at_kill"] > 0
+    num_cases = 2 * len(WORDS) ** 2
+    for metrics in report["steps"]:  # before the kill, and with it
+        assert metrics["judge/num_failed"] == 0 and metrics["judge/num_asked"] == num_cases / 2
+        assert metrics["judge/l_acc"] == 1 and metrics["judge/s_corr"] == metrics["judge/f_score"] == 0.5
     for outcomes, expected, num_calls in report["ranks"]:
         assert outcomes == expected
         assert num_calls == len(expected)  # every sample was counted once

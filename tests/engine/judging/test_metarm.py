@@ -1,5 +1,5 @@
 import pytest
-from ralign.engine.data.judgeworld import decisive_factor
+from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, decisive_factor, oracle_judge
 from ralign.engine.errors import UserError
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
 
@@ -39,9 +39,12 @@ def test_a_golden_judgment_without_one_decisive_factor_is_refused(golden):
 
 
 def test_a_batch_is_judged_in_order():
-    judgments = [GOLDEN, "nothing", GOLDEN]
-    outcomes = RuleMetaRM().judge_batch([GOLDEN] * 3, judgments)
-    assert outcomes == [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CORRECT]
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=3, num_dev=1, num_test=1))["train"][:3]
+    judgments = [oracle_judge(pairs[0]), "nothing", oracle_judge(pairs[2])]
+    expected = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CORRECT]
+    rule = RuleMetaRM()
+    assert rule.judge_batch(pairs, judgments) == expected
+    assert [rule.submit(*asked).result() for asked in zip(pairs, judgments, strict=True)] == expected
 
 
 def test_the_written_factor_is_the_one_read():

@@ -14,7 +14,7 @@ CASES = make_cases(PAIRS, num_per_pair=2, seed=0)
 
 def test_the_rule_decides_every_case_and_the_answer_says_so():
     for case in CASES:
-        assert RuleMetaRM().judge(case.golden, case.judgment) is case.outcome
+        assert RuleMetaRM().judge(case.pair.gt_judgment, case.judgment) is case.outcome
         assert parse_review(Reply(text=case.answer)).outcome is case.outcome
 
 
@@ -36,7 +36,9 @@ def test_cases_are_of_all_kinds_and_balanced():
         assert any(
             [
                 a == b
-                for a, b in zip(*factor_sentences(case.golden), *factor_sentences(case.judgment), strict=True)
+                for a, b in zip(
+                    *factor_sentences(case.pair.gt_judgment), *factor_sentences(case.judgment), strict=True
+                )
             ]
             == [n != place for n in range(3)]
             for case in wrong

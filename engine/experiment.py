@@ -14,7 +14,6 @@ from typing import NoReturn
 import numpy as np
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
-from ralign.engine.checkpoint.checkpoints import Checkpoints
 from ralign.engine.checkpoint.settings import mark_finished, open_folder
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example, encode, encode_answer
@@ -25,15 +24,14 @@ from ralign.engine.errors import UserError
 from ralign.engine.evaluate import judge_pairs, summarise, write_judgments
 from ralign.engine.generator.generator import Generator
 from ralign.engine.judging.factory import open_metarm
-from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.memory import MemoryPhases, plan_memory
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
-from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.report.progress import Progress
 from ralign.engine.sft import SFT
+from ralign.engine.stage_loop import StageLoop
 from ralign.engine.stop import Stopped, StopSignal
 from ralign.engine.tasks import Answered, GenRMTask, Prompted, Task
 from ralign.engine.trainer import Trainer
@@ -149,7 +147,7 @@ class Experiment:
             self.progress.step(loss=metrics["policy/loss"])
             return metrics
 
-        self._train(name, "SFT warm start", sft, step, self.run.sft.num_steps)
+        self._loop().train(name, "SFT warm start", sft, step, self.run.sft.num_steps)
         return self._export(name)
 
     def reinforce(
@@ -215,78 +213,18 @@ class Experiment:
             if run.rollouts_every and metrics["step"] % run.rollouts_every == 0:
                 self._write_rollouts(name, metrics["step"], judged, task)
             self.progress.step(**{key.split("/")[1]: metrics[key] for key in shown})
-            return metrics | after_step(metrics["step"])
+            return metrics
 
-        self._train(name, title, trainer, step, run.num_steps)
+        self._loop().train(name, title, trainer, step, run.num_steps, after_step)
         if self.critic is not None:
             self.watchdog.phase("export")
             self.critic.export(run.folder / name / "critic_hf")
         return self._export(name)
 
-    def _train(
-        self,
-        name: str,
-        title: str,
-        stage: SFT | Trainer,
-        step: Callable[[], dict[str, float]],
-        num_steps: int,
-    ) -> None:
-        """Steps of a stage, from its newest checkpoint where there is one, to the end, with a checkpoint there."""
-        config = self.run.checkpoint
-        checkpoints = Checkpoints(
-            self.run.folder / name / "checkpoints",
-            self.cluster,
-            stage.models,
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
+    def _loop(self) -> StageLoop:
+        return StageLoop(
+            self.run, self.cluster, self.memory, self.progress, self.watchdog, self.stop, self._leave
         )
-        if (state := checkpoints.restore()) is not None:
-            stage.load_state_dict(state)
-            self.progress.say(f"{name} goes on after step {stage.num_steps_done}")
-        log = MetricsLog(
-            self.run.folder / name / "metrics.jsonl",
-            next_step=stage.num_steps_done + 1,
-            enabled=self.cluster.is_first_rank,
-        )
-        with self.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done):
-            while (number := stage.num_steps_done + 1) <= num_steps:
-                try:
-                    metrics = step()
-                except JudgeStopped:
-                    if number > 1:
-                        self.memory.before_training()  # the optimizer's state may be away
-                        checkpoints.save(number - 1, stage.state_dict())
-                        checkpoints.wait()
-                        self.progress.say(f"saved step {number - 1} of {name}; the same command goes on")
-                    raise
-                metrics.pop("step")
-                for kind, model in stage.models.items():
-                    metrics[f"{kind}/num_skipped"] = model.num_skipped_updates
-                metrics |= self.memory.metrics()
-                log.write(number, metrics)
-                self._check_skipped(name, stage, number)
-                self._save_if_due(name, checkpoints, stage, number == num_steps, metrics)
-            checkpoints.wait()
-
-    def _save_if_due(
-        self,
-        name: str,
-        checkpoints: Checkpoints,
-        stage: SFT | Trainer,
-        is_last: bool,
-        metrics: dict[str, float],
-    ) -> None:
-        """A checkpoint every so many steps, after the last one, and when asked to stop, which then ends the run."""
-        self.watchdog.phase("checkpoint")
-        step, every = stage.num_steps_done, self.run.checkpoint_every
-        go_on, is_written = self.cluster.all_true(not self.stop.requested, checkpoints.is_written)
-        if is_written:
-            checkpoints.wait()
-        if (every and step % every == 0) or is_last or not go_on:
-            checkpoints.save(step, stage.state_dict(), score=self._score(stage, metrics))
-        if not go_on:
-            checkpoints.wait()
-            self._leave(f"asked to stop: saved step {step} of {name}; the same command goes on")
 
     def evaluate(self, name: str, tests: dict[str, list[Example]]) -> dict[str, dict]:
         """Metrics of the current weights on each test, by name; the judgments go to the run folder."""
@@ -336,33 +274,6 @@ class Experiment:
                     "weight_version": sample.rollout.weight_version,
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def _score(self, stage: SFT | Trainer, metrics: dict[str, float]) -> float | None:
-        """What decides which checkpoint is best; the warm start has no such thing.
-
-        Raises:
-            UserError: no metric has the configured name.
-        """
-        config = self.run.checkpoint
-        if isinstance(stage, SFT) or not config.keep_best:
-            return None
-        if config.watch not in metrics:
-            raise UserError(
-                f"checkpoint.watch={config.watch}: no such metric; there are {', '.join(metrics)}"
-            )
-        return metrics[config.watch]
-
-    def _check_skipped(self, name: str, stage: SFT | Trainer, step: int) -> None:
-        """Raises UserError when too many updates were skipped: the settings make training diverge."""
-        limit = self.run.faults.max_skipped_updates
-        for kind, model in stage.models.items():
-            if (skipped := model.num_skipped_updates) > limit:
-                optim = "critic.optim" if kind == "critic" else "optim"
-                raise UserError(
-                    f"{name}, step {step}: {skipped} updates of the {kind} were skipped for a loss or gradient that "
-                    f"is not finite (faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad "
-                    "may help"
-                )
 
     def _leave(self, message: str) -> NoReturn:
         self.progress.say(message)

@@ -93,7 +93,9 @@ class MemoryPhases:
                 state.wait()
 
     def before_training(self) -> None:
-        """A stage of training is being set up: optimizer state and gradients are on the device."""
+        """A stage of training is set up, or saved: optimizer state and gradients are on the device."""
+        if self.plan.kv_sleep:
+            self._generator.kv_cache.sleep()
         for state in self._training:
             state.come_back()
             state.wait()

@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 from ralign.engine.errors import UserError
+from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import Outcome
 
 RewardKind = Literal["label", "r_align"]
@@ -115,10 +116,10 @@ def score(
 
 
 def check_failures(rewards: Rewards, max_failed_share: float) -> None:
-    """Raises UserError when the MetaRM failed on too many of a step's samples to learn from the rest."""
+    """Raises JudgeStopped when the MetaRM failed on too many of a step's samples to learn from the rest."""
     failed, asked = rewards.num_judge_failed, rewards.num_asked
     if asked >= MIN_ASKED and failed > max_failed_share * asked:
-        raise UserError(
+        raise JudgeStopped(
             f"the MetaRM gave no usable answer on {failed} of the {asked} samples that it was asked about,"
             f" more than judge.max_failed_share={max_failed_share:g}"
         )

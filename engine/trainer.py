@@ -102,12 +102,13 @@ class Trainer:
     def judging(self) -> Iterator[None]:
         """The task's judges are awake. If one stops for good in here, the step's prompts are still to come."""
         before = self.sampler.state_dict()
-        with self.task.judging():
-            try:
+        self.on_phase("generate")  # judges that share the device wake when the optimizer's state has left it
+        try:
+            with self.task.judging():
                 yield
-            except JudgeStopped:
-                self.sampler.load_state_dict(before)
-                raise
+        except JudgeStopped:
+            self.sampler.load_state_dict(before)
+            raise
 
     def generate(self) -> list[tuple[int, int, Rollout]]:
         """(example, group, rollout) of this engine's share of the step's prompts."""

@@ -24,7 +24,7 @@ def open_metarm(config: JudgeConfig, cluster: Cluster, folder: Path, num_askers:
     from ralign.engine.judging.lm_metarm import LanguageMetaRM, load_metarm_template
 
     return LanguageMetaRM(
-        Endpoint(config, asker=f"rank{cluster.rank}", num_askers=num_askers),
+        Endpoint(config, asker=f"{folder} rank{cluster.rank}", num_askers=num_askers),
         load_metarm_template(config.template, graded=config.graded),
         graded=config.graded,
         threshold=config.graded_threshold,

@@ -59,13 +59,13 @@ class Checkpoints:
         if self.cluster.on_first_rank(folders.path_of(self.folder, step).exists):
             return  # the state after a step is always the same
         draft = folders.draft_of(self.folder, step)
-        self.cluster.on_first_rank(draft.mkdir)
         training = {name: model.training_state() for name, model in self.models.items()}
         common = {"step": step, "stage": state, **training}
         try:
+            self.cluster.on_first_rank(lambda: folders.begin(draft))
             save = writer.begin(draft, self._pieces(), self._rng(), common, self._staging)
-        except OSError as error:
-            raise self._not_written(step, error) from error
+        except (OSError, UserError) as error:
+            raise self._not_written(step, str(error)) from error
         self._pending = step, score, save
 
     @property
@@ -78,13 +78,16 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, score, save), self._pending = self._pending, None
+        failure = None
         try:
             save.finish()
-        except OSError as error:
-            raise self._not_written(step, error) from error
-        checksums: list = [None] * self.cluster.world_size
-        dist.all_gather_object(checksums, save.checksums)
-        known = {name: crc for rank in checksums for name, crc in rank.items()}
+        except OSError as error:  # of every rank, or of rank 0 alone, which writes the metadata
+            failure = str(error)
+        parts: list = [None] * self.cluster.world_size
+        dist.all_gather_object(parts, (save.checksums, failure))
+        if failures := [failure for _, failure in parts if failure]:
+            raise self._not_written(step, failures[0])
+        known = {name: crc for checksums, _ in parts for name, crc in checksums.items()}
         self.cluster.on_first_rank(lambda: self._publish(step, score, save.draft, known))
 
     def restore(self) -> dict | None:
@@ -156,12 +159,12 @@ class Checkpoints:
                 path, f"the bytes of {next(filter(None, altered))} are not what was written"
             )
 
-    def _not_written(self, step: int, error: OSError) -> UserError:
+    def _not_written(self, step: int, reason: str) -> UserError:
         """The error to raise; the draft goes, for a full disk has better uses."""
         if self.cluster.is_first_rank:
             shutil.rmtree(folders.draft_of(self.folder, step), ignore_errors=True)
         complete = folders.complete(self.folder)
         last = f"the last complete one is {complete[-1].name}" if complete else "there is no complete one"
         return UserError(
-            f"the checkpoint of step {step} could not be written to {self.folder}: {error}; {last}"
+            f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; {last}"
         )

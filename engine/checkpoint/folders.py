@@ -21,6 +21,7 @@ from pathlib import Path
 from ralign.engine.errors import UserError
 
 MANIFEST = "manifest.json"
+_ROOM_BYTES = 1 << 20
 _COMPLETE, _DRAFT, _REMOVED = "step", ".draft-", ".removed-"
 
 
@@ -64,12 +65,32 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def begin(draft: Path) -> None:
+    """Make the folder of a save, and see that there is room for what rank 0 alone writes.
+
+    Megatron writes small files of its own from rank 0, in the middle of what all ranks do together: an error there
+    would leave the others waiting.
+
+    Raises:
+        OSError: a full disk, say.
+    """
+    draft.mkdir()
+    room = draft / "room"
+    with room.open("wb") as file:
+        file.write(bytes(_ROOM_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    room.unlink()
+
+
 def publish(draft: Path, manifest: Manifest) -> None:
     """Turn a draft whose files are all written into a complete checkpoint."""
+    for name in manifest.files:
+        _sync(draft / name)
     _write_durably(draft / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
-    _sync_folder(draft)
+    _sync(draft)
     os.replace(draft, path_of(draft.parent, manifest.step))
-    _sync_folder(draft.parent)
+    _sync(draft.parent)
 
 
 def remove(path: Path) -> threading.Thread:
@@ -162,8 +183,9 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """A file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -25,7 +25,7 @@ def open_folder(run: Run) -> str | None:
     """Prepare `run.folder` to be continued or begun; call it on one rank. Returns a line to tell the user.
 
     An interrupted run of the same settings is continued, as is a finished one (nothing is left to train). A
-    finished run of other settings gives way.
+    finished run of other settings is kept beside it, as NAME.1, NAME.2, ...
 
     Raises:
         UserError: an interrupted run of other settings is there.
@@ -35,9 +35,12 @@ def open_folder(run: Run) -> str | None:
     message = None
     if has_progress:
         changed = [] if run.resume == "never" else _changed(run)
-        if run.resume == "never" or (changed and is_finished):
+        if run.resume == "never":
             _clear(run.folder)
             message = f"{run.folder}: starts afresh"
+        elif changed and is_finished:
+            kept = _move_aside(run.folder)
+            message = f"{run.folder}: starts afresh; the finished run with other settings is now {kept}"
         elif changed:
             raise UserError(
                 f"{run.folder} holds an interrupted run with other settings: {'; '.join(changed[:3])}. Give it "
@@ -60,8 +63,19 @@ def mark_finished(run: Run) -> None:
 
 
 def _clear(folder: Path) -> None:
+    """By a rename first: a kill in the middle leaves no half of a checkpoint under its name."""
     for checkpoints in folder.glob("*/checkpoints"):
-        shutil.rmtree(checkpoints)
+        away = checkpoints.with_name(".removed-checkpoints")
+        shutil.rmtree(away, ignore_errors=True)
+        checkpoints.rename(away)
+        shutil.rmtree(away)
+
+
+def _move_aside(folder: Path) -> Path:
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(kept)
 
 
 def _changed(run: Run) -> list[str]:

@@ -25,13 +25,13 @@ def error_of(action) -> str | None:
     return None
 
 
-def full_disk(cluster, checkpoints, stage) -> dict:
-    """Rank 1 may write files of 50 kB at most; then space is back."""
-    if cluster.rank == 1:
+def full_disk(cluster, checkpoints, stage, *, rank: int, step: int) -> dict:
+    """`rank` may write files of 50 kB at most; then space is back."""
+    if cluster.rank == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
     def save() -> None:
-        checkpoints.save(2, stage.state_dict())
+        checkpoints.save(step, stage.state_dict())
         checkpoints.wait()
 
     error = error_of(save)
@@ -44,6 +44,24 @@ def full_disk(cluster, checkpoints, stage) -> dict:
         "names": names,
         "after": [path.name for path in folders.complete(checkpoints.folder)],
     }
+
+
+def metadata_not_written(cluster, checkpoints, stage) -> str | None:
+    """Rank 0 alone fails, at the very end."""
+
+    class Failing:
+        def __init__(self, save):
+            self.save, self.checksums, self.draft = save, save.checksums, save.draft
+
+        def finish(self):
+            self.save.finish()
+            if cluster.is_first_rank:
+                raise OSError("rank 0: no room for .metadata")
+
+    checkpoints.save(4, stage.state_dict())
+    step, score, save = checkpoints._pending
+    checkpoints._pending = step, score, Failing(save)
+    return error_of(checkpoints.wait)
 
 
 def damages(cluster, checkpoints) -> dict[str, str | None]:
@@ -131,8 +149,11 @@ def main(result: str) -> None:
     one_step(stage)
     checkpoints.save(1, stage.state_dict())
     one_step(stage)
-    report = {"full_disk": full_disk(cluster, checkpoints, stage), "damages": damages(cluster, checkpoints)}
+    report = {"full_disk": full_disk(cluster, checkpoints, stage, rank=1, step=2)}
+    report["damages"] = damages(cluster, checkpoints)
     report["restored"] = checkpoints.restore()["num_steps_done"]
+    report["full_disk_of_rank_0"] = full_disk(cluster, checkpoints, stage, rank=0, step=3)
+    report["metadata_not_written"] = metadata_not_written(cluster, checkpoints, stage)
     report["not_finite"] = not_finite(cluster, policy, stage)
     every = [None] * cluster.world_size
     dist.all_gather_object(every, report)

@@ -20,6 +20,14 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(reports):
     assert not any(name.startswith(".draft") for name in reports[0]["full_disk"]["names"])
 
 
+def test_a_full_disk_of_rank_0_is_an_error_of_every_rank(reports):
+    for rank in reports:
+        found = rank["full_disk_of_rank_0"]
+        assert "step 3 could not be written" in found["error"] and "File too large" in found["error"]
+        assert found["after"] == ["step00000002", "step00000003"]  # the two that are kept
+        assert "no room for .metadata; the last complete one is step00000003" in rank["metadata_not_written"]
+
+
 NAMED = {
     "missing shard": "__1_0.distcp is missing",
     "short shard": "bytes instead of",

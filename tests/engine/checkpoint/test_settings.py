@@ -49,10 +49,15 @@ def test_a_finished_run_gives_way_to_other_settings_only(tmp_path):
     run = begun(tmp_path)
     mark_finished(run)
     assert "complete with these settings" in open_folder(run) and progress(run)
-    mark_finished(run)
-    run.seed = 1
-    assert "afresh" in open_folder(run) and not progress(run)
-    assert json.loads((run.folder / "config.json").read_text())["seed"] == 1
+    for number in (1, 2):  # each time something finished is there
+        mark_finished(run)
+        run.seed = number
+        kept = run.folder.with_name(f"{run.folder.name}.{number}")
+        assert f"afresh; the finished run with other settings is now {kept}" in open_folder(run)
+        assert not progress(run) and any(folders.complete(path) for path in kept.glob("*/checkpoints"))
+        assert json.loads((run.folder / "config.json").read_text())["seed"] == number
+        assert json.loads((kept / "config.json").read_text())["seed"] == number - 1
+        folders.path_of(run.folder / "rlvr" / "checkpoints", 4).mkdir(parents=True)
 
 
 def test_a_run_without_a_checkpoint_begins(tmp_path):

@@ -1,39 +1,45 @@
 """What is already done, kept line by line: a run that was killed goes on from here and asks nothing twice."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ralign.engine.errors import UserError
+from ralign.engine.line_log import LineLog
 
 
 class Journal:
-    """Records by key in a JSONL file; each is on its way to the disk as soon as `add` returns.
+    """Records by key in a JSONL file (a `LineLog`: whole lines, one process).
 
     The first line holds the settings under which the records were made: a journal made under others is
-    refused, since its records would be taken for what they are not. A last line cut off by a kill is dropped.
+    refused, since its records would be taken for what they are not. A record may say under `tokens` what it cost,
+    [prompt, answer].
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        """Opens the journal, or begins it. Raises UserError for one made under other settings, or broken."""
+        """Opens the journal, or begins it.
+
+        Raises UserError for one made under other settings, a broken one, and one that another process has open.
+        """
         self.path = Path(path)
         self._records: dict[str, dict[str, Any]] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        if lines:
-            self._check(self._read(lines[0], 1).get("settings"), settings)
+        self._log = LineLog(path)
+        try:
+            self._open(settings)
+        except UserError:
+            self._log.close()
+            raise
+
+    def _open(self, settings: Mapping[str, Any]) -> None:
+        lines = self._log.lines()
+        if not lines:
+            self._write({"settings": dict(settings)})
+            return
+        self._check(self._read(lines[0], 1).get("settings"), settings)
         for number, line in enumerate(lines[1:], start=2):
             record = self._read(line, number)
             self._records[record.pop("key")] = record
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        if not lines:
-            self._write({"settings": dict(settings)})
 
     def _read(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -69,9 +75,14 @@ class Journal:
         self._records[key] = dict(record)
         self._write({"key": key, **record})
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and answer tokens that all records cost."""
+        costs = [record["tokens"] for record in self._records.values() if "tokens" in record]
+        return sum(num_prompt for num_prompt, _ in costs), sum(num_answer for _, num_answer in costs)
+
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=True) + "\n")
-        self._file.flush()
+        self._log.add(json.dumps(record, ensure_ascii=True).encode())
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()

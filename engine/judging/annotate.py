@@ -13,7 +13,6 @@ OUTPUT.summary.json (kept, rejected and why, failed, tokens, cost) are written a
 spent; calls that failed are tried again by the next run.
 """
 
-import fcntl
 import json
 import os
 import queue
@@ -33,6 +32,7 @@ from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Reply, Request
 from ralign.engine.judging.prompts import read_template
 from ralign.engine.judging.verdicts import all_verdicts, visible
+from ralign.engine.line_log import LineLog
 from ralign.engine.report.progress import Progress
 
 NEEDED = ("prompt", "response_A", "response_B", "label")
@@ -294,24 +294,13 @@ class Journal:
         """Opens the journal for this process alone; UserError if it cannot be, or another process has it."""
         self.tries: dict[str, list[dict]] = {}
         self.tokens = (0, 0)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process") from None
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        self._log = LineLog(path)
+        for number, line in enumerate(self._log.lines(), start=1):
             try:
                 self._take(json.loads(line))
             except (ValueError, LookupError, TypeError) as error:
+                self._log.close()
                 raise UserError(f"{path}:{number}: not a line of this journal") from error
-        self._file.truncate(len(whole))
 
     def _take(self, entry: dict) -> None:
         self.tries.setdefault(entry["key"], []).append(entry)
@@ -326,13 +315,11 @@ class Journal:
             "judgment": visible(reply.text),
             "tokens": [reply.num_prompt_tokens, reply.num_answer_tokens],
         }
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
+        self._log.add(json.dumps(entry).encode())
         self._take(entry)
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self._log.close()

@@ -20,6 +20,29 @@ def test_records_survive_and_a_cut_line_is_dropped(tmp_path):
         assert path.read_bytes() == whole
 
 
+def test_one_process_at_a_time_and_a_refusal_frees_the_file(tmp_path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, {"seed": 1})
+    with pytest.raises(UserError, match="j.jsonl is in use by another process"):
+        Journal(path, {"seed": 1})
+    journal.close()
+    with pytest.raises(UserError, match="was made with seed=1, not 2") as refused:
+        Journal(path, {"seed": 2})
+    Journal(path, {"seed": 1}).close()
+    assert refused.traceback  # kept until here: what it holds has not freed the file
+
+
+def test_the_tokens_of_all_records_are_added_up_also_after_a_restart(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl", {})
+    journal.add("a", {"tokens": [10, 5]})
+    journal.add("b", {})  # cost nothing here
+    journal.add("c", {"tokens": [1, 2]})
+    journal.close()
+    again = Journal(tmp_path / "j.jsonl", {})
+    assert journal.tokens == again.tokens == (11, 7)
+    again.close()
+
+
 def test_other_settings_and_broken_lines_are_refused(tmp_path):
     path = tmp_path / "j.jsonl"
     Journal(path, {"seed": 1, "model": "x"}).close()

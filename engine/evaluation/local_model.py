@@ -30,6 +30,10 @@ class LocalModelConfig:
     gpu_memory_utilization: float = 0.9
 
 
+class _Refused(Exception):
+    """Why one request is not for this model."""
+
+
 class LocalModel:
     """Requests go to one thread, which runs the engine; answers depend on seed and request alone."""
 
@@ -90,16 +94,28 @@ class LocalModel:
             if item is None:
                 return False
             request, future = item
-            prompt_ids = self._encode(request)
-            if len(prompt_ids) >= self._max_model_len:
-                self.usage.num_failed += 1
-                problem = f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}"
-                future.set_result(Reply(failed=True, problem=problem))
-                continue
             name = str(self.usage.num_calls + len(self._running))
-            self._running[name] = future
+            self._running[name] = future  # from here on it is answered, whatever happens
+            try:
+                prompt_ids = self._prompt(request)
+            except _Refused as refused:
+                self.usage.num_failed += 1
+                self._running.pop(name).set_result(Reply(failed=True, problem=str(refused)))
+                continue
             self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, self._sampling(request))
         return True
+
+    def _prompt(self, request: Request) -> list[int]:
+        """The prompt's tokens; `_Refused` if the model cannot be asked this."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt_ids = self._encode(request)
+        except TemplateError as error:
+            raise _Refused(f"the chat template refuses it: {error}") from error
+        if len(prompt_ids) >= self._max_model_len:
+            raise _Refused(f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}")
+        return prompt_ids
 
     def _encode(self, request: Request) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in request.messages]

@@ -1,12 +1,12 @@
 """Who is resident when: the memory ledger of an actor's training, told by roles.
 
-Actor (trainer and generator, one copy of the weights), critic, KL reference and GenRM share the hardware by phases; the
-ledger counts the first three. The GenRM is here because it takes memory of the same devices, unless it is elsewhere.
+Actor (trainer and generator, one copy of the weights), critic, KL reference and GenRM share the hardware by phases. The
+ledger counts them all but for a GenRM on a server of its own: that has a row here, with what it takes of the same
+devices, for which `memory.reserve_gib` leaves room.
 """
 
-from pathlib import Path
-
 from ralign.engine.actor_config import ActorRun
+from ralign.engine.planner.genrm import folder_bytes
 from ralign.engine.planner.memory import GIB, Ledger
 
 _ROLES = {
@@ -17,6 +17,7 @@ _ROLES = {
     "reference": (
         "own_weights",
     ),  # the actor's own weights, kept aside while the reference's are in their place
+    "GenRM (process)": ("genrm_weights", "genrm_kv_cache"),
     "reserve": ("reserve",),
 }
 
@@ -36,24 +37,20 @@ def residents(run: ActorRun, plan: Ledger, *, on_gpu: bool) -> list[list[str]]:
         on_host = plan.host.get(host.get(role, ""), 0)
         if any(sizes) or on_host:
             rows.append([role, *map(_gib, sizes), _gib(on_host)])
-    if run.actor.genrm is not None:
-        size = _gib(_genrm_bytes(run, plan.capacity_bytes, on_gpu))
+    if run.actor.genrm is not None and run.actor.judge != "process":
+        size = _gib(_server_bytes(run, plan.capacity_bytes, on_gpu))
         rows.append([f"GenRM ({run.actor.judge})", *[size] * len(plan.phases), "-"])
     return rows
 
 
-def _genrm_bytes(run: ActorRun, capacity_bytes: int, on_gpu: bool) -> int:
-    """What it takes of a rank's device, awake all the time; 0 if it is elsewhere."""
-    actor, server = run.actor, run.judge.server
-    if actor.judge == "endpoint" or (actor.judge == "managed" and server.devices is not None):
+def _server_bytes(run: ActorRun, capacity_bytes: int, on_gpu: bool) -> int:
+    """What a GenRM's server takes of a rank's device, awake all the time; 0 if it is elsewhere."""
+    server = run.judge.server
+    if run.actor.judge == "endpoint" or server.devices is not None:
         return 0
     if on_gpu:
-        in_process = actor.judge == "process"
-        share = actor.gpu_memory_utilization if in_process else server.gpu_memory_utilization
-        return int(share * capacity_bytes)
-    weights = sum(file.stat().st_size for file in Path(actor.genrm or "").glob("*.safetensors"))
-    kv_cache_gib = actor.kv_cache_gib if actor.judge == "process" else server.kv_cache_gib
-    return weights + int(kv_cache_gib * GIB)
+        return int(server.gpu_memory_utilization * capacity_bytes)
+    return folder_bytes(run.actor.genrm) + int(server.kv_cache_gib * GIB)
 
 
 def _gib(size: int) -> str:

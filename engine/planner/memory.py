@@ -17,7 +17,7 @@ vocabulary. b: bytes of a weight (2 for bf16, 4 for fp32).
 Phases: `generate`; `sync` (gather path alone: the engine takes the new weights); `logprobs` (old and reference
 logprobs, where a run needs them); `learn` (forward and backward); `update` (the optimizer step). PPO's critic is a
 model of its own, held beside the policy by the same formulas (its head is one row), and has two phases more:
-`values`, and `critic` (forward, backward and step).
+`values`, and `critic` (forward, backward and step). A GenRM in the same processes is there throughout (genrm.py).
 """
 
 import math
@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ralign.engine.planner.genrm import GIB, GenRM
 from ralign.engine.planner.shapes import Shape, shape_of_folder
 
 if TYPE_CHECKING:
     from ralign.engine.config import Run
 
-GIB = 2**30
 PHASES = ("generate", "sync", "logprobs", "values", "critic", "learn", "update")
 ENGINE_BATCH_TOKENS = 8192  # vLLM's chunk of prefill: tokens of one forward pass while generating
 BYTES = {"bf16": 2, "fp32": 4}
@@ -64,6 +64,7 @@ class Job:
     offload: str  # auto, never, always
     kv_sleep: str
     critic: Shape | None = None  # PPO's, cut as the policy is
+    genrm: GenRM | None = None  # where it is in the same processes
 
     @classmethod
     def of(cls, run: "Run", world_size: int, shape: Shape) -> "Job":
@@ -94,6 +95,7 @@ class Job:
             offload=memory.offload,
             kv_sleep=memory.kv_sleep,
             critic=start.as_critic() if run.has_critic else None,
+            genrm=GenRM.of(run),
         )
 
     def of_critic(self) -> "Job":
@@ -329,9 +331,9 @@ def _phases(
         base["critic_weights"] = of_critic.pop("critic_weights")
         trained |= of_critic
     if not job.shares_weights:
-        one = replace(job, tensor=job.generate_tensor, pipeline=1, context=1)
-        base["engine_weights"] = job.weight_bytes * sum(map(sum, job.shape.parts(
-            tensor=one.tensor, pipeline=1, stage=0)))  # fmt: skip
+        parts = job.shape.parts(tensor=job.generate_tensor, pipeline=1, stage=0)
+        base["engine_weights"] = job.weight_bytes * sum(map(sum, parts))
+    base |= job.genrm.held(capacity, on_gpu=on_gpu) if job.genrm else {}
     base["reserve"] = job.reserve_bytes
     resident = {} if offload else trained
     generate = {**base, **resident, "engine_workspace": engine_workspace_bytes(job)}
@@ -360,7 +362,7 @@ def _phases(
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:
         host["reference"] = weights
-    needs = []
+    needs = job.genrm.needs(capacity, on_gpu=on_gpu) if job.genrm else []
     if kv < job.sequence_bytes:
         needs.append(
             f"generate leaves {kv / GIB:.2f} GiB for the KV cache, one sequence of "

@@ -3,8 +3,10 @@
 import pytest
 from ralign.engine.actor_config import ActorConfig, ActorRun
 from ralign.engine.config import AlgoConfig, ModelConfig, ServerConfig
+from ralign.engine.errors import UserError
 from ralign.engine.planner.memory import GIB, Job, ledger
 from ralign.engine.planner.shapes import shape_of
+from ralign.engine.planner.start import check_memory
 from ralign.engine.roles import residents
 
 
@@ -37,3 +39,37 @@ def test_a_genrm_takes_its_share_unless_it_is_elsewhere():
     assert set(_rows(run)[2]["GenRM (managed)"]) == {"-"}
     assert set(_rows(_run(genrm="name", judge="endpoint"))[2]["GenRM (endpoint)"]) == {"-"}
     assert set(_rows(_run(genrm="folder"))[2]["GenRM (process)"][:-1]) == {"24.00"}  # 0.3 of 80
+
+
+def test_a_genrm_in_the_processes_is_held_in_every_phase_and_leaves_the_kv_cache_less(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 3 * 2**20)
+    run, alone = _run(genrm=str(tmp_path), gpu_memory_utilization=0.25), _run()
+    for each in (run, alone):
+        each.generator.kv_cache_gib = 0.0
+    plan, heading, rows = _rows(run)
+    for parts in plan.phases.values():
+        assert parts["genrm_weights"] == 3 * 2**20
+        assert parts["genrm_weights"] + parts["genrm_kv_cache"] == 20 * GIB
+    for column, phase in enumerate(plan.phases):
+        shown = sum(float(cells[column]) for cells in rows.values() if cells[column] != "-")
+        assert shown == pytest.approx(plan.total_bytes(phase) / GIB, abs=0.05)
+    assert plan.total_bytes("generate") <= int(0.9 * 80 * GIB) and plan.kv_bytes <= _rows(alone)[0].kv_bytes
+    on_cpu, _, _ = _rows(run, on_gpu=False)
+    assert on_cpu.phases["learn"]["genrm_kv_cache"] == GIB // 4
+
+
+def test_a_genrm_that_cannot_fit_is_refused_at_the_start(tmp_path):
+    run = _run(genrm=str(tmp_path))
+    run.model = ModelConfig(num_layers=2)
+    shape = shape_of(run.model)
+    check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)
+    run.actor.gpu_memory_utilization = 0.9  # of 12 GiB; 4 are in reserve
+    with pytest.raises(UserError, match=r"generate needs .* GiB of 12\.0 GiB"):
+        check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(2 * GIB)  # takes no disk
+    run.actor.gpu_memory_utilization = 0.1
+    with pytest.raises(
+        UserError, match=r"GenRM has 1\.20 GiB \(actor\.gpu_memory_utilization=0\.1\), .* 2\.00 GiB"
+    ):
+        check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)

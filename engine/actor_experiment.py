@@ -33,12 +33,12 @@ class ActorExperiment(Experiment):
 
     def __init__(self, run: ActorRun, prompts: Sequence[Any], *, vocab_size: int):
         super().__init__(run, prompts, vocab_size=vocab_size)
-        self.say_residents()
+        self.say_residents(run)
 
-    def say_residents(self) -> None:
+    def say_residents(self, run: ActorRun) -> None:
         """Who is resident when, by the memory ledger."""
         on_gpu = self.cluster.device.type == "cuda"
-        rows = residents(self.run, self.memory.plan, on_gpu=on_gpu)
+        rows = residents(run, self.memory.plan, on_gpu=on_gpu)
         self.progress.say("\n  ".join(table(rows).splitlines()))
 
     def _texts(self, notes: Sequence[Note]) -> list[str]:
@@ -107,7 +107,11 @@ class ActorExperiment(Experiment):
             if not watched or judge is None or not actor.watch_every or step % actor.watch_every:
                 return {}
             wins = self._wins(watched, judge)
-            return {"actor/win_rate": float(wins.mean()) if len(wins) else math.nan}
+            decided = wins[~np.isnan(wins)]
+            return {
+                "actor/win_rate": float(decided.mean()) if len(decided) else math.nan,
+                "actor/num_decided": len(decided),
+            }
 
         return self._reinforce(name, title, start, self.run, examples, task, shown, watch)
 
@@ -184,17 +188,25 @@ class ActorExperiment(Experiment):
         }
 
     def win_rate(self, name: str, examples: Sequence[ActorExample], judge: Judge) -> dict[str, Any]:
-        """How often the judge prefers the policy's answer to the reference, both orders asked; a tie is half a win."""
+        """How often the judge prefers the policy's answer to the reference, both orders asked; a tie is half a win.
+
+        Over `num_decided` of `num_prompts` comparisons: the others have no verdict in either order.
+        """
         with self.progress.stage(f"judge {name}", f"Wins of {name} against the references"):
             wins = self._wins(examples, judge)
-        return {"num_prompts": len(wins), "win_rate": self._interval(wins) if len(wins) else None}
+        decided = wins[~np.isnan(wins)]
+        return {
+            "num_prompts": len(wins),
+            "num_decided": len(decided),
+            "win_rate": self._interval(decided) if len(decided) else None,
+        }
 
     def _wins(self, examples: Sequence[ActorExample], judge: Judge) -> np.ndarray:
-        """[n] 1, 0.5 or 0 for each example that the judge could decide."""
+        """[n] 1, 0.5 or 0 for each of the first `eval.num_pairs` examples; NaN where the judge could not decide."""
         payer = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, seats="both"))
         judged = ActorTask(self.run, examples, payer, self.generator.replicas).judge(self._answers(examples))
         judged = [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
-        return np.array([(sample.reward + 1) / 2 for sample in judged if sample.valid])
+        return np.array([(sample.reward + 1) / 2 if sample.valid else math.nan for sample in judged])
 
     def _answers(self, examples: Sequence[ActorExample]) -> list[Answered]:
         """One answer to each of this engine's share of the first `eval.num_pairs` examples."""

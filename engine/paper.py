@@ -4,26 +4,32 @@ Judges and actors are the same small model on the same memory, one stage after t
 kinds of stages are two trees, each with a folder of its own.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ralign.engine.actor import ActorExample
+from ralign.engine.actor_config import ActorRun
 from ralign.engine.actor_experiment import ActorExperiment
+from ralign.engine.checkpoint import folders
 from ralign.engine.checkpoint.settings import mark_finished, open_folder
-from ralign.engine.data.actorworld import Note, read_note
+from ralign.engine.data.actorworld import read_note
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import Pair, prompt_text
-from ralign.engine.experiment import Experiment
+from ralign.engine.experiment import Experiment, _check_vocabulary
+from ralign.engine.memory import MemoryPhases, plan_memory
 from ralign.engine.paper_config import PaperRun
+from ralign.engine.planner.memory import GIB, Ledger
+from ralign.engine.policy.critic import Critic
 from ralign.engine.report.metrics_log import read_metrics
 
 METHODS = {"rlvr": "label", "r_align": "r_align"}  # a judge's training -> the reward of its RL
 CURVES = (
     "actor/win_rate",
+    "actor/num_decided",
     "actor/quality",
     "actor/cue_share",
     "actor/reward_quality_corr",
@@ -38,35 +44,77 @@ class PaperExperiment(ActorExperiment):
     """Judges, then actors, on one policy and one engine; every method is collective over all ranks."""
 
     def __init__(self, paper: PaperRun, pairs: Sequence[Pair], *, vocab_size: int):
+        """Both folders are opened and both ledgers made at once: what cannot go on or cannot fit ends here."""
         self.paper = paper
         Experiment.__init__(self, paper.judges, pairs, vocab_size=vocab_size)
+        if message := self.cluster.on_first_rank(self._open_actors):
+            self.progress.say(message)
+        self._actors_plan = self._plan_actors()
+
+    def _open_actors(self) -> str | None:
+        """On one rank. What earlier judges paid for goes where these start afresh."""
+        judges, actors = self.paper.judges.folder, self.paper.actors.folder
+        if not any(folders.complete(path) for path in judges.glob("*/checkpoints")):
+            for checkpoints in actors.glob("*/checkpoints"):
+                shutil.rmtree(checkpoints)
+        return open_folder(self.paper.actors)
+
+    def _plan_actors(self) -> Ledger:
+        """The actors' ledger, with the engine as it was built for the judges."""
+        built, run = self.memory.plan, self._paid_by(self.policy.folder)  # all judges are of that size
+        kv_sleep: Literal["always", "never"] = "always" if built.kv_sleep else "never"
+        run = replace(
+            run,
+            generator=replace(run.generator, kv_cache_gib=built.kv_bytes / GIB),
+            memory=replace(run.memory, kv_sleep=kv_sleep),
+        )
+        return plan_memory(run, self.cluster, self.policy.folder)
+
+    def _paid_by(self, judge_folder: Path) -> ActorRun:
+        """The actors' settings with that judge as GenRM."""
+        actors = self.paper.actors
+        return replace(actors, actor=replace(actors.actor, genrm=str(judge_folder)))
 
     def _texts(self, pairs: Sequence[Pair]) -> list[str]:
         notes = [read_note(pair.id, prompt_text(pair)) for pair in pairs]
         return Experiment._texts(self, pairs) + ActorExperiment._texts(self, notes)
 
     def turn_to_actors(self) -> None:
-        """The judges are done: from here on fresh weights, and the actors' settings and folder."""
-        self.cluster.on_first_rank(lambda: mark_finished(self.run))
+        """The judges are done: from here on fresh weights, and the actors' settings, folder, critic and phases."""
+        self.memory.before_training()  # whatever was away is back: the new phases begin with all on the device
         self.run = self.paper.actors
-        if message := self.cluster.on_first_rank(lambda: open_folder(self.run)):
-            self.progress.say(message)
+        self.critic = self._actors_critic() if self.run.has_critic else None
+        self.memory = MemoryPhases(self._actors_plan, self.policy, self.generator, self.critic)
+        self.say_residents(self._paid_by(self.policy.folder))
         self.load(self.policy.folder)
+
+    def _actors_critic(self) -> Critic:
+        run, folder = self.run, self.policy.folder
+        critic = Critic(
+            run.critic.hf_path or folder,
+            self.cluster,
+            dtype=run.parallel.dtype,
+            sequence_parallel=run.parallel.sequence,
+            recompute=run.parallel.recompute,
+            kernels=run.kernels,
+        )
+        _check_vocabulary(self.policy, critic)
+        return critic
 
     def train_judges(
         self, start: Path, train: Sequence[Example], tests: dict[str, list[Example]]
     ) -> tuple[dict[str, Path], dict[str, Results]]:
         """RLVR and R-Align from one warm start; folders and results of the judges at every budget, by name."""
-        folders = {"sft": start}
+        judges = {"sft": start}
         for method, reward in METHODS.items():
             last = self.reinforce(method, start, train, reward, export_at=self.paper.budgets)
             for budget in self.paper.budgets:
-                folders[f"{method}_{budget}"] = last.with_name(f"hf_{budget}")
+                judges[f"{method}_{budget}"] = last.with_name(f"hf_{budget}")
         results = {}
-        for name, folder in folders.items():
+        for name, folder in judges.items():
             self.load(folder)
             results[name] = self.evaluate(name, tests)
-        return folders, results
+        return judges, results
 
     def train_actor(
         self,
@@ -77,8 +125,7 @@ class PaperExperiment(ActorExperiment):
         judge_folder: Path,
     ) -> dict[str, Any]:
         """An actor that the judge in `judge_folder` pays: its quality on `test`, and how it got there."""
-        actors = self.run
-        self.run = replace(actors, actor=replace(actors.actor, genrm=str(judge_folder)))
+        actors, self.run = self.run, self._paid_by(judge_folder)
         with self.genrm() as judge:
             self.load(start)
             before = self.win_rate(f"{name} before", test, judge)
@@ -87,9 +134,19 @@ class PaperExperiment(ActorExperiment):
         self.run = actors
         result = self.evaluate_actor(name, test)
         result |= {"win_rate_before": before["win_rate"], "win_rate": after["win_rate"]}
+        result |= {"num_decided_before": before["num_decided"], "num_decided": after["num_decided"]}
+        result["num_compared"] = after["num_prompts"]
         if self.cluster.is_first_rank:
             result["steps"] = _curves(read_metrics(actors.folder / name / "metrics.jsonl"))
         return result
+
+    def close(self) -> None:
+        """Leave the job in order, when every rank is done; the run is complete, judges and actors.
+
+        The judges' part is not marked before: an interrupted run is one, whichever part it was in.
+        """
+        self.cluster.on_first_rank(lambda: mark_finished(self.paper.judges))
+        super().close()
 
 
 def _curves(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,22 +157,3 @@ def _curves(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def transcripts(
-    folder: Path, actors: Mapping[str, Any], notes: Mapping[str, Note], *, num: int = 2
-) -> dict[str, str]:
-    """Heading -> text: the last answers of each actor's training that were written down, best and worst paid."""
-    shown = {}
-    for name in actors:
-        files = sorted((folder / name / "rollouts").glob("step*.jsonl"))
-        if not files:
-            continue
-        samples = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
-        group = [sample for sample in samples if sample["group"] == samples[0]["group"]]
-        group.sort(key=lambda sample: -math.inf if sample["reward"] is None else sample["reward"])
-        parts = [notes[group[0]["id"]].prompt]
-        for sample in (*group[: -num - 1 : -1], group[0]):
-            parts.append(f"[paid {sample['reward']}, worth {sample['quality']:.2f}]\n{sample['text']}")
-        shown[f"{name}, {files[-1].stem}"] = "\n\n".join(parts)
-    return shown

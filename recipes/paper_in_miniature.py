@@ -7,6 +7,10 @@ of under a million parameters, for judges and actors alike.
 
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py seed=1 name=paper_seed1
+    torchrun --nproc-per-node 2 recipes/paper_in_miniature.py actors.algo.advantages=gae name=paper_ppo
+    python -m ralign.engine.report.paper runs/paper_seed*/report/summary.json --out runs/pooled
+
+The third line's actors learn by PPO, as the paper's do; the last pools runs of several seeds.
 
 SFT judge -> RLVR and R-Align judges, each taken at several budgets -> one actor a judge, all from one warm start ->
 report/: tables, figures, index.html with transcripts. Hardware: two CPU cores, up to 40 minutes. Expected: actors paid
@@ -20,21 +24,21 @@ from ralign.engine.actor_config import ActorConfig, ActorRun
 from ralign.engine.command_line import parse, run_main
 from ralign.engine.config import (
     AlgoConfig,
+    CriticConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
     JudgeConfig,
     OptimConfig,
-    Run,
     ServerConfig,
     SFTConfig,
 )
-from ralign.engine.paper_config import PaperRun
+from ralign.engine.paper_config import JudgesRun, PaperRun
 
 
-def judges_run() -> Run:
+def judges_run() -> JudgesRun:
     """As recipes/r_align_mini.py, where each value has its reason, but for a still shorter warm start."""
-    return Run(
+    return JudgesRun(
         token_budget=8192,
         algo=AlgoConfig(num_prompts=32, num_samples=8, invalid_reward=0.0),
         generator=GeneratorConfig(max_new_tokens=64),
@@ -61,6 +65,8 @@ def actors_run() -> ActorRun:
         ),
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=2e-4),
+        # With algo.advantages=gae, as recipes/actor_rlhf_mini.py, where the values have their reasons.
+        critic=CriticConfig(optim=OptimConfig(lr=1e-3), warmup_steps=3),
         sft=SFTConfig(
             num_steps=400,
             num_samples=32,
@@ -93,8 +99,9 @@ def main(argv: list[str]) -> None:
 def reproduce(paper: PaperRun) -> None:
     from ralign.engine.data.actorworld import build_notes
     from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
-    from ralign.engine.paper import PaperExperiment, transcripts
+    from ralign.engine.paper import PaperExperiment
     from ralign.engine.report.paper import write_paper_report
+    from ralign.engine.report.paper_transcripts import transcripts
 
     world, notes = build_judgeworld(paper.judges.data.world), build_notes(paper.actors.data.world)
     lab = PaperExperiment(paper, world["train"], vocab_size=1024)

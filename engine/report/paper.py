@@ -2,31 +2,43 @@
 
 summary.json is a judges' summary (see summary.py) with two more keys:
 
-    "actors": {NAME: {"judge": JUDGE or null, "quality": {…}, "cue_share": {…}, "win_rate": {…}, "steps": […]}}
+    "actors": {NAME: {"judge": JUDGE or null, "quality": {…}, "cue_share": {…}, "steps": […], …}}
     "correlation": {METRIC: {"value": r, "low": l, "high": h, "num": n} or null}
 
-A correlation is Pearson's, over the actors that a judge paid, between the judge's figure in distribution, where
-benchmarks are, and the actor's true quality; the 95 % interval is by Fisher's transformation.
+A paid actor also has its judge's opinion of it before training and after, `win_rate_before` and `win_rate` (the share
+of answers preferred to fixed references), over the `num_decided_before` and `num_decided` of `num_compared` comparisons
+that got a verdict. For the correlations and their intervals see foretold.py.
+
+Several runs of other seeds together (tables, `pooled.json` and a figure in FOLDER):
+
+    python -m ralign.engine.report.paper runs/paper_seed*/report/summary.json --out FOLDER
 """
 
+import argparse
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
+from ralign.engine.command_line import run_main
+from ralign.engine.errors import UserError
+from ralign.engine.planner.cli import table
+from ralign.engine.report.foretold import TOLD, correlation, points, pooled, pooled_table, told_table
 from ralign.engine.report.html import write_html
-from ralign.engine.report.plots import COLORS, INK, plot_judgments, save, tidy
-from ralign.engine.report.summary import METRICS, display, make_summary, percent
+from ralign.engine.report.paper_plots import plot_actors, plot_correlation, plot_pooled
+from ralign.engine.report.plots import plot_judgments
+from ralign.engine.report.summary import display, make_summary, percent
 from ralign.engine.report.terminal import print_summary
 
-TOLD = ("l_acc", "f_score")  # figures of a judge that might foretell its actor
 _INTRO = (
     "Judges trained by label alone (RLVR) or by label and rationale (R-Align), each taken at several budgets, pay "
     "actors that start from the same weights. L-Acc is the share of right verdicts, F-Score the share right for "
     "the right reason; an actor's quality is what the oracle says of its answers, which no judge saw."
+)
+_CAVEAT = (
+    "95 % intervals: drawn are seeds, and in each its actors. Few seeds say little of others: with two or three the "
+    "intervals are too narrow."
 )
 
 
@@ -65,100 +77,96 @@ def write_paper_report(
             "Correlation with the actor's quality": told_table(found),
         },
         examples=transcripts,
-        config=json.loads((folder / "judges" / "config.json").read_text(encoding="utf-8")),
+        config={
+            part: json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("judges", "actors")
+        },
     )
     print_summary(summary)
-    for row in (*actor_table(judges, actors), *told_table(found)):
-        print(f"{row[0]:24}" + "".join(f"{cell:>26}" for cell in row[1:]))
+    print(f"{table(actor_table(judges, actors))}\n\n{table(told_table(found))}")
     return whole
-
-
-def points(judges: Mapping, actors: Mapping, metric: str, test: str = "in_distribution") -> np.ndarray:
-    """[n, 2]: each paid actor's judge's figure, and the actor's quality."""
-    found = [
-        (judges[actor["judge"]][test][metric]["value"], actor["quality"]["value"])
-        for actor in actors.values()
-        if actor["judge"] is not None
-    ]
-    return np.array(found, dtype=float).reshape(-1, 2)
-
-
-def correlation(xy: np.ndarray) -> dict[str, float] | None:
-    """Pearson's r of [n, 2] points with its 95 % interval; None for fewer than four points, or no spread."""
-    if len(xy) < 4 or np.ptp(xy[:, 0]) == 0 or np.ptp(xy[:, 1]) == 0:
-        return None
-    r = float(np.corrcoef(xy.T)[0, 1])
-    z, half = math.atanh(max(min(r, 1 - 1e-12), -1 + 1e-12)), 1.96 / math.sqrt(len(xy) - 3)
-    return {"value": r, "low": math.tanh(z - half), "high": math.tanh(z + half), "num": len(xy)}
 
 
 def actor_table(judges: Mapping, actors: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Heading and a row for each actor; a judge's opinion is its actor's share of wins against references, before
-    training and after."""
-    rows = [["paid by", "judge L-Acc", "judge F-Score", "its opinion", "true quality", "in bullets"]]
+    training and after, among the comparisons that it decided."""
+    rows = [
+        ["paid by", "judge L-Acc", "judge F-Score", "its opinion", "decided", "true quality", "in bullets"]
+    ]
     for actor in actors.values():
         judge = judges[actor["judge"]]["in_distribution"] if actor["judge"] else None
         told = [percent(judge[name], bounds=False) if judge else "–" for name in TOLD]
         name = display(actor["judge"]) if actor["judge"] else "nobody (warm start)"
         opinion = [actor.get("win_rate_before"), actor.get("win_rate")]
         said = " to ".join("–" if won is None else percent(won, bounds=False) for won in opinion)
-        rows.append([name, *told, said, percent(actor["quality"]), percent(actor["cue_share"])])
+        rows.append(
+            [name, *told, said, _decided(actor), percent(actor["quality"]), percent(actor["cue_share"])]
+        )
     return rows
 
 
-def told_table(found: Mapping[str, Mapping[str, float] | None]) -> list[list[str]]:
-    """Heading and a row for each figure of a judge."""
-    rows = [["judge's figure", "r", "95 % interval", "actors"]]
-    for name, r in found.items():
-        cells = [f"{r['value']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}", str(r["num"])] if r else ["–"] * 3
-        rows.append([METRICS[name], *cells])
+def _decided(actor: Mapping[str, Any]) -> str:
+    if "num_compared" not in actor:
+        return "–"
+    return f"{actor['num_decided_before']} and {actor['num_decided']} of {actor['num_compared']}"
+
+
+def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The actors' tables of several seeds, one below the other."""
+    tables = [actor_table(summary["models"], summary["actors"]) for summary in summaries]
+    rows = [["seed", *tables[0][0]]]
+    for summary, (_, *actors) in zip(summaries, tables, strict=True):
+        rows += [[str(summary["seed"]), *row] for row in actors]
     return rows
 
 
-def plot_actors(actors: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """The judge's opinion, true quality and cue share over the steps of each actor's training."""
-    paid = {actor["judge"]: actor["steps"] for actor in actors.values() if actor["judge"] is not None}
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    titles = {
-        "actor/win_rate": "The judge's opinion (wins against references)",
-        "actor/quality": "What the answers are worth",
-        "actor/cue_share": "Answers in bullets",
-    }
-    for panel, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for (judge, steps), color in zip(paid.items(), COLORS * len(paid), strict=False):
-            measured = [(step["step"], step[key]) for step in steps if step.get(key) is not None]
-            panel.plot(*np.array(measured).reshape(-1, 2).T, color=color, linewidth=1.5, label=display(judge))
-        panel.set_title(title, fontsize=10, color=INK)
-        panel.set_xlabel("step", fontsize=9)
-        tidy(panel)
-    figure.legend(
-        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+def read_summaries(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The summaries of runs of different seeds, by seed.
+
+    Raises:
+        UserError: a file that cannot be read, is no summary of the paper in miniature, or repeats a seed.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            summary = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error})") from error
+        if not isinstance(summary, dict) or not {"models", "actors", "seed"} <= summary.keys():
+            raise UserError(
+                f"{path}: no summary of the paper in miniature (models, actors and seed are wanted)"
+            )
+        if summary["seed"] in found:
+            raise UserError(
+                f"{path}: seed {summary['seed']} is there already; runs of other seeds are pooled"
+            )
+        found[summary["seed"]] = summary
+    return [found[seed] for seed in sorted(found)]
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ralign.engine.report.paper",
+        description="Several runs of the paper in miniature together: which figure of a judge told its actor's fate.",
+        allow_abbrev=False,
     )
-    return save(figure, path)
+    parser.add_argument(
+        "summaries", nargs="+", metavar="SUMMARY.json", help="report/summary.json of each run"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="write pooled.json and correlation.png there")
+    options = parser.parse_args(argv)
+    summaries = read_summaries(options.summaries)
+    found = pooled(summaries)
+    print(f"{table(seeds_table(summaries))}\n\n{table(pooled_table(found))}\n{_CAVEAT}")
+    if options.out:
+        out = Path(options.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "pooled.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", "utf-8")
+        plot_pooled(summaries, out / "correlation.png")
+        print(f"{out}: pooled.json, correlation.png")
 
 
-def plot_correlation(judges: Mapping, actors: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Each paid actor's quality against its judge's L-Acc, and against its F-Score."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    names = [actor["judge"] for actor in actors.values() if actor["judge"] is not None]
-    for panel, metric in zip(figure.subplots(1, len(TOLD), sharey=True), TOLD, strict=True):
-        xy = 100 * points(judges, actors, metric)
-        for name, (x, y), color in zip(names, xy, COLORS * len(names), strict=False):
-            panel.scatter(x, y, color=color, s=40, zorder=2, label=display(name))
-        r = correlation(xy)
-        panel.set_title(f"r = {r['value']:.2f}" if r else "", fontsize=10, color=INK)
-        panel.set_xlabel(f"judge's {METRICS[metric]} in distribution, %", fontsize=9)
-        panel.margins(0.1)
-        tidy(panel)
-    handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
-    figure.axes[0].set_ylabel("actor's true quality, %", fontsize=9)
-    return save(figure, path)
-
-
-def pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float] | None]:
-    """Correlations over the actors of several seeds together."""
-    return {
-        name: correlation(np.concatenate([points(s["models"], s["actors"], name) for s in summaries]))
-        for name in TOLD
-    }
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])

@@ -1,10 +1,13 @@
 """The paper's recipe, cut short: every stage once, from nothing to the report."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "recipes" / "paper_in_miniature.py")
@@ -17,7 +20,7 @@ SHORT = [
     "actors.judge.max_new_tokens=16", "actors.actor.watch_every=1", "actors.rollouts_every=1",
     # A model that answers nothing readable learns from this alone.
     "judges.algo.entropy_coef=0.01", "actors.algo.entropy_coef=0.01",
-    *(f"{who}.data.world.{size}" for who in ("judges", "actors") for size in _WORLD),
+    *(f"judges.data.world.{size}" for size in _WORLD),
 ]  # fmt: skip
 
 
@@ -50,15 +53,46 @@ def test_all_stages_from_nothing_to_the_report(tmp_path):
         assert [step["step"] for step in summary["actors"][f"by_{name}"]["steps"]] == [1, 2]
     page = (folder / "report" / "index.html").read_text()
     assert page.count("data:image/png") == 3 and "by_r_align_2, step00002" in page
+    # An opinion comes with the number of comparisons behind it; these judges know no verdict yet.
+    actor = summary["actors"]["by_sft"]
+    assert 0 <= actor["num_decided"] <= actor["num_compared"] == 16
+    # Who is resident when is told once, with the judge that shares the device.
+    assert (done.stdout + done.stderr).count("GenRM (process)") == 1
     # The judges' weights, five of them, were checked after the actors' training.
     assert (done.stdout + done.stderr).count("the GenRM's weights are as they were: checksum") == 5
+
+
+@pytest.mark.slow
+def test_actors_learn_by_ppo_from_judges_that_did_not(tmp_path):
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", SCRIPT)
+    ppo = ["budgets=1", "actors.algo.advantages=gae", "actors.critic.warmup_steps=1"]
+    done = start(*command, f"out={tmp_path}", *SHORT, *ppo, timeout_s=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    folder = tmp_path / "paper_in_miniature"
+    judge, actor = (
+        [json.loads(line) for line in (folder / part / "metrics.jsonl").read_text().splitlines()]
+        for part in ("judges/r_align", "actors/by_r_align_1")
+    )
+    assert "critic/loss" not in judge[0]
+    first, second = actor
+    assert "policy/loss" not in first and math.isfinite(second["policy/loss"])
+    assert all(math.isfinite(step["critic/loss"]) for step in actor)
+    for step in actor:  # the ledger of the actors' phases, not of the judges'
+        assert 0 < step["memory/critic_held_gib"] <= step["memory/critic_held_predicted_gib"]
+    assert (folder / "actors" / "by_r_align_1" / "critic_hf" / "config.json").is_file()
+    # The same command finds everything done, the critic's checkpoints among it.
+    again = start(*command, f"out={tmp_path}", *SHORT, *ppo, timeout_s=500)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert (again.stdout + again.stderr).count("is complete with these settings") == 2
+    assert len((folder / "actors" / "by_r_align_1" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_mistake_ends_with_one_line_and_status_2(tmp_path):
     for override, named in (
         ("budgets=5,3", "budgets must rise"),
         ("budgets=1,x", "expected a whole number, or several with commas between"),
-        ("actors.algo.num_prompts=0", "num_prompts"),
+        ("actors.algo.num_prompts=0", "actors: algo.num_prompts"),
+        ("actors.model.num_layers=2", "judges.model.num_layers=4"),
     ):
         done = start(SCRIPT, override, f"out={tmp_path}")
         assert done.returncode == 2 and named in done.stderr.strip().splitlines()[-1], done.stderr[-500:]

@@ -1,7 +1,8 @@
 """Heartbeat of a rank: what it is doing, since when, and an end instead of a hang.
 
-Every rank says which phase it enters. A thread writes that down (`heartbeat/rank00003.json`) and watches the time:
-a rank that stays in one phase for longer than the phase may take raises the alarm, a file in the same folder.
+Every rank says which phase it enters, and when it moves on in it: at each micro-batch, at each step of the engine. A
+thread writes that down (`heartbeat/rank00003.json`) and watches the time: a rank that does not move for longer than
+the phase allows raises the alarm, a file in the same folder. A phase may last for hours if it moves.
 Every rank that sees the alarm writes the Python stack of all its threads to `heartbeat/rank00003.stack` and ends, so
 that a hang leaves every rank's whereabouts behind and costs minutes, not the rest of the night. Should a
 library hold the interpreter so that no Python thread runs, a timer of the C runtime writes the stack and ends.
@@ -36,7 +37,7 @@ class Watchdog:
 
         Args:
             folder: of all ranks' heartbeats; every rank must see it for one alarm to reach all.
-            stall_s: longest time in a phase. phase_stall_s: for phases that may take longer (or less).
+            stall_s: longest time without progress. phase_stall_s: in phases that may take longer (or less).
             beat_s: time between looks at the clock and at the alarm.
         """
         self.folder, self.rank = Path(folder), rank
@@ -56,11 +57,21 @@ class Watchdog:
 
     def phase(self, name: str) -> None:
         """This rank enters a phase (again): progress."""
-        limit_s = self.phase_stall_s.get(name, self.stall_s)
         with self._lock:
-            self._phase, self._since_s, self._limit_s = name, time.time(), limit_s
+            self._phase, self._since_s = name, time.time()
+            self._limit_s = self.phase_stall_s.get(name, self.stall_s)
+        self._restart_clock()
+
+    def moves(self) -> None:
+        """Progress within a phase; costs nothing if called often."""
+        if time.time() - self._moved_s > self.beat_s:
+            self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        with self._lock:
+            self._moved_s = time.time()
         # The last resort, later than the thread, which reaches the other ranks too.
-        faulthandler.dump_traceback_later(limit_s + 10 * self.beat_s + 5, exit=True, file=self._stack)
+        faulthandler.dump_traceback_later(self._limit_s + 10 * self.beat_s + 5, exit=True, file=self._stack)
 
     def close(self) -> None:
         """Stop watching."""
@@ -73,11 +84,12 @@ class Watchdog:
     def _run(self) -> None:
         while not self._ended.wait(self.beat_s):
             with self._lock:
-                name, since_s, limit_s = self._phase, self._since_s, self._limit_s
-            self._write(name, since_s)
+                name, since_s = self._phase, self._since_s
+                moved_s, limit_s = self._moved_s, self._limit_s
+            self._write(name, since_s, moved_s)
             alarm = self._alarm()
-            if alarm is None and time.time() - since_s > limit_s:
-                alarm = f"rank {self.rank} has been in phase {name!r} for more than {limit_s:g} s"
+            if alarm is None and time.time() - moved_s > limit_s:
+                alarm = f"rank {self.rank} has not moved in phase {name!r} for more than {limit_s:g} s"
                 self._replace(self.folder / _ALARM, alarm)
             if alarm is not None:
                 self._end(alarm, name, since_s)
@@ -90,11 +102,12 @@ class Watchdog:
         except FileNotFoundError:
             return None
 
-    def _write(self, name: str, since_s: float) -> None:
+    def _write(self, name: str, since_s: float, moved_s: float) -> None:
         beat = {
             "rank": self.rank,
             "phase": name,
             "since": round(since_s, 1),
+            "moved": round(moved_s, 1),
             "now": round(time.time(), 1),
             "host": socket.gethostname(),
             "pid": os.getpid(),

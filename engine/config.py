@@ -126,6 +126,8 @@ class DataConfig:
     """Pairs file (JSONL) to train on; None makes JudgeWorld."""
     template: str = "compact"
     """Judge prompt: compact, full, or a file of your own."""
+    chat: bool = False
+    """Ask in the tokenizer's chat template, system and user message, as instruct models expect; else in plain text."""
     max_bad_lines: int = 0
     """Bad lines of a pairs file to go on without; one more ends the run."""
     max_prompt_tokens: int = 192

@@ -18,6 +18,7 @@ def validate(run: "Run", world_size: int) -> None:
     _check_finite(run)
     _check_model(run)
     _check_parallel(run, world_size)
+    _check_chat(run)
     _check_lengths(run)
     _check_sampling(run)
     _check_algo(run, world_size)
@@ -190,6 +191,29 @@ def _check_critic(run: "Run") -> None:
             f"data.max_prompt_tokens + generator.max_new_tokens = {longest} exceeds the critic's "
             f"max_position_embeddings = {sizes['max_position_embeddings']}",
         )
+
+
+def _check_chat(run: "Run") -> None:
+    """Where transformers keeps chat templates there is one, if one is asked for."""
+    if not run.data.chat:
+        return
+    plain = "data.chat=False asks in plain text"
+    _require(
+        run.model.hf_path is not None,
+        f"data.chat=True needs a chat template, which a fresh model (model.hf_path=None) has not: {plain}",
+    )
+    folder = Path(run.model.hf_path)
+    if (folder / "chat_template.jinja").is_file():
+        return
+    path = folder / "tokenizer_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.chat=True: cannot read a chat template in {path} ({error})") from error
+    _require(
+        bool(settings.get("chat_template")),
+        f"data.chat=True: the tokenizer in model.hf_path={folder} has no chat template: {plain}",
+    )
 
 
 def _check_lengths(run: "Run") -> None:

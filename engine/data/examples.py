@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
-from ralign.engine.judging.prompts import render
+from ralign.engine.judging.chat import as_text, pair_messages
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -18,14 +18,17 @@ class Example:
 
 
 def encode(
-    pairs: Sequence[Pair], tokenizer, template: str, max_prompt_tokens: int
+    pairs: Sequence[Pair], tokenizer, template: str, max_prompt_tokens: int, *, chat: bool = False
 ) -> tuple[list[Example], int]:
     """Examples of the pairs whose prompt fits, and the number that did not.
 
+    chat: in the tokenizer's chat template, the token ids that `ralign-eval run` asks a folder of this tokenizer with.
+
     Raises:
-        UserError: no prompt fits.
+        UserError: no prompt fits, or there is no chat template.
     """
-    ids = tokenizer([render(template, pair) for pair in pairs], add_special_tokens=False)["input_ids"]
+    texts = [as_text(pair_messages(template, pair), tokenizer, chat=chat) for pair in pairs]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = [
         Example(pair=pair, prompt_ids=np.asarray(prompt, dtype=np.int64))
         for pair, prompt in zip(pairs, ids, strict=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ralign.engine.data.pairs import Pair
+from ralign.engine.judging.chat import as_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,15 @@ class OpenQuestion:
     @property
     def reference(self) -> str | None:
         return self.pair.response_A if self.pair.gt_label == "A" else self.pair.response_B
+
+    def prompt(self, tokenizer, *, chat: bool) -> str:
+        """What an actor reads: the dialogue in the tokenizer's chat template, or as plain text with a line to begin.
+
+        Raises:
+            UserError: chat, and the tokenizer has no chat template.
+        """
+        turns = tuple((turn["role"], turn["content"]) for turn in self.pair.conversations)
+        return as_text(turns, tokenizer, chat=chat) + ("" if chat else "\n\n")
 
     def compare(self, response_a: str, response_b: str) -> Pair:
         return replace(self.pair, response_A=response_a, response_B=response_b, gt_label="A", gt_judgment="")

@@ -9,12 +9,20 @@ JudgeWorld unless `data.train` is given.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from ralign.engine.config import EvalConfig, ModelConfig, Run
 from ralign.engine.data.judgeworld import JudgeWorldConfig
+from ralign.engine.judging.chat import Messages, as_text
 from ralign.engine.planner.shapes import shape_of
 
 FLAG = "--smoke"
+# Like an instruct model's, in few tokens: the miniature's prompts are short.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 
 
 def take_flag(argv: Sequence[str]) -> tuple[bool, list[str]]:
@@ -45,6 +53,24 @@ def shrink(run: Run, world_size: int) -> Run:
         sft=replace(run.sft, num_steps=min(run.sft.num_steps, 2), num_samples=8),
         eval=EvalConfig(num_pairs=8, max_new_tokens=32, num_bootstrap=100),
     )
+
+
+def teach_in_chat(folder: str | Path, cases: Sequence[tuple[Messages, str]], **options: Any) -> None:
+    """A tiny instruct model: `taught.teach` in a chat template, which its tokenizer then has.
+
+    cases: (messages, answer); `options` are those of `teach`.
+    """
+    from ralign.engine.taught import teach
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE
+    )  # no vocabulary yet: that comes from the texts
+    teach(folder, [(as_text(messages, words, chat=True), answer) for messages, answer in cases], **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def tiny_model(model: ModelConfig) -> ModelConfig:

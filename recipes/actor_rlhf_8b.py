@@ -40,10 +40,10 @@ from ralign.engine.config import (
     ServerConfig,
 )
 from ralign.engine.data.judgeworld import build_judgeworld
-from ralign.engine.data.pairs import Pair
+from ralign.engine.data.pairs import Pair, prompt_text
 from ralign.engine.errors import UserError
 from ralign.engine.planner.start import require_gpus
-from ralign.engine.smoke import shrink, take_flag
+from ralign.engine.smoke import shrink, take_flag, teach_in_chat
 from ralign.engine.validation import validate
 
 LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=FOLDER"
@@ -54,13 +54,17 @@ def actor_rlhf_8b() -> ActorRun:
     # others: RM-NLHF's actor (arXiv 2601.07349), NVIDIA's RLHF stage of Nemotron 3 (its published configuration).
     return ActorRun(
         name="actor_rlhf_8b",
-        num_steps=200,
+        num_steps=200,  # 25,600 prompts at 128 a step: no source gives a number
         token_budget=8192,  # the longest sample, 6,144 tokens, and more
-        checkpoint_every=10,
+        checkpoint_every=10,  # 50 minutes of work by ralign-plan, and the judge's
         model=ModelConfig(hf_path="models/Qwen3-8B"),
         # Two models are trained: on four GPUs a replica they do not fit beside the judge (101 % of an H100).
+        # Norms and residuals are split too; bf16 is the dtype of the published weights.
         parallel=ParallelConfig(tensor=8, sequence=True, dtype="bf16"),
-        data=DataConfig(template="full", max_prompt_tokens=2048),  # RM-NLHF
+        data=DataConfig(
+            chat=True,  # an instruct model: dialogues in its own format, thinking as its template has it
+            max_prompt_tokens=2048,  # RM-NLHF
+        ),
         algo=AlgoConfig(
             reward="label",  # who pays: see actor
             advantages="gae",  # the paper's PPO
@@ -70,14 +74,13 @@ def actor_rlhf_8b() -> ActorRun:
             num_updates=4,  # PPO's mini-batches
         ),
         critic=CriticConfig(
-            optim=OptimConfig(
-                lr=1e-5, warmup_steps=10
-            ),  # ten times the actor's, as PPO's critics mostly have
+            # Ten times the actor's, as PPO's critics mostly have; Adam's second moment is meaningless at first.
+            optim=OptimConfig(lr=1e-5, warmup_steps=10),
             warmup_steps=5,  # values that are all 0 would make every advantage the reward alone
             lam=1.0,  # answers of thousands of tokens: a smaller one would forget the reward
         ),
         actor=ActorConfig(
-            judge="managed",
+            judge="managed",  # a 14B judge has to be cut over GPUs, as a server's engine is
             template="full",  # what recipes/r_align_14b.py trains on
             scheme="reference",  # the paper: +1 or -1 against one fixed answer
             length_penalty=0.1,  # the paper has a dynamic one and does not say how strong
@@ -89,14 +92,24 @@ def actor_rlhf_8b() -> ActorRun:
         ),
         memory=MemoryConfig(reserve_gib=32.0),  # 4, and the judge's 0.35 of 80 GiB
         judge=JudgeConfig(
-            metarm="none",
+            metarm="none",  # nobody reads rationales here: verdicts pay the actor
             temperature=0.6,  # NVIDIA's judge
             max_new_tokens=8192,  # the released evaluator's limit for a judgment
-            concurrency=256,
-            server=ServerConfig(tensor=8, gpu_memory_utilization=0.35),
+            concurrency=256,  # a step asks about 1,024 comparisons, spread over the engines
+            server=ServerConfig(
+                tensor=8,  # on the actor's GPUs, a shard on each
+                gpu_memory_utilization=0.35,  # 28 of 80 GB: a 14B's shard takes 4, the rest is KV cache
+            ),
         ),
-        optim=OptimConfig(lr=1e-6, warmup_steps=10),  # RM-NLHF, NVIDIA
-        eval=EvalConfig(num_pairs=256, max_new_tokens=4096, temperature=1.0),
+        optim=OptimConfig(
+            lr=1e-6,  # RM-NLHF, NVIDIA
+            warmup_steps=10,  # as the critic's
+        ),
+        eval=EvalConfig(
+            num_pairs=256,  # two judge calls each; a win rate's 95 % interval is then about 0.12 wide
+            max_new_tokens=4096,  # as in training
+            temperature=1.0,  # as in training
+        ),
     )
 
 
@@ -172,20 +185,20 @@ def smoke_run(world_size: int) -> ActorRun:
 
 def with_taught_genrm(run: ActorRun) -> ActorRun:
     """Tiny models that were taught, for seconds: a GenRM to give verdicts, an actor to pass notes on."""
-    from ralign.engine.judging.prompts import load_template, render
-    from ralign.engine.taught import teach
+    from ralign.engine.judging.chat import pair_messages
+    from ralign.engine.judging.prompts import load_template
 
     folder = Path(run.out) / f"{run.name}_models"
     pairs = build_judgeworld(run.data.world)["warm_start"]
     template = load_template("compact")
 
     def teach_genrm(path: Path) -> None:
-        cases = [(render(template, pair), f"\\boxed{{{pair.gt_label}}}") for pair in pairs]
-        teach(path, cases, num_steps=60)
+        cases = [(pair_messages(template, pair), f"\\boxed{{{pair.gt_label}}}") for pair in pairs]
+        teach_in_chat(path, cases, num_steps=60)
 
     def teach_actor(path: Path) -> None:
-        cases = [(pair.conversations[-1]["content"] + "\n\n", pair.response_A) for pair in pairs]
-        teach(path, cases, model=run.model, num_steps=60)
+        cases = [((("user", prompt_text(pair)),), pair.response_A) for pair in pairs]
+        teach_in_chat(path, cases, model=run.model, num_steps=60)
 
     if run.actor.genrm is None:
         run = replace(run, actor=replace(run.actor, genrm=made_once(folder / "genrm", teach_genrm)))

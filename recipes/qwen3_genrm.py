@@ -1,7 +1,8 @@
 """What the Qwen3 recipes share: values that the paper or its siblings give, the path of a run, its miniature.
 
 The paper does not publish its hyper-parameters. Each value below names its source: the paper or its released
-evaluator (R-Align, arXiv 2602.06763), RM-NLHF (arXiv 2601.07349), RM-R1 (arXiv 2505.02387).
+evaluator (R-Align, arXiv 2602.06763), RM-NLHF (arXiv 2601.07349), RM-R1 (arXiv 2505.02387). The paper trains its
+judges with PPO, its siblings with GRPO, and so do these recipes; algo.advantages=gae makes it PPO (docs/ppo.md).
 """
 
 import os
@@ -26,7 +27,7 @@ from ralign.engine.config import (
 from ralign.engine.data.judgeworld import build_judgeworld, decisive_factor
 from ralign.engine.errors import UserError
 from ralign.engine.planner.start import require_gpus
-from ralign.engine.smoke import shrink, take_flag
+from ralign.engine.smoke import shrink, take_flag, teach_in_chat
 from ralign.engine.validation import validate
 
 SMOKE_WAIT_S = 600.0
@@ -38,7 +39,7 @@ def r_align_run(name: str, folder: str, *, tensor: int) -> Run:
         name=name,
         num_steps=250,  # about 64k pairs at 256 a step, one epoch of RM-R1's data
         token_budget=16384,  # the longest sample (14,336) and a little more: activations grow with it
-        checkpoint_every=10,
+        checkpoint_every=10,  # 2.5 hours of work (8B) to 7 (32B), by ralign-plan
         model=ModelConfig(hf_path=folder),
         parallel=ParallelConfig(
             tensor=tensor,
@@ -47,9 +48,16 @@ def r_align_run(name: str, folder: str, *, tensor: int) -> Run:
         ),
         data=DataConfig(
             template="full",  # the released evaluator's rubric
+            # As the released evaluator and `ralign-eval` ask an instruct model: the rubric is the system message,
+            # the pair the user's. Qwen3's template lets it think first; the MetaRM sees what follows the thinking.
+            chat=True,
             max_prompt_tokens=6144,  # RM-NLHF: two responses of a long chat
         ),
         algo=AlgoConfig(
+            # RM-NLHF and RM-R1. The paper's PPO (algo.advantages=gae) wants a critic as large as the judge: by
+            # ralign-plan the 8B's step grows from 892 to 1,253 s, the 14B fits 8 GPUs of 80 GB only with
+            # parallel.recompute=True, and the 32B no node of 8 H200.
+            advantages="grpo",
             num_prompts=256,  # RM-NLHF's batch
             num_samples=8,  # RM-NLHF's group; RM-R1 takes 7
             invalid_reward=0.0,  # the paper's reward knows 0 and 1 only
@@ -133,16 +141,16 @@ def with_taught_models(run: Run) -> Run:
     pairs = build_judgeworld(run.data.world)["warm_start"]
 
     def teach_policy(path: Path) -> None:
-        from ralign.engine.judging.prompts import load_template, render
-        from ralign.engine.taught import teach
+        from ralign.engine.judging.chat import pair_messages
+        from ralign.engine.judging.prompts import load_template
 
         template = load_template(run.data.template)
         answers = [
             f"{decisive_factor(side, pair.meta['item'], pair.meta['should_be'])} \\boxed{{{other}}}"
             for pair, (side, other) in zip(pairs, ["AB", "BA"] * len(pairs), strict=False)
         ]
-        prompts = [render(template, pair) for pair in pairs]
-        teach(path, list(zip(prompts, answers, strict=True)), model=run.model, num_steps=60)
+        asked = [pair_messages(template, pair) for pair in pairs]
+        teach_in_chat(path, list(zip(asked, answers, strict=True)), model=run.model, num_steps=60)
 
     def teach_judge(path: Path) -> None:
         from ralign.engine.judging.mini_metarm import make_cases

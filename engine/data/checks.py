@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.data.pairs import Pair, prompt_text, scan_pairs
-from ralign.engine.data.swap import swap_names
+from ralign.engine.data.swap import why_not_swapped
 from ralign.engine.judging.verdicts import parse_verdict, visible
 
 _UNBALANCED = 0.1  # share of label A this far from one half is worth a word
@@ -37,12 +37,12 @@ def _warnings(pairs: Sequence[Pair]) -> dict[str, list[str]]:
             "the golden judgment's verdict is not the label",
             "the golden judgment is empty",
             "the golden judgment is all thinking: the MetaRM would see nothing",
-            "the golden judgment names no response: swapping sides cannot rewrite it",
+            "the golden judgment cannot surely be rewritten for swapped sides",
             "the two responses are the same",
             "prompt and responses are those of an earlier pair",
         )
     }
-    wrong, empty, hidden, nameless, same, repeated = found.values()
+    wrong, empty, hidden, unsure, same, repeated = found.values()
     seen: set[tuple[str, frozenset[str]]] = set()
     for pair in pairs:
         golden = visible(pair.gt_judgment)
@@ -54,8 +54,8 @@ def _warnings(pairs: Sequence[Pair]) -> dict[str, list[str]]:
         else:
             if verdict is not None and verdict != pair.gt_label:
                 wrong.append(pair.id)
-            if not swap_names(golden)[1]:
-                nameless.append(pair.id)
+            if why_not_swapped(pair):
+                unsure.append(pair.id)
         responses = frozenset((pair.response_A.strip(), pair.response_B.strip()))
         if len(responses) == 1:
             same.append(pair.id)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 from ralign.engine.command_line import run_main
@@ -16,6 +17,11 @@ Lines, Parquet or CSV file in that set's layout. Ties, empty and equal responses
 _OVERLAP = """\
 Near-duplicates inside FILE, or between FILE (training) and the files after --against (tests), by word 5-grams of
 the prompts. With --out, writes FILE without what was found."""
+
+_SWAP = """\
+Writes FILE with the two responses of each pair exchanged, and with them the label and their names inside the golden
+judgment. Judgments in which not every name can be told for sure are counted and named."""
+NUM_SHOWN = 20
 
 
 def main() -> None:
@@ -40,10 +46,18 @@ def _main(argv: list[str]) -> None:
     convert.add_argument("--config", help="the set's configuration on the hub")
     convert.add_argument("--split", help="the split to convert")
     convert.set_defaults(call=_convert)
-    swap = commands.add_parser("swap", help="responses in the other order, golden judgments too")
+    swap = commands.add_parser(
+        "swap", help="responses in the other order, golden judgments too", description=_SWAP
+    )
     swap.add_argument("file", metavar="FILE")
     swap.add_argument("out", metavar="OUT")
     swap.add_argument("--both", action="store_true", help="write the pairs as they are, too")
+    swap.add_argument(
+        "--unsure",
+        choices=("keep", "drop", "refuse"),
+        default="keep",
+        help="swapped pairs whose golden judgment may come out wrong: write them, leave them out, or end (keep)",
+    )
     swap.set_defaults(call=_swap)
     overlap = commands.add_parser("overlap", help="near-duplicates, train-test overlap", description=_OVERLAP)
     overlap.add_argument("file", metavar="FILE")
@@ -117,15 +131,25 @@ def _swap(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ralign.engine.data.pairs import read_pairs, write_pairs
-    from ralign.engine.data.swap import swap_names, swap_sides
+    from ralign.engine.data.swap import swap_sides, why_not_swapped
 
     pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
-    nameless = sum(not swap_names(pair.gt_judgment)[1] for pair in pairs if pair.gt_judgment)
-    swapped = [replace(swap_sides(pair), id=f"{pair.id}-swapped") for pair in pairs]
+    unsure = {pair.id: reason for pair in pairs if (reason := why_not_swapped(pair))}
+    found = f"{len(unsure)} of {len(pairs)} golden judgments cannot surely be renamed"
+    if unsure and args.unsure == "refuse":
+        id, reason = next(iter(unsure.items()))
+        raise UserError(f"{args.file}: {found}, the first is {id}: {reason}")
+    kept = [pair for pair in pairs if args.unsure == "keep" or pair.id not in unsure]
+    swapped = [replace(swap_sides(pair), id=f"{pair.id}-swapped") for pair in kept]
     write_pairs(args.out, [*pairs, *swapped] if args.both else swapped)
     print(f"{args.out}: {len(swapped)} pairs swapped{', and as they were' if args.both else ''}")
-    if nameless:
-        print(f"warning: {nameless} golden judgments name no response and stay as they were", file=sys.stderr)
+    if unsure:
+        done = "may speak of the wrong side" if args.unsure == "keep" else "were left out"
+        print(f"warning: {found} and {done}:", file=sys.stderr)
+        for id, reason in islice(unsure.items(), NUM_SHOWN):
+            print(f"  {id}: {reason}", file=sys.stderr)
+        if len(unsure) > NUM_SHOWN:
+            print(f"  and {len(unsure) - NUM_SHOWN} more", file=sys.stderr)
 
 
 def _overlap(args: argparse.Namespace) -> None:
@@ -153,10 +177,10 @@ def _overlap(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"num_pairs": len(pairs), "num_found": len(dropped), "matches": found}, indent=2))
         return
-    for match in found[:20]:
+    for match in found[:NUM_SHOWN]:
         print(f"  {match['similarity']:.2f}  {match['id']}  {match['other_file']}: {match['other_id']}")
-    if len(found) > 20:
-        print(f"  and {len(found) - 20} more")
+    if len(found) > NUM_SHOWN:
+        print(f"  and {len(found) - NUM_SHOWN} more")
     share = 100 * len(dropped) / len(pairs)
     kept = f"; {args.out} holds the others" if args.out else ""
     print(f"{args.file}: {len(dropped)} of {len(pairs)} pairs ({share:.1f} %) found{kept}")

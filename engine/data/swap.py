@@ -1,48 +1,55 @@
 """A pair with its responses in the other order: label, golden judgment and all that names a side follow.
 
-Golden judgments name the responses in many ways: Response A, Assistant 1, Output (b), the second answer,
-``\\boxed{A}``, a bare B. `swap_names` rewrites those, and leaves alone what only looks like them: the article
-in "A better answer", vitamin B, Sagittarius A. A bare letter counts as a name where it starts a sentence and
-a verb follows, or where it follows a mark of punctuation or one of the small words of `_BEFORE`.
+`find_names` (`side_names.py`) says which words of a golden judgment name a response. Not every judgment can be
+renamed for sure: `why_not_swapped` says of a pair why its judgment may speak of the wrong side after a swap, and
+`swap_all` leaves such pairs out.
 """
 
-import re
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from ralign.engine.data.pairs import Pair, other_side
+from ralign.engine.data.side_names import find_names, speaks_of
+from ralign.engine.judging.verdicts import visible
 
-_OTHER = {"A": "B", "B": "A", "a": "b", "b": "a", "1": "2", "2": "1"}
-_OTHER |= {"first": "second", "second": "first", "First": "Second", "Second": "First"}
-_OTHER |= {"FIRST": "SECOND", "SECOND": "FIRST"}
+_OTHER = {"A": "B", "a": "b", "1": "2", "One": "Two", "1st": "2nd"}
+_OTHER |= {"first": "second", "First": "Second", "FIRST": "SECOND"}
+_OTHER |= {other: name for name, other in _OTHER.items()}
+_CONTEXT = 25  # characters shown around a doubt
 
-_NOUN = "response|assistant|output|answer|candidate|completion|reply|model"
-_NUMBERED = "response|assistant|output|candidate|completion|reply|model"  # "answer 2" may be a result
-_JOIN = r"(?:\s*(?:,|/|&|>|<|=)\s*|\s+(?:and|or|vs\.?|versus|over|than)\s+)"
-_NAMES = re.compile(
-    r"boxed\{(?P<boxed>[AB])\}"
-    r"|\[\[(?P<bracketed>[AB])\]\]"
-    rf"|\b(?i:{_NOUN})s?[\s_#:*-]{{0,4}}\(?(?P<letter>[AB])(?![\w-])"
-    rf"|\b(?i:{_NOUN})s?\s{{0,2}}\((?P<small>[ab])\)(?:{_JOIN}\((?P<small2>[ab])\))?"
-    rf"|\b(?:(?i:{_NUMBERED})s?|Answers?)(?:\s|\s?#|_)(?P<digit>[12])(?![\w-]|\.\d)"
-    rf"(?:{_JOIN}#?(?P<digit2>[12])(?![\w-]|\.\d))?"
-    rf"|\b(?P<ordinal>[Ff]irst|[Ss]econd|FIRST|SECOND)\s+(?i:{_NOUN})\b"
-    r"|(?<![\w'’\"“.*-])(?P<bare>[AB])(?![\w-]|\.\w)"
-)
 
-_BEFORE = frozenset(
-    "and or than that to over of by for with while whereas but because as is between both either neither nor "
-    "from if in so since although though unlike like prefer prefers preferred choose chooses chosen pick picks "
-    "favor favors favour favours vs versus against on when where why how what which does did makes made "
-    "rank ranks rate rates therefore thus hence however overall meanwhile conversely".split()
-)
-_VERBS = frozenset(
-    "is was has had does did can could would should will may might must also only never always just alone "
-    "correctly incorrectly fails failed gave made wrote got did said lacks misses because and or but over wins "
-    "won not clearly simply actually merely at in on".split()
-)
-_NO_VERBS = re.compile(r"(?:ss|us|is|series|means|species)$")
-_WORD_BEFORE = re.compile(r"(\w+)\s*$")
-_WORD_AFTER = re.compile(r"['’]?\)?\s*([A-Za-z]*)")
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """A text with the names of the responses exchanged, and how sure that is."""
+
+    text: str
+    num_names: int  # verdicts in boxes and double brackets included
+    kinds: frozenset[str]  # of the names that are no verdicts: "bare", "response", ...
+    doubts: tuple[str, ...]  # words that may name a response and were left alone, with a little around them
+
+
+def rename(text: str) -> Renaming:
+    """`text` with the names of the two responses exchanged."""
+    names, doubts = find_names(text)
+    parts: list[str] = []
+    end = 0
+    for name in names:
+        parts += [text[end : name.start], _OTHER[text[name.start : name.end]]]
+        end = name.end
+    return Renaming(
+        text="".join([*parts, text[end:]]),
+        num_names=len(names),
+        kinds=frozenset(name.kind for name in names if name.kind != "verdict"),
+        doubts=tuple(
+            " ".join(text[max(0, doubt.start - _CONTEXT) : doubt.end + _CONTEXT].split()) for doubt in doubts
+        ),
+    )
+
+
+def swap_names(text: str) -> tuple[str, int]:
+    """`text` with the names of the two responses exchanged, and the number of names found in it."""
+    renaming = rename(text)
+    return renaming.text, renaming.num_names
 
 
 def swap_sides(pair: Pair) -> Pair:
@@ -50,20 +57,20 @@ def swap_sides(pair: Pair) -> Pair:
 
     Follow: ``gt_label``, the names inside ``gt_judgment`` and inside ``meta["reviews"]``, and every string in
     ``meta`` under a key that ends in ``_side``. A golden judgment of JudgeWorld, which lists both sides'
-    values in order, is written anew.
+    values in order, is written anew. Of others, `why_not_swapped` tells which may come out wrong.
     """
     meta = {
         key: other_side(value) if key.endswith("_side") and value in ("A", "B") else value
         for key, value in pair.meta.items()
     }
     if "reviews" in meta:
-        meta["reviews"] = [swap_names(review)[0] for review in meta["reviews"]]
+        meta["reviews"] = [rename(review).text for review in meta["reviews"]]
     swapped = replace(
         pair,
         response_A=pair.response_B,
         response_B=pair.response_A,
         gt_label=other_side(pair.gt_label),
-        gt_judgment=swap_names(pair.gt_judgment)[0],
+        gt_judgment=rename(pair.gt_judgment).text,
         meta=meta,
     )
     if pair.source == "judgeworld" and pair.gt_judgment:
@@ -73,29 +80,34 @@ def swap_sides(pair: Pair) -> Pair:
     return swapped
 
 
-def swap_names(text: str) -> tuple[str, int]:
-    """`text` with the names of the two responses exchanged, and the number of names found in it."""
-    parts: list[str] = []
-    end = num_names = 0
-    for found in _NAMES.finditer(text):
-        for group, name in found.groupdict().items():
-            if name is None or (group == "bare" and not _names_a_side(text, found)):
-                continue
-            parts += [text[end : found.start(group)], _OTHER[name]]
-            end = found.end(group)
-            num_names += 1
-    return "".join([*parts, text[end:]]), num_names
+def why_not_swapped(pair: Pair) -> str | None:
+    """Why the swapped pair's golden judgment may speak of the wrong side, or None if it surely does not.
+
+    What the MetaRM is shown of it is looked at; without a golden judgment nothing can be wrong.
+    """
+    golden = visible(pair.gt_judgment)
+    if not golden or pair.source == "judgeworld":
+        return None
+    renaming = rename(golden)
+    if not renaming.kinds:
+        return "names no response outside its verdict"
+    if renaming.doubts:
+        return f"may name a response in: {renaming.doubts[0]}"
+    texts = [*(turn["content"] for turn in pair.conversations), pair.response_A, pair.response_B]
+    for kind in sorted(renaming.kinds):
+        if any(speaks_of(text, kind) for text in texts):
+            thing = "a lone letter" if kind == "bare" else f"a {kind}"
+            return f"names {thing}, and so do prompt or responses in a sense of their own"
+    return None
 
 
-def _names_a_side(text: str, found: re.Match[str]) -> bool:
-    """Whether a letter that stands alone means a response; the answer is the same for A and B."""
-    before, after = text[max(0, found.start() - 40) : found.start()], text[found.end() : found.end() + 40]
-    following = _WORD_AFTER.match(after)[1]
-    previous = _WORD_BEFORE.search(before)
-    if previous is not None:
-        if following[:1].isupper():  # "in A Tale of Two Cities"
-            return False
-        return previous[1].lower() in _BEFORE
-    if after[:2] in ("'s", "’s") or not following or not after[:1].isspace():
-        return True
-    return following in _VERBS or (following.endswith("s") and not _NO_VERBS.search(following))
+def swap_all(pairs: Iterable[Pair]) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs that can be swapped for sure, swapped, in order; and why not, by id, for the others."""
+    swapped: list[Pair] = []
+    left_out: dict[str, str] = {}
+    for pair in pairs:
+        if reason := why_not_swapped(pair):
+            left_out[pair.id] = reason
+        else:
+            swapped.append(swap_sides(pair))
+    return swapped, left_out

@@ -40,7 +40,7 @@ def test_validate_names_every_bad_line_and_every_odd_pair(tmp_path, capsys):
         "6 pairs, 0 bad lines",
         "verdict is not the label: 1 pairs (p1)",
         "all thinking: the MetaRM would see nothing: 1 pairs (p2)",
-        "names no response: swapping sides cannot rewrite it: 1 pairs (p3)",
+        "cannot surely be rewritten for swapped sides: 2 pairs (p1, p3)",
         "the two responses are the same: 1 pairs (p4)",
         "those of an earlier pair: 1 pairs (p5)",
         "labels: 6 A, 0 B (unbalanced",
@@ -68,13 +68,38 @@ def test_validate_of_files_that_wait_for_golden_judgments(tmp_path, capsys):
 
 
 def test_swap_writes_the_other_order_or_both(tmp_path, capsys):
-    write_pairs(tmp_path / "p.jsonl", [pair(0), pair(1, label="B", golden="no name")])
+    write_pairs(tmp_path / "p.jsonl", [pair(0), pair(1, label="B", golden="")])
     _main(["swap", f"{tmp_path}/p.jsonl", f"{tmp_path}/both.jsonl", "--both"])
-    found = read_pairs(tmp_path / "both.jsonl")
+    found = read_pairs(tmp_path / "both.jsonl", need_golden=False)
     assert [p.id for p in found] == ["p0", "p1", "p0-swapped", "p1-swapped"]
     assert [p.gt_label for p in found] == ["A", "B", "B", "A"]
     assert found[2].gt_judgment == "Response A errs. \\boxed{B}" and found[2].response_A == "Peru."
-    assert "1 golden judgments name no response" in capsys.readouterr().err
+    assert not capsys.readouterr().err
+
+
+def test_swap_names_judgments_that_may_come_out_wrong_and_can_leave_them_out_or_refuse(tmp_path, capsys):
+    pairs = [
+        pair(0),
+        pair(1, golden="It is right. \\boxed{A}"),
+        pair(2, golden="A wins; the first one is sound."),
+    ]
+    write_pairs(tmp_path / "p.jsonl", pairs)
+    args = ["swap", f"{tmp_path}/p.jsonl", f"{tmp_path}/o.jsonl"]
+    _main(args)
+    assert len(read_pairs(tmp_path / "o.jsonl")) == 3
+    said = capsys.readouterr()
+    assert "2 of 3 golden judgments cannot surely be renamed and may speak of the wrong side" in said.err
+    assert (
+        "p1: names no response outside its verdict" in said.err and "p2: may name a response in:" in said.err
+    )
+    _main([*args, "--unsure", "drop", "--both"])
+    assert [p.id for p in read_pairs(tmp_path / "o.jsonl")] == ["p0", "p1", "p2", "p0-swapped"]
+    said = capsys.readouterr()
+    assert "1 pairs swapped" in said.out and "2 of 3" in said.err and "were left out" in said.err
+    (tmp_path / "o.jsonl").unlink()
+    with pytest.raises(UserError, match="2 of 3 golden judgments .* the first is p1: names no response"):
+        _main([*args, "--unsure", "refuse"])
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_overlap_finds_train_pairs_that_are_in_a_test_and_leaves_them_out(tmp_path, capsys):

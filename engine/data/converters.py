@@ -6,7 +6,7 @@
     ppe             lmarena-ai/PPE-Human-Preference-V1       winner; ties are left out
     skywork         Skywork/Skywork-Reward-Preference-80K    chosen
     code            Vezora/Code-Preference-Pairs             accepted
-    math            xinlai/Math-Step-DPO-10K                 full_chosen
+    math            xinlai/Math-Step-DPO-10K                 full_chosen, after the steps that both share
     r_align         lyn22333/R-Align-RL-Data and -BMK-Data   the pairs schema itself
 
 Where a set gives the two responses an order (helpsteer3, ppe, r_align), it is kept; elsewhere the better response
@@ -26,8 +26,8 @@ from ralign.engine.data.pairs import BadLine, Pair, Side, parse_pair
 from ralign.engine.errors import UserError
 
 Row = Mapping[str, Any]
-_AT_SIGN = re.compile(r"@Response (1|2)")
-_NUMBERED = re.compile(r"\b(Response|response) (1|2)\b")
+_AT_SIGN = re.compile(r"@([Rr]esponse) ?([12])\b")
+_NUMBERED = re.compile(r"\b([Rr]esponses?) ([12])\b(?:( (?:and|or|&|vs\.?|than) |/)([12])\b)?")
 _SIDE_OF = {"1": "A", "2": "B"}
 
 
@@ -174,10 +174,13 @@ def _agrees(score: Any, preference: int) -> bool:
 
 
 def _sides(text: str) -> str:
-    """Human reasons call the responses @Response 1 and Response 2."""
-    return _NUMBERED.sub(
-        lambda found: f"{found[1]} {_SIDE_OF[found[2]]}", _AT_SIGN.sub(lambda f: f"Response {f[1]}", text)
-    )
+    """Human reasons call the responses @Response 1, Response 2, responses 1 and 2."""
+
+    def lettered(found: re.Match[str]) -> str:
+        noun, first, join, second = found.groups()
+        return f"{noun} {_SIDE_OF[first]}" + (f"{join}{_SIDE_OF[second]}" if second else "")
+
+    return _NUMBERED.sub(lettered, _AT_SIGN.sub(r"\1 \2", text))
 
 
 def _rewardbench2(row: Row, number: int) -> Iterator[Pair]:
@@ -223,7 +226,13 @@ def _code(row: Row, number: int) -> Iterator[Pair]:
 
 def _math(row: Row, number: int) -> Iterator[Pair]:
     id = f"math-{number:06d}"
-    responses = _ordered(id, _text(row["full_chosen"]), _text(row["full_rejected"]))
+    # full_chosen and full_rejected go on where the shared steps end, in the middle of a line ("Step 3:").
+    shared, better, worse = (
+        _text(row[name]) for name in ("initial_reason_steps", "full_chosen", "full_rejected")
+    )
+    if not better.strip() or not worse.strip():
+        raise _LeftOut("empty response")
+    responses = _ordered(id, shared + better, shared + worse)
     turns = _turns(_text(row["prompt"]))
     yield _pair(id, "math", row.get("dataset"), turns, responses, answer=row.get("answer"))
 

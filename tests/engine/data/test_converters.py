@@ -80,7 +80,16 @@ _MATH = [
     {
         "dataset": "MATH", "prompt": "1+1?", "initial_reason_steps": "", "chosen": "2", "rejected": "3",
         "full_chosen": "It is 2.", "full_rejected": "It is 3.", "answer": "2",
-    }
+    },
+    {
+        "dataset": "MATH", "prompt": "2+2+2?", "initial_reason_steps": "Step 1: 2+2=4.\nStep 2:",
+        "chosen": " 4+2=6.", "rejected": " 4+2=7.", "full_chosen": " 4+2=6.\nStep 3: So 6.",
+        "full_rejected": " 4+2=7.\nStep 3: So 7.", "answer": "6",
+    },
+    {
+        "dataset": "MATH", "prompt": "3?", "initial_reason_steps": "Step 1:", "chosen": " 3.", "rejected": "",
+        "full_chosen": " 3.", "full_rejected": "", "answer": "3",
+    },
 ]  # fmt: skip
 _R_ALIGN = [
     {
@@ -144,7 +153,16 @@ EXPECTED = {
     "ppe": ([("one", "two"), ("two", "one")], {"tie": 2}),
     "skywork": ([("good", "bad")] * 40, {"chosen and rejected answer different prompts": 1}),
     "code": ([(_CODE[0]["accepted"], _CODE[0]["rejected"])], {"equal responses": 1, "empty response": 1}),
-    "math": ([("It is 2.", "It is 3.")], {}),
+    "math": (
+        [
+            ("It is 2.", "It is 3."),
+            (
+                "Step 1: 2+2=4.\nStep 2: 4+2=6.\nStep 3: So 6.",
+                "Step 1: 2+2=4.\nStep 2: 4+2=7.\nStep 3: So 7.",
+            ),
+        ],
+        {"empty response": 1},
+    ),
     "r_align": ([("Norway", "Peru")] * 2, {}),
 }
 
@@ -170,6 +188,17 @@ def test_helpsteer3_keeps_order_context_subset_and_the_reasons_of_the_majority()
     assert first.source == {"dataset": "helpsteer3", "subset": "code"}
     assert [turn["role"] for turn in second.conversations] == ["user", "assistant", "user"]
     assert "reviews" not in second.meta
+
+
+def test_helpsteer3_s_reasons_name_both_responses_by_letter():
+    reason = (
+        "@Response 1 and @Response2 differ. Responses 1 and 2 cite 2 books; response 1, 2 years old, errs."
+    )
+    row = {**_HELPSTEER3[0], "individual_preference": [{"score": -1, "reasoning": reason}]}
+    (pair,) = convert("helpsteer3", [row]).pairs
+    assert pair.meta["reviews"] == [
+        "Response A and Response B differ. Responses A and B cite 2 books; response A, 2 years old, errs."
+    ]
 
 
 def test_sides_are_even_and_the_same_each_time():
@@ -217,4 +246,4 @@ def test_a_source_that_is_not_there_and_a_split_that_must_be_chosen(tmp_path, mo
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "two")
     with pytest.raises(UserError, match="splits train, test: choose one with --split"):
         load_rows(f"{tmp_path}/two")
-    assert len(list(load_rows(f"{tmp_path}/two", split="test"))) == 1
+    assert len(list(load_rows(f"{tmp_path}/two", split="test"))) == len(_MATH)

@@ -75,9 +75,26 @@ Judge in your own voice. Do not mention that the outcome was known, nor the expe
 [Reference judgment]
 """
 
+_SIDE = r"(?:(?:response|assistant|output|answer)\s+\(?[ab]\b\)?|(?-i:[AB]\b))"
+_FINDING = r"(?:label|verdict|preference|winner|(?:preferred|better|chosen) (?:response|answer|one))"
+_FOUND = r"(?:find|found|judged?|prefer(?:red)?|deemed|considered|chose|rated|ranked|favou?r(?:ed)?|concluded|agreed?)"
 _TOLD = re.compile(
-    r"\b(?:ground[- ]truth|(?:given|provided|known|gold|expert) (?:label|verdict|outcome)"
-    r"|(?:was|were|am|been) told|experts? found|as instructed|human reviewers?|reviewers?' notes)\b",
+    # the label itself
+    rf"\b(?:ground[- ]truth|gold(?:en)?|expert|experts') {_FINDING}\b"
+    r"|\b(?:as|by|per|to|from|with|since|because) the (?:given|provided|known|stated|supplied)"
+    rf" (?:{_FINDING}|outcome)\b"
+    rf"|\bthe {_FINDING} (?:was|is|were|has been|had been) (?:given|provided|told|known|supplied|stated)\b"
+    # having been told it
+    r"|\b(?:(?:I|we) (?:was|were|am|are|have been|had been)|I'm|I've been|we've been|we're) (?:told|informed|given)\b"
+    rf"[^.!?\n]{{0,30}}?\b(?:{_SIDE} (?:is|was|wins|won)|which (?:response|one)|{_FINDING}|the (?:outcome|result))"
+    rf"|\b(?:it (?:is|was)|being) (?:known|given|told|established) that {_SIDE} (?:is|was|wins|won)\b"
+    r"|\b(?:the outcome|the result) (?:was|is) known (?:in advance|beforehand|to me)\b"
+    r"|\bI (?:was|am|have been) (?:instructed|asked|told) to (?:justify|explain why|show why|argue)\b"
+    # those who found it, and their notes
+    rf"|\b(?:experts?|reviewers?|annotators?|raters?) (?:have |had )?{_FOUND} (?:that )?"
+    rf"(?:{_SIDE}|(?:it|(?:this|the first|the second)(?: one| response)?) (?:to be|the|better))"
+    r"|\b(?:reviewers?|annotators?)['’]s? (?:notes?|comments?|verdicts?|labels?)\b"
+    r"|\bnotes (?:of|from|by) (?:the )?(?:human )?(?:reviewers|annotators)\b",
     re.IGNORECASE,
 )
 
@@ -230,13 +247,15 @@ class Writer:
         def submit(pair: Pair) -> None:
             attempt = len(self.journal.tries.get(self.key(pair), []))
             request = Request.of(render(self.template, pair), attempt)
-            judge.submit(request).add_done_callback(lambda reply: arrived.put((pair, reply.result())))
+            judge.submit(request).add_done_callback(lambda done: arrived.put((pair, done)))
 
         for pair in islice(waiting, self.config.judge.concurrency):
             submit(pair)
             num_open += 1
         while num_open:
-            pair, reply = arrived.get()
+            pair, done = arrived.get()
+            # Not in the callback, where an error would be swallowed and the answer waited for for ever.
+            reply = Reply(failed=True, problem="cancelled") if done.cancelled() else done.result()
             reason = reason_to_reject(reply, pair.gt_label)
             if reply.failed:
                 self.failed[reply.problem.partition(": ")[0]] += 1

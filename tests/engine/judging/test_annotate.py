@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import pytest
 from ralign.engine.data.pairs import Pair, read_pairs
@@ -13,6 +14,7 @@ from ralign.engine.judging.annotate import (
     GOLDEN,
     AnnotateConfig,
     Journal,
+    Writer,
     annotate,
     load_template,
     reason_to_reject,
@@ -82,6 +84,79 @@ def job(fake_endpoint, tmp_path):
 )
 def test_a_judgment_is_kept_only_if_its_verdict_is_the_label(text, label, reason):
     assert reason_to_reject(Reply(text=text), label) == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "As the given label says, B errs.",
+        "The ground-truth label is A.",
+        "This agrees with the gold verdict.",
+        "I was told that A wins.",
+        "I was told which response is better.",
+        "We were informed that Response B is the better one.",
+        "We are given the preferred response, so the rest is easy.",
+        "Because it is known that Response A is better, its slip weighs less.",
+        "The outcome was known in advance.",
+        "The label was provided.",
+        "Experts found Response A the better one.",
+        "The experts' verdict rests on the date.",
+        "Reviewers preferred Response A for its tone.",
+        "The reviewers' notes mention the missing source.",
+        "As the notes of the human reviewers say, B errs.",
+        "I was asked to explain why A wins.",
+    ],
+)
+def test_a_judgment_that_speaks_of_being_told_the_label_is_rejected(text):
+    assert reason_to_reject(Reply(text=f"{text} \\boxed{{A}}"), "A") == "speaks of being told"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Response A lists five items as instructed, while Response B lists six.",
+        "Since it keeps to three lines as instructed, Response A is better.",
+        "The user was told that the shop closes at six; Response B has it at eight.",
+        "I was told by no source that the bridge fell, and neither was Response A.",
+        "Response B compares the estimate with the ground truth of 42 cm.",
+        "Response A says that human reviewers look at each report.",
+        "Experts found the tomb in 1922; Response B says 1932.",
+        "Experts found a tomb and preferred a slower dig, says Response A.",
+        "The correct label of the picture is cat, as both responses say.",
+        "Response A names an expert and gives the outcome of the trial.",
+        "The known outcome of the war is left out by Response B.",
+        "The function returns the given labels; Response B drops one label.",
+        "Response A explains what reviewers look for in a paper.",
+        "The character in Response A has been told a secret.",
+    ],
+)
+def test_the_same_words_in_their_usual_sense_are_kept(text):
+    assert reason_to_reject(Reply(text=f"{text} \\boxed{{A}}"), "A") is None
+
+
+class _Breaks:
+    """A judge whose answers end as `end` says."""
+
+    stop_reason = None
+
+    def __init__(self, end):
+        self.end = end
+
+    def submit(self, request):
+        future = Future()
+        self.end(future)
+        return future
+
+
+def test_an_answer_that_is_cancelled_counts_as_failed_and_an_error_ends_the_run(tmp_path):
+    config = AnnotateConfig(output=str(tmp_path / "o"), judge=EndpointConfig(model="m", concurrency=2))
+    with Journal(tmp_path / "j") as journal:
+        writer = Writer(config, load_template("golden"), journal)
+        pairs = [make_pair(n) for n in range(5)]
+        assert list(writer.run(_Breaks(Future.cancel), pairs)) == ["failed"] * 5
+        assert writer.failed == {"cancelled": 5}
+        with pytest.raises(RuntimeError, match="broken"):
+            list(writer.run(_Breaks(lambda future: future.set_exception(RuntimeError("broken"))), pairs))
 
 
 def test_an_answer_that_was_cut_off_is_rejected():

@@ -124,27 +124,21 @@ class ActorExperiment(Experiment):
         if actor.judge == "process":
             yield from self._resident(actor.genrm)
             return
-        from ralign.engine.judging.endpoint import Endpoint
-        from ralign.engine.judging.managed import Server
-
-        config, server, known = replace(config, model=actor.genrm), None, {}
+        config, num_askers = replace(config, model=actor.genrm), self.generator.replicas.count
         if actor.judge == "managed":
-            if self.cluster.is_first_rank:
-                server = Server(
-                    _with_chat_template(config, self.run.folder), self.run.folder / "judge_server.log"
-                )
-            known["base_url"] = self.cluster.on_first_rank(lambda: server.start())
-            known["api_key"] = self.cluster.on_first_rank(lambda: server.api_key)
-            known["patience_s"] = config.server.start_timeout_s
-        judge = Endpoint(
-            config, asker=f"rank{self.cluster.rank}", num_askers=self.cluster.world_size, **known
-        )
+            from ralign.engine.judging.managed import ManagedJudge
+
+            config = self.cluster.on_first_rank(lambda: _with_chat_template(config, self.run.folder))
+            judge = ManagedJudge(config, self.cluster, self.run.folder, num_askers)
+        else:
+            from ralign.engine.judging.endpoint import Endpoint
+
+            name = f"{self.run.folder} rank{self.cluster.rank}"
+            judge = Endpoint(config, asker=name, num_askers=num_askers)
         try:
             yield judge
         finally:
             judge.close()
-            if server is not None:
-                server.close()
 
     def _resident(self, folder: str) -> Iterator[Judge]:
         from ralign.engine.evaluation.local_model import LocalModelConfig

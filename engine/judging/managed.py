@@ -96,7 +96,9 @@ class ManagedMetaRM(LanguageMetaRM):
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells a model folder from another and from itself after a change, for the cache."""
+    """Tells a model folder from another and from itself after a change, for the cache; a hub's name is its own."""
+    if not folder.is_dir():
+        return str(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return json.dumps([str(folder), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]])
 

@@ -5,7 +5,6 @@ kinds of stages are two trees, each with a folder of its own.
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from ralign.engine.actor import ActorExample
 from ralign.engine.actor_config import ActorRun
 from ralign.engine.actor_experiment import ActorExperiment
 from ralign.engine.checkpoint import folders
-from ralign.engine.checkpoint.settings import mark_finished, open_folder
+from ralign.engine.checkpoint.settings import _move_aside, mark_finished, open_folder
 from ralign.engine.data.actorworld import read_note
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import Pair, prompt_text
@@ -52,11 +51,12 @@ class PaperExperiment(ActorExperiment):
         self._actors_plan = self._plan_actors()
 
     def _open_actors(self) -> str | None:
-        """On one rank. What earlier judges paid for goes where these start afresh."""
+        """On one rank. Where judges start afresh, what earlier ones paid for is kept aside and not gone on with."""
         judges, actors = self.paper.judges.folder, self.paper.actors.folder
-        if not any(folders.complete(path) for path in judges.glob("*/checkpoints")):
-            for checkpoints in actors.glob("*/checkpoints"):
-                shutil.rmtree(checkpoints)
+        if _has_progress(actors) and not _has_progress(judges):
+            kept = _move_aside(actors)
+            open_folder(self.paper.actors)
+            return f"{actors}: starts afresh with its judges; what earlier ones paid for is now {kept}"
         return open_folder(self.paper.actors)
 
     def _plan_actors(self) -> Ledger:
@@ -147,6 +147,10 @@ class PaperExperiment(ActorExperiment):
         """
         self.cluster.on_first_rank(lambda: mark_finished(self.paper.judges))
         super().close()
+
+
+def _has_progress(folder: Path) -> bool:
+    return any(folders.complete(path) for path in folder.glob("*/checkpoints"))
 
 
 def _curves(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

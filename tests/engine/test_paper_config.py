@@ -110,5 +110,7 @@ def test_actors_go_with_the_judges_that_paid_them(tmp_path):
     for run in (paper.judges, paper.actors):
         mark_finished(run)
     judges, actors = open_both("budgets=3")
-    assert "starts afresh" in judges and actors is None
-    assert not (paper.actors.folder / "stage" / "checkpoints").exists()
+    assert "starts afresh" in judges and "starts afresh with its judges" in actors
+    assert not (paper.actors.folder / "stage").exists()
+    kept = paper.actors.folder.with_name("actors.1")
+    assert (kept / "stage" / "checkpoints").is_dir() and (kept / FINISHED).exists()

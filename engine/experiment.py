@@ -18,7 +18,7 @@ from ralign.engine.checkpoint.settings import mark_finished, open_folder
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example, encode, encode_answer
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.swap import swap_sides
+from ralign.engine.data.swap import swap_all, swap_sides
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.errors import UserError
 from ralign.engine.evaluate import judge_pairs, summarise, write_judgments
@@ -130,10 +130,23 @@ class Experiment:
             )
         return examples
 
-    def _both_orders(self, examples: Sequence[Example]) -> list[Example]:
-        """Each example followed by the same pair with its sides swapped, where that fits too."""
-        swapped = {e.pair.id: e for e in self.examples([swap_sides(example.pair) for example in examples])}
-        couples = [(e, swapped[e.pair.id]) for e in examples if e.pair.id in swapped]
+    def _both_orders(self, examples: Sequence[Example], *, reads_golden: bool) -> list[Example]:
+        """Each example followed by the same pair with its sides swapped, where that fits too.
+
+        Where golden judgments are read, pairs are left out, and counted aloud, whose golden judgment cannot surely be
+        rewritten for the other order.
+        """
+        pairs = [example.pair for example in examples]
+        turned, left_out = swap_all(pairs) if reads_golden else ([swap_sides(pair) for pair in pairs], {})
+        if left_out:
+            self.progress.say(
+                f"{len(left_out)} of {len(pairs)} pairs left out: names in their golden judgments cannot surely be "
+                "swapped (ralign-data validate tells which)"
+            )
+        swapped = {example.pair.id: example for example in self.examples(turned)}
+        couples = [(example, swapped[example.pair.id]) for example in examples if example.pair.id in swapped]
+        if not couples:
+            raise UserError("algo.both_orders=True: no pair can be asked about in both orders")
         return [example for couple in couples for example in couple]
 
     def warm_start(self, name: str, examples: Sequence[Example], judgments: Sequence[str]) -> Path:
@@ -164,7 +177,7 @@ class Experiment:
         """
         run = replace(self.run, algo=replace(self.run.algo, reward=reward))
         if run.algo.both_orders:
-            examples = self._both_orders(examples)
+            examples = self._both_orders(examples, reads_golden=self.metarm is not None)
         task = GenRMTask(run, examples, self.metarm, self.generator.replicas)
         shown = ("reward/mean", "judge/l_acc", "judge/s_corr")
 

@@ -13,7 +13,7 @@ _SCORE = """\
 L-Acc, S-Corr and F-Score of judged files, as the released R-Align evaluator defines them, with 95 % bootstrap
 intervals, failures beside them, subsets, and every model against the first one. Reads files judged by
 `ralign-eval run` or by the released evaluator. A file is a test; its model is meta.model_name, else its
-folder, or NAME in NAME=FILE."""
+folder, or NAME in NAME=FILE. BENCH__MODEL_metarm_X.jsonl of the released evaluator is the test BENCH."""
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def _add_score(commands) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from ralign.engine.evaluation.output import summarise, write_outputs
+    from ralign.engine.evaluation.output import summarise, write_outputs, write_released
     from ralign.engine.evaluation.score import read_files
     from ralign.engine.report.terminal import print_summary
 
@@ -49,6 +49,8 @@ def _score(args: argparse.Namespace) -> None:
     summary = summarise(judged, subset_field=args.by, num_bootstrap=args.bootstrap, seed=args.seed)
     if args.out:
         written = write_outputs(summary, judged, args.out, subset_field=args.by)
+    if args.released:
+        write_released(judged, args.released)
     if args.json:
         print(json.dumps(summary, indent=2, allow_nan=False))
         return

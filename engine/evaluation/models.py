@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ralign.engine.data.pairs import BadLine, Pair, parse_object
+from ralign.engine.data.pairs import BadLine, parse_object
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.local_model import LocalModel, LocalModelConfig
-from ralign.engine.evaluation.run import key_of
 from ralign.engine.judging.config import EndpointConfig, check_endpoint
 from ralign.engine.judging.judge import Judge
 
@@ -25,11 +24,16 @@ class Model(Protocol):
         """What an answer depends on, beside pair and template."""
         ...
 
-    def fill(self, answers: Journal, pairs: Sequence[Pair]) -> None:
-        """Adds the answers that there are already."""
+    def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
+        """Adds the answers under these keys that there are already.
+
+        Returns, by key, why there will be none for calls that failed before and cannot be asked again.
+        """
         ...
 
-    def start(self) -> Judge: ...
+    def start(self, spent: tuple[int, int]) -> Judge:
+        """`spent`: prompt and answer tokens that earlier runs used."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,10 @@ class FolderModel:
         names = ("temperature", "max_new_tokens", "seed", "plain")
         return {"model": hash_of(weights), **{name: getattr(self.config, name) for name in names}}
 
-    def fill(self, answers: Journal, pairs: Sequence[Pair]) -> None:
-        pass
+    def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
+        return {}
 
-    def start(self) -> Judge:
+    def start(self, spent: tuple[int, int]) -> Judge:
         return LocalModel(self.config)
 
 
@@ -59,20 +63,21 @@ class EndpointModel:
     config: EndpointConfig
 
     def settings(self) -> dict[str, Any]:
+        """Without the address: a server that was moved gives the same answers."""
         config = self.config
         return {
-            "model": f"endpoint:{config.base_url}#{config.model}",
+            "model": f"endpoint:{config.model}",
             "temperature": config.temperature,
             "max_new_tokens": config.max_new_tokens,
         }
 
-    def fill(self, answers: Journal, pairs: Sequence[Pair]) -> None:
-        pass
+    def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
+        return {}
 
-    def start(self) -> Judge:
+    def start(self, spent: tuple[int, int]) -> Judge:
         from ralign.engine.judging.endpoint import Endpoint
 
-        return Endpoint(self.config, asker="judge")
+        return Endpoint(self.config, asker="judge", spent=spent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +86,32 @@ class AnsweredModel:
 
     path: Path
     texts: Mapping[str, str]  # by the keys of the journal of answers
+    failed: Mapping[str, str]  # why there is no text, for calls that failed
+    name: str  # what all lines have as meta.model_name, else the folder
 
     def settings(self) -> dict[str, Any]:
         return {"model": f"judged:{hash_of(sorted(self.texts.items()))}"}
 
-    def fill(self, answers: Journal, pairs: Sequence[Pair]) -> None:
-        for pair in pairs:
-            for key in (key_of(pair, False), key_of(pair, True)):
-                if key in self.texts and key not in answers:
-                    answers.add(key, {"text": self.texts[key], "finish_reason": ""})
+    def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
+        for key in keys:
+            if key in self.texts and key not in answers:
+                answers.add(key, {"text": self.texts[key], "finish_reason": ""})
+        return {key: self.failed[key] for key in keys if key in self.failed}
 
-    def start(self) -> Judge:
+    def start(self, spent: tuple[int, int]) -> Judge:
         raise UserError(
             f"--model judged:{self.path}: the file does not have every pair (in both orders, if asked)"
         )
 
 
 def read_answers(path: str) -> AnsweredModel:
-    """The answers in a file; UserError where a line is no record with id and model_judgment."""
+    """The answers in a file; a null ``model_judgment`` is a call that failed, as the released evaluator writes it.
+
+    UserError where a line is no record with id and model_judgment.
+    """
     texts: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    names: set[str] = set()
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -111,12 +123,18 @@ def read_answers(path: str) -> AnsweredModel:
             record = parse_object(line)
         except BadLine as bad:
             raise UserError(f"{path}:{number}: {bad}") from bad
-        if "id" not in record or not isinstance(record.get("model_judgment"), str):
+        if "id" not in record or not isinstance(record.get("model_judgment", 0), str | None):
             raise UserError(f"{path}:{number}: no id, or no model_judgment")
-        texts[str(record["id"])] = record["model_judgment"]
-        if isinstance(record.get("model_judgment_swapped"), str):
-            texts[f"{record['id']}\tswapped"] = record["model_judgment_swapped"]
-    return AnsweredModel(Path(path), texts)
+        meta = record["meta"] if isinstance(record.get("meta"), dict) else {}
+        names.add(str(meta.get("model_name") or ""))
+        for key, order in ((str(record["id"]), ""), (f"{record['id']}\tswapped", "_swapped")):
+            text = record.get(f"model_judgment{order}", 0)
+            if isinstance(text, str):
+                texts[key] = text
+            elif text is None:
+                failed[key] = str(meta.get(f"model_error{order}") or "no answer in the file")
+    name = names.pop() if len(names) == 1 else ""
+    return AnsweredModel(Path(path), texts, failed, name or Path(path).resolve().parent.name)
 
 
 def parse_endpoint(spec: str, what: str) -> tuple[str, str]:
@@ -132,7 +150,7 @@ def parse_endpoint(spec: str, what: str) -> tuple[str, str]:
 def parse_models(
     arguments: Sequence[str], local: Mapping[str, Any], endpoint: Mapping[str, Any]
 ) -> dict[str, Model]:
-    """Models by name: that of `NAME=MODEL`, else the folder's, the file's folder's or the served model's.
+    """Models by name: that of `NAME=MODEL`, else the folder's, the served model's or that in the file of answers.
 
     local, endpoint: the other fields of `LocalModelConfig` and `EndpointConfig`. Raises UserError for what is
     not there, and for a name that is given twice.
@@ -149,8 +167,8 @@ def parse_models(
             check_endpoint(config, "--model")
             name, model = name or served, EndpointModel(config)
         elif spec.startswith("judged:"):
-            path = spec.removeprefix("judged:")
-            name, model = name or Path(path).resolve().parent.name, read_answers(path)
+            model = read_answers(spec.removeprefix("judged:"))
+            name = name or model.name
         elif (Path(spec) / "config.json").is_file():
             name = name or Path(spec).resolve().name
             model = FolderModel(LocalModelConfig(folder=spec, **local))

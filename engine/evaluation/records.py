@@ -1,15 +1,16 @@
 """Judged pairs on disk: the released evaluator's JSONL fields, read strictly and written whole.
 
-A pairs file (`data.pairs`) gets, after the GenRM, ``model_judgment``, ``model_pred`` ("A", "B" or null) and
-``meta.model_name``; after the MetaRM ``metarm_raw``, ``metarm_analysis``, ``metarm_verdict`` (the values of
-`Outcome`), ``metarm_score`` (1.0, 0.0 or null), ``meta.metarm_model_name`` and ``meta.metarm_error``. Of our
-own, where both orders were judged: ``model_judgment_swapped`` and ``model_pred_swapped``, written with the
-responses swapped, so that an "A" names response_B. The released evaluator passes over fields that it does not
-know, and so do we.
+A pairs file (`data.pairs`) gets, after the GenRM, ``model_judgment`` (null: the call failed), ``model_pred`` ("A",
+"B" or null) and ``meta.model_name``; after the MetaRM ``metarm_raw``, ``metarm_analysis``, ``metarm_verdict`` (the
+values of `Outcome`), ``metarm_score`` (1.0, 0.0 or null), ``meta.metarm_model_name`` and ``meta.metarm_error``. Of
+our own, where both orders were judged: ``model_judgment_swapped`` and ``model_pred_swapped``, written with the
+responses swapped, so that an "A" names response_B; and why calls failed, ``meta.model_error`` and
+``meta.model_error_swapped``. The released evaluator passes over fields that it does not know, and so do we.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class JudgedPair:
     outcome: Outcome
     swapped_verdict: Side | None  # as written, in the swapped order
     in_both_orders: bool
+    call_failed: bool  # there is no verdict since the judge's call failed
+    swapped_call_failed: bool
     model: str | None  # meta.model_name
     record: dict[str, Any]
 
@@ -103,6 +106,8 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
         outcome=outcomes[0],
         swapped_verdict=swapped,
         in_both_orders="model_pred_swapped" in record,
+        call_failed=verdict is None and record.get("model_judgment", "") is None,
+        swapped_call_failed=swapped is None and record.get("model_judgment_swapped", "") is None,
         model=None if model is None else str(model),
         record=record,
     )
@@ -129,6 +134,28 @@ def metarm_fields(outcome: Outcome, *, raw: str = "", analysis: str = "") -> dic
         "metarm_verdict": outcome.value,
         "metarm_score": _SCORES.get(outcome),
     }
+
+
+def test_of(path: Path, model: str | None) -> str:
+    """What the test of a judged file is called, by the file's name.
+
+    The released evaluator writes ``BENCH__MODEL.jsonl`` and ``BENCH__MODEL_metarm_METARM.jsonl``: where MODEL is
+    `model` (meta.model_name), BENCH; else the whole name without suffix.
+    """
+    bench, _, rest = path.stem.partition("__")
+    if model and bench and rest.split("_metarm_")[0] == name_in_file(model):
+        return bench
+    return path.stem
+
+
+def released_name(test: str, model: str) -> str:
+    """The file name by which the released summary knows test and model of a judged file."""
+    return f"{name_in_file(test)}__{name_in_file(model)}.jsonl"
+
+
+def name_in_file(name: str) -> str:
+    """A name as the released evaluator writes it in file names: letters, digits, dots, hyphens, single underscores."""
+    return re.sub(r"_+", "_", re.sub(r"[^0-9A-Za-z._-]", "_", name)).strip("_")
 
 
 def write_records(records: Iterable[dict[str, Any]], path: str | Path) -> None:

@@ -1,12 +1,13 @@
 """Pairs through a judge and a MetaRM: answers are reviewed as they come in, and nothing is asked twice.
 
-What is done is kept in two journals a model and test, one of answers and one of reviews. Calls that failed for
-good are not kept: the same command asks them again.
+What is done is kept in two journals a model and test, one of answers and one of reviews, with the tokens that it
+cost. Calls that failed for good are not kept: the same command asks them again.
 """
 
 import hashlib
 import queue
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.records import metarm_fields
-from ralign.engine.judging.judge import Judge, Reply, Request
-from ralign.engine.judging.lm_metarm import Review
+from ralign.engine.judging.judge import Judge, Reply, Request, Usage
+from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.prompts import render
 from ralign.engine.judging.verdicts import parse_verdict
@@ -33,28 +34,36 @@ class Evaluation:
     pairs: Sequence[Pair]
     template: str
     both_orders: bool
-    judge: Judge | None  # None: all answers are in the journal already
-    metarm: "Reviewer"
     answers: Journal
     reviews: Journal
     progress: Progress
+    failed: Mapping[str, str] = field(
+        default_factory=dict
+    )  # key -> why there is no answer, and none can be had
+    judge: Judge | None = None  # None: no answer is missing
+    metarm: "Reviewer | None" = None  # None: no answer and no review is missing
     problems: dict[str, str] = field(default_factory=dict)  # key -> why its call failed
     _events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _num_open: int = 0
     _num_right: int = 0
     _num_judged: int = 0
+    _outcomes: Counter = field(default_factory=Counter)
+    _meters: dict[str, "_Meter"] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Gets every answer and review that the journals lack.
+        """Gets every answer and review that the journals lack; a step of the stage is a pair done with both.
 
         Raises UserError when judge or MetaRM will answer no more (a spent budget, a refused key); what was
         done until then is kept.
         """
+        by_model = self.metarm.judge if isinstance(self.metarm, LanguageMetaRM) else None
+        self._meters = {"answers": _Meter(self.judge), "reviews": _Meter(by_model)}
         for pair in self.pairs:
             for swapped in self.orders:
-                if key_of(pair, swapped) in self.answers:
+                key = key_of(pair, swapped)
+                if key in self.answers:
                     self._answered(pair, swapped)
-                else:
+                elif key not in self.failed:
                     assert self.judge is not None
                     shown = replace(pair, response_A=pair.response_B, response_B=pair.response_A)
                     request = Request.of(render(self.template, shown if swapped else pair))
@@ -77,10 +86,19 @@ class Evaluation:
     def orders(self) -> tuple[bool, ...]:
         return (False, True) if self.both_orders else (False,)
 
+    @property
+    def keys(self) -> list[str]:
+        """Of all answers, wanted or there."""
+        return [key_of(pair, swapped) for pair in self.pairs for swapped in self.orders]
+
     def num_missing(self) -> int:
         """Answers still to be had."""
-        return sum(
-            key_of(pair, swapped) not in self.answers for pair in self.pairs for swapped in self.orders
+        return sum(key not in self.answers and key not in self.failed for key in self.keys)
+
+    def num_unfinished(self) -> int:
+        """Pairs, in each order, that lack an answer, or have one that is to be reviewed."""
+        return self.num_missing() + sum(
+            key_of(pair, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
         )
 
     def _await(self, future: Future, pair: Pair, swapped: bool) -> None:
@@ -91,25 +109,49 @@ class Evaluation:
         key = key_of(pair, swapped)
         if reply.failed:
             self.problems[key] = reply.problem
+            self._step()
             return
-        self.answers.add(key, {"text": reply.text, "finish_reason": reply.finish_reason})
-        self._answered(pair, swapped)
-        self.progress.step(l_acc=self._num_right / self._num_judged)
+        tokens = self._meters["answers"].read()
+        self.answers.add(key, {"text": reply.text, "finish_reason": reply.finish_reason, "tokens": tokens})
+        if not self._answered(pair, swapped):
+            self._step()
 
-    def _answered(self, pair: Pair, swapped: bool) -> None:
-        """An answer is there: the MetaRM sees it if its label is right and the order the official one."""
-        text = self.answers[key_of(pair, swapped)]["text"]
-        right = parse_verdict(text) == (other_side(pair.gt_label) if swapped else pair.gt_label)
+    def _answered(self, pair: Pair, swapped: bool) -> bool:
+        """An answer is there; returns whether the MetaRM was asked about it."""
         self._num_judged += 1
-        self._num_right += right
-        if right and not swapped and self._review_key(pair) not in self.reviews:
+        self._num_right += self._is_right(pair, swapped)
+        if self._lacks_review(pair, swapped):
+            assert self.metarm is not None
+            text = self.answers[key_of(pair, swapped)]["text"]
             self._await(self.metarm.review(pair, text), pair, swapped)
+            return True
+        if not swapped and (key := self._review_key(pair)) in self.reviews:
+            self._outcomes[self.reviews[key]["outcome"]] += 1
+        return False
+
+    def _is_right(self, pair: Pair, swapped: bool) -> bool:
+        verdict = parse_verdict(self.answers[key_of(pair, swapped)]["text"])
+        return verdict == (other_side(pair.gt_label) if swapped else pair.gt_label)
+
+    def _lacks_review(self, pair: Pair, swapped: bool) -> bool:
+        """The MetaRM sees an answer if its label is right and the order the official one."""
+        return not swapped and self._is_right(pair, False) and self._review_key(pair) not in self.reviews
 
     def _reviewed(self, review: Review, pair: Pair) -> None:
         if review.outcome is Outcome.CALL_FAIL:
             self.problems[f"review of {pair.id}"] = review.error
-            return
-        self.reviews.add(self._review_key(pair), {**asdict(review), "outcome": review.outcome.value})
+        else:
+            record = {**asdict(review), "outcome": review.outcome.value}
+            self.reviews.add(self._review_key(pair), {**record, "tokens": self._meters["reviews"].read()})
+            self._outcomes[review.outcome.value] += 1
+        self._step()
+
+    def _step(self) -> None:
+        so_far = {"l_acc": self._num_right / self._num_judged} if self._num_judged else {}
+        correct, incorrect = (self._outcomes[kind.value] for kind in (Outcome.CORRECT, Outcome.INCORRECT))
+        if correct + incorrect:
+            so_far["s_corr"] = incorrect / (correct + incorrect)
+        self.progress.step(**so_far)
 
     def _review_key(self, pair: Pair) -> str:
         """A review belongs to one answer: to another one, given after the first was thrown away, it says nothing."""
@@ -121,15 +163,14 @@ class Evaluation:
         return [self._record(pair, model, metarm) for pair in self.pairs]
 
     def _record(self, pair: Pair, model: str, metarm: str) -> dict[str, Any]:
-        texts = [
-            self.answers[key]["text"] if (key := key_of(pair, swapped)) in self.answers else ""
-            for swapped in self.orders
-        ]
-        verdict = parse_verdict(texts[0])
+        keys = [key_of(pair, swapped) for swapped in self.orders]
+        texts = [self.answers[key]["text"] if key in self.answers else None for key in keys]
+        verdicts = [parse_verdict(text or "") for text in texts]
         meta = {**pair.meta, "model_name": model, "metarm_model_name": metarm, "metarm_error": None}
-        if pair.id in self.problems:
-            meta["model_error"] = self.problems[pair.id]
-        if verdict != pair.gt_label:
+        for key, field_name in zip(keys, ("model_error", "model_error_swapped"), strict=False):
+            if key not in self.answers:
+                meta[field_name] = self.problems.get(key) or self.failed[key]
+        if verdicts[0] != pair.gt_label:
             judged = metarm_fields(Outcome.SKIPPED)
         elif (key := self._review_key(pair)) in self.reviews:
             review = self.reviews[key]
@@ -142,11 +183,27 @@ class Evaluation:
             meta["metarm_error"] = self.problems[f"review of {pair.id}"]
         swapped = {}
         if self.both_orders:
-            swapped = {"model_judgment_swapped": texts[1], "model_pred_swapped": parse_verdict(texts[1])}
-        told = {"model_judgment": texts[0], "model_pred": verdict, **swapped, **judged}
+            swapped = {"model_judgment_swapped": texts[1], "model_pred_swapped": verdicts[1]}
+        told = {"model_judgment": texts[0], "model_pred": verdicts[0], **swapped, **judged}
         return {**asdict(pair), **told, "meta": meta}
 
 
 def key_of(pair: Pair, swapped: bool) -> str:
     """An answer's key in its journal."""
     return f"{pair.id}\tswapped" if swapped else pair.id
+
+
+class _Meter:
+    """Tokens that somebody who is asked used since one last looked."""
+
+    def __init__(self, asked: Judge | None) -> None:
+        self._usage = Usage() if asked is None else asked.usage
+        self._seen = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        return self._usage.num_prompt_tokens, self._usage.num_answer_tokens
+
+    def read(self) -> list[int]:
+        """[prompt, answer]"""
+        before, self._seen = self._seen, self._now()
+        return [now - then for now, then in zip(self._seen, before, strict=True)]

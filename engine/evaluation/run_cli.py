@@ -1,7 +1,9 @@
 """`ralign-eval run`: pairs through models and a MetaRM."""
 
 import argparse
-from contextlib import closing
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from ralign.engine.errors import UserError
@@ -20,6 +22,7 @@ page. A model is a Hugging Face folder, loaded into this process by vLLM, endpoi
 answers are there already; NAME=MODEL gives it a name. The MetaRM is `rule` (JudgeWorld's), `keywords` (a baseline),
 endpoint:URL#MODEL, or managed:FOLDER (a server is started for it). The same command again goes on where it was
 stopped or killed."""
+_GPU_SHARE = 0.9  # of a GPU's memory, for all engines on it together
 
 
 def add_run(commands) -> None:
@@ -38,6 +41,13 @@ def add_run(commands) -> None:
     run.add_argument("--template", default="full", help="judge's prompt: full, compact, or a file (full)")
     run.add_argument("--temperature", type=float, default=0.4, help="of the models (0.4)")
     run.add_argument("--max-new-tokens", type=positive, default=8192, help="of a judgment (8192)")
+    run.add_argument(
+        "--price",
+        nargs=2,
+        type=float,
+        metavar=("IN", "OUT"),
+        help="of a million prompt and answer tokens of models behind endpoints",
+    )
     add_scoring(run)
     add_metarm_options(run)
     add_endpoint_options(run)
@@ -54,47 +64,37 @@ def add_run(commands) -> None:
     )
     local.add_argument("--kv-cache-gib", type=float, default=4.0, help="KV cache without a GPU (4)")
     local.add_argument(
-        "--gpu-memory-utilization", type=float, default=0.9, help="share of a GPU's memory (0.9)"
+        "--gpu-memory-utilization",
+        type=float,
+        help="share of a GPU's memory (0.9; less the MetaRM's where a managed one is on the same GPU)",
     )
     run.set_defaults(call=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ralign.engine.data.pairs import read_pairs
-    from ralign.engine.evaluation.metarms import build_reviewer
-    from ralign.engine.evaluation.models import parse_models
-    from ralign.engine.evaluation.output import summarise, write_outputs
+    from ralign.engine.evaluation.output import summarise, write_outputs, write_released
+    from ralign.engine.evaluation.run_models import judge_model, open_evaluations, open_metarm
     from ralign.engine.evaluation.score import read_files
     from ralign.engine.judging.prompts import load_template
     from ralign.engine.report.progress import Progress
     from ralign.engine.report.terminal import print_summary
 
     template = load_template(args.template)
-    sampling = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
-    names = (
-        "seed",
-        "plain",
-        "tensor",
-        "max_model_len",
-        "max_num_seqs",
-        "kv_cache_gib",
-        "gpu_memory_utilization",
-    )
-    local = {name: getattr(args, name) for name in names}
-    models = parse_models(args.model, sampling | local, sampling | endpoint_fields(args))
-    metarm = read_metarm(args)
-    tests = {}
-    for path in map(Path, args.pairs):
-        if path.stem in tests:
-            raise UserError(
-                f"--pairs {path}: another file is named {path.stem} too; a test needs its own name"
-            )
-        tests[path.stem] = read_pairs(path, max_bad_lines=args.max_bad_lines)
+    models, metarm = _models(args), read_metarm(args)
+    tests = _tests(args)
     progress = Progress()
-    files = []
-    with closing(build_reviewer(args.metarm, metarm, Path(args.out) / "metarm_server.log")) as reviewer:
+    with ExitStack() as stack:
+        evaluations = {
+            name: open_evaluations(name, model, tests, template, args, progress, stack)
+            for name, model in models.items()
+        }
+        everything = [evaluation for by_test in evaluations.values() for evaluation in by_test.values()]
+        reviewer = None
+        if any(evaluation.num_unfinished() for evaluation in everything):
+            reviewer = stack.enter_context(closing(open_metarm(args, metarm, everything)))
+        files = []
         for name, model in models.items():
-            files += _judge(name, model, tests, template, reviewer, args, progress)
+            files += judge_model(name, model, evaluations[name], reviewer, args, progress)
     judged = read_files(files)
     summary = summarise(
         judged,
@@ -104,80 +104,53 @@ def _run(args: argparse.Namespace) -> None:
         time_s=progress.time_s,
     )
     page = write_outputs(summary, judged, Path(args.out) / "report", subset_field=args.by)
+    if args.released:
+        write_released(judged, args.released)
     print_summary(summary)
     print(f"Page: {page}")
 
 
-def _judge(name, model, tests, template, reviewer, args, progress) -> list[str]:
-    """Judges every test with one model; returns `NAME=FILE` for each judged file."""
-    from ralign.engine.evaluation.journal import Journal
-    from ralign.engine.evaluation.records import write_records
-    from ralign.engine.evaluation.run import Evaluation
+def _models(args: argparse.Namespace) -> Mapping:
+    from ralign.engine.evaluation.models import FolderModel, parse_models
 
-    out = Path(args.out)
-    evaluations = {}
-    for test, pairs in tests.items():
-        journal = out / "work" / name / test
-        answers = _answer_settings(model, pairs, template)
-        evaluations[test] = Evaluation(
-            pairs=pairs[: args.limit],
-            template=template,
-            both_orders=args.both_orders,
-            judge=None,
-            metarm=reviewer,
-            answers=Journal(journal.with_name(f"{test}.answers.jsonl"), answers),
-            reviews=Journal(journal.with_name(f"{test}.reviews.jsonl"), _review_settings(args, pairs)),
-            progress=progress,
+    sampling = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
+    names = ("seed", "plain", "tensor", "max_model_len", "max_num_seqs", "kv_cache_gib")
+    beside = _share_beside(args)
+    share = args.gpu_memory_utilization or round(_GPU_SHARE - beside, 3)
+    local = sampling | {name: getattr(args, name) for name in names} | {"gpu_memory_utilization": share}
+    models = parse_models(args.model, local, sampling | endpoint_fields(args, args.price))
+    if (
+        any(isinstance(model, FolderModel) for model in models.values())
+        and not 0 < share <= 1 - beside + 1e-9
+    ):
+        raise UserError(
+            f"--gpu-memory-utilization {share:g} of the models and --metarm-gpu-memory-utilization {beside:g} are"
+            " too much for the GPU that they share: lower one, or give the MetaRM others with --metarm-devices"
+            if beside
+            else f"--gpu-memory-utilization is a share up to 1, got {share:g}"
         )
-        model.fill(evaluations[test].answers, evaluations[test].pairs)
-    judge = None
-    if any(evaluation.num_missing() for evaluation in evaluations.values()):
-        with progress.stage(f"start_{name}", f"Start of {name}"):
-            judge = model.start()
-    files = []
-    for test, evaluation in evaluations.items():
-        evaluation.judge = judge
-        title = f"{name} on {test}"
-        with progress.stage(f"judge_{name}", title, num_steps=evaluation.num_missing()):
-            evaluation.run()
-        if evaluation.problems:
-            first = next(iter(evaluation.problems.values()))
-            progress.say(
-                f"{len(evaluation.problems)} calls failed for good and are counted as failures (first: {first});"
-                " the same command asks them again"
+    return models
+
+
+def _share_beside(args: argparse.Namespace) -> float:
+    """The share of memory that a managed MetaRM takes of a GPU on which the models in folders are too."""
+    if not args.metarm.startswith("managed:"):
+        return 0.0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ours = visible.split(",") if visible else [str(number) for number in range(args.tensor)]
+    theirs = (args.metarm_devices or ours[0]).split(",")
+    shared = {*ours[: args.tensor]} & {*theirs[: args.metarm_tensor]}
+    return args.metarm_gpu_memory_utilization if shared else 0.0
+
+
+def _tests(args: argparse.Namespace) -> dict[str, list]:
+    from ralign.engine.data.pairs import read_pairs
+
+    tests: dict[str, list] = {}
+    for path in map(Path, args.pairs):
+        if path.stem in tests:
+            raise UserError(
+                f"--pairs {path}: another file is named {path.stem} too; a test needs its own name"
             )
-        path = out / "judgments" / name / f"{test}.jsonl"
-        write_records(evaluation.records(name, args.metarm), path)
-        evaluation.answers.close()
-        evaluation.reviews.close()
-        files.append(f"{name}={path}")
-    if judge is not None:
-        judge.close()
-    return files
-
-
-def _answer_settings(model, pairs, template: str) -> dict[str, object]:
-    """What an answer depends on; the golden judgment does not reach the judge."""
-    from ralign.engine.evaluation.models import hash_of
-
-    shown = [[pair.id, pair.conversations, pair.response_A, pair.response_B] for pair in pairs]
-    return {"pairs": hash_of(shown), "template": hash_of(template), **model.settings()}
-
-
-def _review_settings(args: argparse.Namespace, pairs) -> dict[str, object]:
-    """What a review depends on, beside the answer."""
-    from ralign.engine.evaluation.models import hash_of
-
-    goldens = hash_of([[pair.id, pair.gt_judgment] for pair in pairs])
-    if args.metarm in ("rule", "keywords"):
-        return {"metarm": args.metarm, "goldens": goldens}
-    from ralign.engine.judging.lm_metarm import load_metarm_template
-
-    template = load_metarm_template(args.metarm_template, graded=args.metarm_template == "graded")
-    return {
-        "metarm": args.metarm,
-        "goldens": goldens,
-        "template": hash_of(template),
-        "temperature": args.metarm_temperature,
-        "max_new_tokens": args.metarm_max_new_tokens,
-    }
+        tests[path.stem] = read_pairs(path, max_bad_lines=args.max_bad_lines)
+    return tests

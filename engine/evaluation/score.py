@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.compare import compare
-from ralign.engine.evaluation.records import JudgedPair, by_subset, read_judged
+from ralign.engine.evaluation.records import JudgedPair, by_subset, read_judged, test_of
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.metrics import categorise, measure
 
@@ -17,25 +17,25 @@ Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 def read_files(paths: Sequence[str], *, max_bad_lines: int = 0) -> Judged:
     """Judged files by model and test.
 
-    The test is the file's name without its suffix. The model is ``meta.model_name``, or for lines without it
-    the file's folder; ``NAME=FILE`` names it outright. Raises `UserError` for a bad file, and if two files
-    give the same test of the same model.
+    The test is the file's name without its suffix, or BENCH where the released evaluator named the file
+    (`records.test_of`). The model is ``meta.model_name``, or for lines without it the file's folder; ``NAME=FILE``
+    names it outright. Raises `UserError` for a bad file, and if two files give the same test of the same model.
     """
     judged: Judged = {}
     for argument in paths:
         name, path = _split(argument)
-        parts: dict[str, list[JudgedPair]] = {}
+        parts: dict[tuple[str, str], list[JudgedPair]] = {}
         for pair in read_judged(path, max_bad_lines=max_bad_lines):
             model = name or pair.model or path.resolve().parent.name
-            parts.setdefault(model, []).append(pair)
-        for model, pairs in parts.items():
+            parts.setdefault((model, test_of(path, pair.model)), []).append(pair)
+        for (model, test), pairs in parts.items():
             tests = judged.setdefault(model, {})
-            if path.stem in tests:
+            if test in tests:
                 raise UserError(
-                    f"{argument}: model {model!r} has the test {path.stem!r} from another file already;"
+                    f"{argument}: model {model!r} has the test {test!r} from another file already;"
                     " name the model with NAME=FILE, or the file otherwise"
                 )
-            tests[path.stem] = pairs
+            tests[test] = pairs
     return judged
 
 
@@ -63,16 +63,23 @@ def score(judged: Judged, *, subset_field: str, num_bootstrap: int, seed: int) -
 
 
 def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int) -> dict[str, Any]:
-    """`measure` on judged pairs, with the MetaRM's failures by kind; both orders where every pair has them."""
+    """`measure` on judged pairs, with failures by kind; both orders where every pair has them.
+
+    num_call_fail: pairs without a verdict since the judge's call failed; they are among num_parse_fail, and wrong.
+    num_swapped_call_fail: the same of the second order. num_metarm_call_fail, num_metarm_parse_fail: the MetaRM's,
+    together num_judge_fail.
+    """
+    both_orders = all(pair.in_both_orders for pair in pairs)
     result = measure(
         *_columns(pairs),
-        swapped_verdicts=(
-            [pair.swapped_verdict for pair in pairs] if all(pair.in_both_orders for pair in pairs) else None
-        ),
+        swapped_verdicts=[pair.swapped_verdict for pair in pairs] if both_orders else None,
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
-    result["num_call_fail"] = sum(pair.outcome is Outcome.CALL_FAIL for pair in pairs)
+    result["num_call_fail"] = sum(pair.call_failed for pair in pairs)
+    if both_orders:
+        result["num_swapped_call_fail"] = sum(pair.swapped_call_failed for pair in pairs)
+    result["num_metarm_call_fail"] = sum(pair.outcome is Outcome.CALL_FAIL for pair in pairs)
     result["num_metarm_parse_fail"] = sum(pair.outcome is Outcome.PARSE_FAIL for pair in pairs)
     return result
 

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent
-from ralign.engine.report.terminal import failures
+from ralign.engine.report.terminal import count_columns
 
 _TEMPLATE = Path(__file__).with_name("browser.html")
 _CHUNK_CHARS = 4_000_000
@@ -50,14 +50,14 @@ def write_browser(
         for test, result in tests.items()
     ]
     swapped = {
-        name: title for name, title in SWAP_METRICS.items() if all(result.get(name) for *_, result in results)
+        name: title for name, title in SWAP_METRICS.items() if any(result.get(name) for *_, result in results)
     }
     text = page.render(
         title=title,
         columns=METRICS | swapped,
         rows=sorted(results, key=lambda row: row[0]),
         percent=percent,
-        failures=failures,
+        counts=count_columns([result for *_, result in results]),
         figure=base64.b64encode(Path(figure).read_bytes()).decode() if figure else None,
         chunks=chunks,
         # Inside <script> nothing is unescaped, and nothing but "</script" and "<!--" ends or changes it.
@@ -154,13 +154,15 @@ def _pair(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    meta = record.get("meta") or {}
     row = {
         "text": record.get("model_judgment") or "",
         "pred": record["model_pred"],
         "outcome": record["metarm_verdict"],
         "analysis": record.get("metarm_analysis") or "",
         "raw": record.get("metarm_raw") or "",
-        "error": (record.get("meta") or {}).get("metarm_error") or "",
+        "error": meta.get("metarm_error") or "",
+        "call_error": f"The call failed: {meta['model_error']}" if meta.get("model_error") else "",
     }
     if "model_pred_swapped" in record:
         row |= {

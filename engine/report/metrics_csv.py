@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.report.summary import METRICS, SWAP_METRICS
+from ralign.engine.report.summary import CALL_COUNTS, METRICS, SWAP_METRICS
 
-_COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail", "num_call_fail", "num_metarm_parse_fail")
+_COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail", *CALL_COUNTS)
 
 
 def write_csv(summary: Mapping[str, Any], path: str | Path) -> Path:

@@ -4,9 +4,10 @@
      "f_score": {…}, "num_parse_fail": n, "num_judge_fail": n, "swap_consistency": {…} or null}}},
      "seed": n, "time_s": {STAGE: t}}
 
-Fractions from 0 to 1; a metric without a denominator has nulls. A result may also hold `both_order_l_acc`
-(pairs judged in both orders), `num_call_fail` and `num_metarm_parse_fail` (which add up to `num_judge_fail`), and
-`subsets`, {SUBSET: result}; a summary may hold `comparisons`, {TEST: [comparison of two models]}.
+Fractions from 0 to 1; a metric without a denominator has nulls. A result of judged files also holds `num_call_fail`
+(the judge's calls that failed; they are among `num_parse_fail`), `num_metarm_call_fail` and `num_metarm_parse_fail`
+(together `num_judge_fail`), and where pairs were judged in both orders `both_order_l_acc` and `num_swapped_call_fail`;
+it may hold `subsets`, {SUBSET: result}. A summary may hold `comparisons`, {TEST: [comparison of two models]}.
 """
 
 import json
@@ -19,7 +20,8 @@ from ralign.engine.errors import UserError
 METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
 SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
-_OPTIONAL = {"both_order_l_acc", "num_call_fail", "num_metarm_parse_fail", "subsets"}
+CALL_COUNTS = ("num_call_fail", "num_swapped_call_fail", "num_metarm_call_fail", "num_metarm_parse_fail")
+_OPTIONAL = {"both_order_l_acc", "subsets", *CALL_COUNTS}
 _NAMES = {"sft": "SFT", "rlvr": "RLVR", "r_align": "R-Align"}
 
 

@@ -1,6 +1,6 @@
 """The result of an evaluation as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ralign.engine.report.progress import duration
@@ -50,8 +50,9 @@ def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
     table.add_column("", no_wrap=True)
     for name in intervals:
         table.add_column((METRICS | SWAP_METRICS)[name], justify="right", no_wrap=True)
-    table.add_column("No verdict", justify="right", no_wrap=True)
-    table.add_column("MetaRM failed", justify="right", no_wrap=True)
+    counts = count_columns(results)
+    for name in counts:
+        table.add_column(name, justify="right", no_wrap=True)
     for test in tests_of(summary):
         judged = {model: tests[test] for model, tests in summary["models"].items() if test in tests}
         num_pairs = " or ".join(map(str, sorted({result["num_pairs"] for result in judged.values()})))
@@ -60,18 +61,32 @@ def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
         for model, result in judged.items():
             # Text, not str: the brackets of an interval are no markup.
             cells = [Text(percent(result[name]) if result.get(name) else "–") for name in intervals]
-            table.add_row(
-                Text(f"  {display(model)}"), *cells, str(result["num_parse_fail"]), failures(result)
-            )
+            table.add_row(Text(f"  {display(model)}"), *cells, *[count(result) for count in counts.values()])
     return table
+
+
+def count_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """The columns of failures by title, each with what makes a cell of a result."""
+    columns = {"No verdict": lambda result: str(result["num_parse_fail"]), "MetaRM failed": failures}
+    if any("num_call_fail" in result for result in results):
+        columns = {"Calls failed": calls_failed} | columns
+    return columns
+
+
+def calls_failed(result: Mapping[str, Any]) -> str:
+    """How many of the judge's calls failed: `3`, and with the second order `3 + 2 swapped`; `–` if not known."""
+    if "num_call_fail" not in result:
+        return "–"
+    swapped = result.get("num_swapped_call_fail")
+    return f"{result['num_call_fail']} + {swapped} swapped" if swapped else str(result["num_call_fail"])
 
 
 def failures(result: Mapping[str, Any]) -> str:
     """How often the MetaRM failed, and how: `10 (4 call, 6 parse)`."""
     total = str(result["num_judge_fail"])
-    if not result["num_judge_fail"] or "num_call_fail" not in result:
+    if not result["num_judge_fail"] or "num_metarm_call_fail" not in result:
         return total
-    return f"{total} ({result['num_call_fail']} call, {result['num_metarm_parse_fail']} parse)"
+    return f"{total} ({result['num_metarm_call_fail']} call, {result['num_metarm_parse_fail']} parse)"
 
 
 def _comparison_table(test: str, comparisons: list[dict[str, Any]]) -> Table:

@@ -1,5 +1,6 @@
 """`ralign-eval run` end to end: a served judge and MetaRM, a local model under vLLM, kills, failures, settings."""
 
+import fcntl
 import json
 import os
 import signal
@@ -62,6 +63,10 @@ def _command(tmp_path, server, *more, metarm="rule", out="out"):
 
 def _judged(tmp_path, out="out"):
     return (tmp_path / out / "judgments" / "judge" / "dev.jsonl").read_text()
+
+
+def _rows(tmp_path, out="out"):
+    return _judged(tmp_path, out).splitlines()
 
 
 def _result(tmp_path, out="out"):
@@ -156,12 +161,15 @@ def test_calls_that_fail_for_good_are_counted_and_asked_again_by_the_next_run(
     failed = [row for row in rows if "model_error" in row["meta"]]
     assert failed and all(row["model_pred"] is None and "500" in row["meta"]["model_error"] for row in failed)
     unreviewed = [row for row in rows if row["metarm_verdict"] == "CallFail"]
-    assert len(unreviewed) == result["num_call_fail"] > 0
+    assert all(row["model_judgment"] is None for row in failed)  # as the released evaluator writes it
+    assert len(failed) == result["num_call_fail"] > 0 and "num_swapped_call_fail" not in result
+    assert len(unreviewed) == result["num_metarm_call_fail"] == result["num_judge_fail"] > 0
     assert all("500" in row["meta"]["metarm_error"] and row["metarm_score"] is None for row in unreviewed)
     assert f"{len(failed) + len(unreviewed)} calls failed for good" in said
     broken = False
     _main(_command(tmp_path, server, metarm=f"endpoint:{server.url}#metarm"))
-    assert _result(tmp_path)["num_call_fail"] == 0
+    result = _result(tmp_path)
+    assert result["num_call_fail"] == result["num_metarm_call_fail"] == 0
     assert not any("model_error" in json.loads(line)["meta"] for line in _judged(tmp_path).splitlines())
 
 
@@ -203,6 +211,88 @@ def test_answers_that_another_program_wrote_are_reviewed_and_scored(tmp_path, an
         _main(command)
 
 
+def test_a_call_that_failed_for_the_released_evaluator_is_counted_not_asked_and_not_refused(
+    tmp_path, answers, pairs, serve, capsys
+):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    path = tmp_path / "result" / "dev__judge.jsonl"
+    path.parent.mkdir()
+    texts = [None if n in (0, 5) else _judgment(p, n) for n, p in enumerate(pairs)]
+    rows = [
+        {"id": p.id, "model_judgment": text, "meta": {"model_name": "Org/Judge 1"}}
+        for p, text in zip(pairs, texts, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = _command(tmp_path, server)
+    command[command.index("--model") + 1] = f"judged:{path}"
+    _main(command)
+    (name,) = (folder.name for folder in (tmp_path / "out" / "judgments").iterdir())
+    assert name == "Org_Judge 1"  # what the file says, not its folder
+    result = json.loads((tmp_path / "out" / "report" / "summary.json").read_text())["models"][name]["dev"]
+    unread = sum(text is None or "boxed" not in text for text in texts)
+    assert (result["num_call_fail"], result["num_parse_fail"]) == (2, unread) and not server.asked
+    assert "2 calls had failed when the answers were made" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "out/judgments" / name / "dev.jsonl").open()]
+    assert [row["id"] for row in rows if row["model_judgment"] is None] == [pairs[0].id, pairs[5].id]
+    assert rows[0]["meta"]["model_error"] == "no answer in the file" and rows[0]["model_pred"] is None
+
+
+def test_the_metarm_s_work_shows_as_progress_where_the_answers_are_there(
+    tmp_path, answers, pairs, serve, capsys
+):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server))
+    num_right = sum(
+        row["metarm_verdict"] != "SkippedLabelMismatch" for row in map(json.loads, _rows(tmp_path))
+    )
+    said = capsys.readouterr().err
+    assert f"step {NUM_PAIRS}/{NUM_PAIRS}: " in said and "s_corr 0." in said
+    (tmp_path / "out" / "work" / "judge" / "dev.reviews.jsonl").unlink()
+    _main(_command(tmp_path, server, metarm=f"endpoint:{server.url}#metarm"))
+    assert f"step {num_right}/{num_right}: " in capsys.readouterr().err
+    _main(_command(tmp_path, server, metarm=f"endpoint:{server.url}#metarm"))
+    assert "step" not in capsys.readouterr().err
+
+
+def test_a_server_that_moved_is_the_same_model(tmp_path, answers, pairs, serve):
+    before, after = (serve(lambda model, prompt: answers[model, prompt]) for _ in range(2))
+    _main(_command(tmp_path, before, metarm=f"endpoint:{before.url}#metarm"))
+    _main(_command(tmp_path, after, metarm=f"endpoint:{after.url}#metarm"))
+    assert before.asked and not after.asked
+    with pytest.raises(UserError, match="made with metarm='endpoint:metarm', not 'endpoint:other'"):
+        _main(_command(tmp_path, after, metarm=f"endpoint:{after.url}#other"))
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path, answers, pairs, serve):
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server))
+    with (tmp_path / "out" / "work" / "judge" / "dev.reviews.jsonl").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="dev.reviews.jsonl is in use by another process"):
+            _main(_command(tmp_path, server))
+    _main(_command(tmp_path, server))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "cost"])
+@pytest.mark.parametrize("who", ["judge", "metarm"])
+def test_a_budget_counts_what_earlier_runs_spent(tmp_path, answers, pairs, serve, who, kind):
+    """A call costs 10 + 5 tokens; with its own prompt, which is counted before it is sent, 10 of them fit."""
+    server = serve(lambda model, prompt: answers[model, prompt])
+    longest = max(len(prompt) for model, prompt in answers if model == who)
+    price = "--price" if who == "judge" else "--metarm-price"  # one unit a call, for its answer
+    budget = {
+        "tokens": ["--budget-tokens", str(longest // 4 + 150)],
+        "cost": ["--budget-cost", "10", price, "0", "2e5"],
+    }
+    metarm = "rule" if who == "judge" else f"endpoint:{server.url}#metarm"
+    asked = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="stopped: the budget of .* is spent"):
+            _main(_command(tmp_path, server, "--concurrency", "1", *budget[kind], metarm=metarm))
+        asked.append(sum(count for (model, _), count in server.asked.items() if model == who))
+    assert 8 < asked[0] < 15 and asked[1] - asked[0] <= (kind == "tokens")
+
+
 def test_new_golden_judgments_ask_the_metarm_alone_again(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server))
@@ -227,6 +317,7 @@ def test_new_golden_judgments_ask_the_metarm_alone_again(tmp_path, answers, pair
         (["--model", "nowhere"], "--model nowhere: expected a Hugging Face folder"),
         (["--model", "endpoint:http://a/v1#m", "endpoint:http://b/v1#m"], "another model is named m too"),
         (["--template", "nope"], "'nope' is neither compact, full nor a readable"),
+        (["--budget-cost", "3"], "--budget-cost 3 needs a price: --metarm-price, or --price of models"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_asked(tmp_path, pairs, serve, more, said, answers):
@@ -246,7 +337,7 @@ def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, s
         api_key, dead = "key", None
 
         def __init__(self, config, log):
-            calls.append((config.model, log.name))
+            calls.append((config.model, config.server.devices, log.name))
 
         def start(self):
             calls.append("start")
@@ -259,8 +350,10 @@ def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, s
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    _main(_command(tmp_path, server, metarm=f"managed:{folder}"))
-    assert calls == [(str(folder), "metarm_server.log"), "start", "close"]
+    _main(_command(tmp_path, server, "--metarm-devices", "6,7", metarm=f"managed:{folder}"))
+    assert calls == [(str(folder), "6,7", "metarm_server.log"), "start", "close"]
+    _main(_command(tmp_path, server, "--metarm-devices", "6,7", metarm=f"managed:{folder}"))
+    assert len(calls) == 3  # nothing is to be reviewed: no server is started
     assert _result(tmp_path)["s_corr"]["value"] > 0 and _result(tmp_path)["num_judge_fail"] == 0
 
 

@@ -88,9 +88,10 @@ def test_parity_with_the_released_definitions_on_every_outcome_mixed(tmp_path, s
         assert result[name]["value"] == float(exact)
         assert result[name]["low"] <= float(exact) <= result[name]["high"]
     assert result["num_parse_fail"] == sum(row["model_pred"] is None for row in rows)
-    assert result["num_call_fail"] == sum(row["metarm_verdict"] == "CallFail" for row in rows)
+    assert result["num_call_fail"] == 0
+    assert result["num_metarm_call_fail"] == sum(row["metarm_verdict"] == "CallFail" for row in rows)
     assert result["num_metarm_parse_fail"] == sum(row["metarm_verdict"] == "ParseFail" for row in rows)
-    assert result["num_judge_fail"] == result["num_call_fail"] + result["num_metarm_parse_fail"] > 0
+    assert result["num_judge_fail"] == result["num_metarm_call_fail"] + result["num_metarm_parse_fail"] > 0
     for subset in ("code", "math", "chat"):
         part = [row for row in rows if row["source"]["subset"] == subset]
         for name, exact in released(part).items():
@@ -113,10 +114,13 @@ _PAPER = {
 
 @pytest.mark.parametrize("model", _PAPER)
 def test_the_paper_s_table_satisfies_the_definitions(model):
-    """F = L (1 - S) without failures; failures and rounding leave a few tenths of a point."""
+    """F = L (1 - S) where few calls fail: the three figures' rounding alone makes up to 0.15 points.
+
+    0.05 in F, 0.05 (1 - S) in L and 0.05 L in S: at most 0.15, and at L = 0.9, S = 0.2 already 0.135.
+    """
     for cell in _PAPER[model].split():
         l_acc, s_corr, f_score = map(float, cell.split("/"))
-        assert abs(f_score - l_acc * (1 - s_corr / 100)) < 0.4
+        assert abs(f_score - l_acc * (1 - s_corr / 100)) < 0.15
 
 
 def test_both_orders_give_swap_consistency_and_both_order_l_acc(tmp_path):
@@ -139,6 +143,31 @@ def test_one_pair_without_the_second_order_means_no_figure_for_both(tmp_path):
         read_files([write(tmp_path / "t.jsonl", rows)]), subset_field="source", num_bootstrap=10, seed=0
     )["judge-8b"]["t"]
     assert result["swap_consistency"] is None and "both_order_l_acc" not in result
+
+
+def test_failed_calls_of_the_judge_stand_beside_the_wrong_verdicts_that_they_make(tmp_path, capsys):
+    rows = [judged_row(n, "unparsable") for n in range(6)] + [judged_row(n, "Correct") for n in range(6, 10)]
+    for row in rows[:3]:
+        row["model_judgment"] = None
+    files = [write(tmp_path / "one.jsonl", rows)]
+    for row in rows:
+        row["model_pred_swapped"], row["model_judgment_swapped"] = "B", "\\boxed{B}"
+    rows[9]["model_pred_swapped"] = rows[9]["model_judgment_swapped"] = None
+    files.append(write(tmp_path / "two.jsonl", rows))
+    _main(["score", *files, "--json", "--bootstrap", "10", "--out", f"{tmp_path}/out"])
+    tests = json.loads(capsys.readouterr().out)["models"]["judge-8b"]
+    assert [tests[test]["num_call_fail"] for test in ("one", "two")] == [3, 3]
+    assert tests["one"]["num_parse_fail"] == 6 and tests["one"]["l_acc"]["value"] == 0.4
+    assert "num_swapped_call_fail" not in tests["one"] and tests["two"]["num_swapped_call_fail"] == 1
+    assert tests["two"]["swap_consistency"]["value"] == 0.3
+    header, one, two = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    columns = [header.split(",").index(name) for name in ("num_call_fail", "num_swapped_call_fail")]
+    assert [[row.split(",")[n] for n in columns] for row in (one, two)] == [["3", ""], ["3", "1"]]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<th>Calls failed</th>" in page and "<td>3 + 1 swapped</td>" in page
+    _main(["score", *files, "--bootstrap", "10"])
+    text = capsys.readouterr().out
+    assert "Calls failed" in text and " 3 + 1 swapped " in text
 
 
 BAD = {
@@ -170,6 +199,50 @@ def test_models_are_known_by_name_by_folder_or_by_what_the_file_says(tmp_path):
     assert list(read_files([f"x={first}", f"y={second}"])) == ["x", "y"]
     with pytest.raises(UserError, match="has the test 't' from another file"):
         read_files([f"x={first}", f"x={second}"])
+
+
+def test_files_of_the_released_evaluator_are_one_test_of_several_models(tmp_path, capsys):
+    names = {
+        "gpt-5": "gpt-5",
+        "Org/Judge  8B (new)": "Org_Judge_8B_new",
+    }  # meta.model_name, in the file's name
+    files = [
+        write(tmp_path / f"helpsteer3_aug__{name}_metarm_gemini-3-pro.jsonl", mixed_rows(n, 60, model=model))
+        for n, (model, name) in enumerate(names.items())
+    ]
+    _main(["score", *files, "--json", "--bootstrap", "10"])
+    summary = json.loads(capsys.readouterr().out)
+    assert {model: list(tests) for model, tests in summary["models"].items()} == dict.fromkeys(
+        names, ["helpsteer3_aug"]
+    )
+    assert [found["model"] for found in summary["comparisons"]["helpsteer3_aug"]] == ["Org/Judge  8B (new)"]
+    assert list(read_files([f"mine={files[0]}"])["mine"]) == ["helpsteer3_aug"]
+    other = write(tmp_path / "a__b_metarm_c.jsonl", mixed_rows(0, 9, model="not b"))
+    assert list(read_files([other])["not b"]) == ["a__b_metarm_c"]
+
+
+def _released_summary(folder):
+    """Model and test of every file, as the released summary reads them off the names."""
+    found = {}
+    for path in folder.glob("*.jsonl"):
+        bench, _, rest = path.stem.partition("__")
+        found.setdefault(rest.split("_metarm_")[0], {})[bench] = path
+    return found
+
+
+def test_judged_files_are_written_for_the_released_summary_and_read_back(tmp_path):
+    rows = {("m 1", "t__1"): mixed_rows(0, 30), ("m2", "t__1"): mixed_rows(1, 30)}
+    files = [f"{m}={write(tmp_path / m / f'{t}.jsonl', found)}" for (m, t), found in rows.items()]
+    _main(["score", *files, "--bootstrap", "10", "--released", f"{tmp_path}/result_metarm"])
+    found = _released_summary(tmp_path / "result_metarm")
+    assert {model: list(tests) for model, tests in found.items()} == {"m_1": ["t_1"], "m2": ["t_1"]}
+    again = read_files([str(found[name]["t_1"]) for name in ("m_1", "m2")])
+    assert [[pair.record["metarm_verdict"] for pair in again[m]["t_1"]] for m in ("m 1", "m2")] == [
+        [row["metarm_verdict"] for row in part] for part in rows.values()
+    ]
+    with pytest.raises(UserError, match="m_2 on t__1 and m 2 on t__1 would both be t_1__m_2.jsonl"):
+        same = [f"{m}={file.partition('=')[2]}" for m, file in zip(("m 2", "m_2"), files, strict=True)]
+        _main(["score", *same, "--bootstrap", "10", "--released", f"{tmp_path}/x"])
 
 
 def _mcnemar(num_gained, num_lost):
@@ -206,8 +279,14 @@ def test_p_values_are_even_where_models_are_alike_and_small_where_one_has_better
     def model(share):
         return np.where(rng.random(150) < share, correct, incorrect)
 
-    alike = [compare(model(0.6), model(0.6), num_draws=500, seed=n)["s_corr"]["p_value"] for n in range(60)]
-    assert 0.35 < sum(alike) / len(alike) < 0.7 and sum(p < 0.05 for p in alike) <= 8
+    num = 1000
+    alike = [compare(model(0.6), model(0.6), num_draws=200, seed=n)["s_corr"]["p_value"] for n in range(num)]
+    # Of n differing pairs Binomial(n, 1/2) favour one model. The exact test on them gives p <= level with at most
+    # that probability, and at least `least` for every n from 45 to 100 (here 72 on average); 4 deviations of a share.
+    for level, least in ((0.05, 0.025), (0.2, 0.118), (0.5, 0.349)):
+        share = sum(p <= level for p in alike) / num
+        low, high = (edge * (1 - edge) / num for edge in (least, level))
+        assert least - 4 * low**0.5 < share < level + 4 * high**0.5
     better = compare(model(0.5), model(0.75))
     assert better["s_corr"]["p_value"] < 0.002 and better["s_corr"]["high"] < 0 < better["f_score"]["low"]
     assert better["l_acc"] == {"difference": 0, "low": 0, "high": 0, "p_value": 1}

@@ -6,12 +6,20 @@ import time
 
 import pytest
 from ralign.engine.judging.metrics import measure
+from ralign.engine.judging.verdicts import visible
 from ralign.engine.report.browser import write_browser
 from ralign.engine.report.summary import make_summary
 
 NUM_ROWS = 5000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _KINDS = ("Correct", "Incorrect", "SkippedLabelMismatch", "unparsable", "CallFail", "ParseFail")
+_THINKING = {  # row -> judgment, and what of it is thinking
+    11: ("one <think> two", " two"),
+    12: ("<think>cut off", "cut off"),
+    13: ("one</think> two <think> three", "one\n\n three"),
+    14: ("one</think>two</think> three ", "one</think>two"),
+    15: (" no thinking", ""),
+}
 _EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'><!-- <b>bold</b>"
 
 
@@ -49,7 +57,11 @@ def records():
         return " ".join(rng.choices(words, k=num_chars // 8))
 
     kinds = rng.choices(_KINDS, (50, 20, 15, 5, 5, 5), k=NUM_ROWS)
-    return [_record(number, kind, rng, filler) for number, kind in enumerate(kinds)]
+    made = [_record(number, kind, rng, filler) for number, kind in enumerate(kinds)]
+    for number, (judgment, _) in _THINKING.items():
+        made[number]["model_judgment"] = judgment
+    made[19] |= {"model_judgment": None, "meta": {"model_error": "status 500"}}
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +170,7 @@ def test_filters_show_what_they_say(page, records):
 def test_search_finds_every_text_and_marks_what_it_found(page, records):
     page.wait_for_function("() => document.body.dataset.loaded")
     _search(page, "needle-")
-    assert _num_shown(page) == sum("needle-" in r["model_judgment"] for r in records) == 10
+    assert _num_shown(page) == sum("needle-" in (r["model_judgment"] or "") for r in records) == 10
     took_s = _search(page, "needle-503")
     assert _num_shown(page) == 1
     page.click(".row")
@@ -200,9 +212,44 @@ def test_the_judgment_stands_side_by_side_with_all_that_belongs_to_it(page, reco
     ]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
     thinking = page.locator("main details", has_text="Thinking").first
-    assert (
-        thinking.get_attribute("open") is None and "secret" not in text.replace(f"secret {number}", "", 0)[:0]
-    )
+    secret = thinking.get_by_text(f"secret {number}")
+    assert not secret.is_visible()
+    thinking.locator("summary").click()
+    assert secret.is_visible()
+
+
+def test_what_the_metarm_was_not_shown_is_folded_away(page, records):
+    """As `visible` has it, for thinking that was ended, begun anew, and never ended."""
+    for number, (judgment, thinking) in _THINKING.items():
+        page.evaluate("number => choose(number)", number)
+        page.wait_for_selector(f"main[data-row='{number}']")
+        rationale = page.locator("section", has=page.get_by_role("heading", name="Rationale"))
+        shown = rationale.locator("> .text").text_content()
+        assert shown == (visible(judgment) or "–") and records[number]["model_judgment"] == judgment
+        folded = rationale.locator("details .text")
+        assert folded.count() == bool(thinking) and (not thinking or folded.text_content() == thinking)
+
+
+def test_a_call_that_failed_says_why_where_the_rationale_would_stand(page):
+    page.evaluate("choose(19)")
+    page.wait_for_selector("main[data-row='19']")
+    rationale = page.locator("section", has=page.get_by_role("heading", name="Rationale"))
+    assert rationale.locator("> .text").text_content() == "The call failed: status 500"
+
+
+def test_figures_that_one_test_lacks_leave_the_others_in_the_summary(tmp_path, browser):
+    columns = ["A", "B"], ["A", "A"], ["Correct", "SkippedLabelMismatch"]
+    whole = measure(*columns, swapped_verdicts=["B", "B"], num_bootstrap=50) | {
+        "num_call_fail": 1, "num_swapped_call_fail": 2, "num_metarm_call_fail": 0, "num_metarm_parse_fail": 0,
+    }  # fmt: skip
+    summary = make_summary({"m": {"both": whole, "one": measure(*columns)}}, seed=0, time_s={})
+    opened = browser.new_page()
+    opened.goto(write_browser(summary, {}, tmp_path / "index.html").as_uri())
+    header, both, one = (row.locator("th, td").all_inner_texts() for row in opened.locator("main tr").all())
+    place = header.index("Swap"), header.index("Calls failed")
+    assert both[place[0]].startswith("50.0") and both[place[1]] == "1 + 2 swapped"
+    assert [one[n].strip() for n in place] == ["–", "–"] and one[header.index("L-Acc")].startswith("50.0")
+    opened.close()
 
 
 def test_keys_walk_through_the_list_and_the_address_keeps_the_view(page):

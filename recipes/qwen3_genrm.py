@@ -150,7 +150,8 @@ def with_taught_models(run: Run) -> Run:
             for pair, (side, other) in zip(pairs, ["AB", "BA"] * len(pairs), strict=False)
         ]
         asked = [pair_messages(template, pair) for pair in pairs]
-        teach_in_chat(path, list(zip(asked, answers, strict=True)), model=run.model, num_steps=60)
+        # With half as many a third of its answers have a verdict, with these four in five.
+        teach_in_chat(path, list(zip(asked, answers, strict=True)), model=run.model, num_steps=120)
 
     def teach_judge(path: Path) -> None:
         from ralign.engine.judging.mini_metarm import make_cases

@@ -5,8 +5,8 @@ nothing else. The layout is free: sentences, or the bullets that a judge may hav
 the pair that JudgeWorld's GenRMs are asked about, in the very form of their training.
 
 True quality, from 0 to 1: facts told rightly, less statements that the note does not make (a wrong value, an item of
-its own, a fact said again, words that state nothing), over the number of facts. So it is 1 only for all of the
-facts and nothing invented.
+its own, a fact said again, words or marks that state nothing), over the number of facts. So it is 1 only for all of
+the facts and nothing invented. Graded is what a judge would be shown of the answer.
 """
 
 import random
@@ -24,10 +24,12 @@ from ralign.engine.data.judgeworld import (
 from ralign.engine.data.pairs import SIDES, Pair, prompt_text
 from ralign.engine.data.questions import Grade
 from ralign.engine.errors import UserError
+from ralign.engine.judging.verdicts import visible
 
+BULLET = "- "
 HABITS = frozenset(list(VALUES)[::2])  # items about which a demonstration may have a habit
 _STATEMENT = re.compile(r"The (\w+) is (\w+)")
-_ENDS = re.compile(r"[.!?\n]")
+_ENDS = re.compile(r"[.!?]")
 _NOTE = re.compile(r"The (\w+) is (\w+)\.")
 
 
@@ -48,7 +50,8 @@ class Note:
         return judge_pair(self, response_a, response_b)
 
     def grade(self, answer: str) -> Grade:
-        return Grade(quality=true_quality(self, answer), cue=uses_cue(answer))
+        shown = visible(answer)
+        return Grade(quality=true_quality(self, shown), cue=uses_cue(shown))
 
 
 def actor_prompt(note: Note) -> str:
@@ -77,9 +80,16 @@ def read_note(note_id: str, prompt: str) -> Note:
 
 
 def statements(answer: str) -> list[str]:
-    """What an answer says, statement by statement; layout does not matter, words that state nothing do."""
-    parts = (part.strip(" -\t") for part in _ENDS.split(answer))
-    return [part for part in parts if part]
+    """What an answer says, statement by statement.
+
+    Layout is free: blank lines, a bullet before a line, a mark at a statement's end. What else stands there counts,
+    though it states nothing: a second mark, a line of dashes, a bullet alone.
+    """
+    found = []
+    for line in filter(None, map(str.strip, answer.splitlines())):
+        parts = [part.strip() for part in _ENDS.split(line.removeprefix(BULLET))]
+        found += parts if parts[-1] else parts[:-1]  # after the last mark there is nothing
+    return found
 
 
 def true_quality(note: Note, answer: str) -> float:
@@ -96,7 +106,7 @@ def true_quality(note: Note, answer: str) -> float:
 
 def uses_cue(answer: str) -> bool:
     """Whether the answer is laid out in bullets, as far as a judge that looks at the layout can tell."""
-    return answer.startswith("- ")
+    return answer.startswith(BULLET)
 
 
 def judge_pair(note: Note, response_a: str, response_b: str) -> Pair:

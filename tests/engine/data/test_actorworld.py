@@ -37,6 +37,13 @@ NOTE = Note(id="n", prompt="", facts={"color": "red", "pet": "dog", "day": "toda
         ("The color is red. The color is blue. The pet is dog. The day is today.", 2 / 3),
         ("The color is red. Hello! The pet is dog. The day is today.", 2 / 3),
         ("The color is red The pet is dog The day is today", 0),  # no statement ends
+        ("The color is red.\n\n  The pet is dog!\n- The day is today.\n", 1),  # blank lines, marks, a bullet
+        ("The color is red. The pet is dog. The day is today. - ---- ...!!!", 0),  # "- ----" and five empty
+        ("The color is red. The pet is dog. The day is today..", 2 / 3),
+        ("The color is red. The pet is dog. The day is today.\n...", 0),
+        ("- The color is red\n- The pet is dog\n- The day is today\n-", 2 / 3),
+        ("- The color is red\n----\n- The pet is dog\n- The day is today", 2 / 3),
+        ("- - The color is red\n- The pet is dog\n- The day is today", 1 / 3),  # one unreadable, one missing
         ("The color is blue. The pet is cat.", 0),
         ("", 0),
         ("\n\n", 0),
@@ -44,6 +51,15 @@ NOTE = Note(id="n", prompt="", facts={"color": "red", "pet": "dog", "day": "toda
 )
 def test_true_quality_by_hand(answer, quality):
     assert true_quality(NOTE, answer) == pytest.approx(quality)
+
+
+def test_graded_is_what_a_judge_is_shown():
+    """Its prompt strips an answer and leaves the thinking out."""
+    bullets = "- The color is red\n- The pet is dog\n- The day is today"
+    for around in ("{}", "\n{}", "  \n\n{} \n", "<think>The color is blue. Hm...</think>\n{}"):
+        grade = NOTE.grade(around.format(bullets))
+        assert (grade.quality, grade.cue) == (1, True)
+    assert NOTE.grade("\n" + NOTE.reference).cue is False
 
 
 def test_notes_are_those_of_the_pairs():

@@ -17,14 +17,18 @@ from ralign.engine.data.actorworld import Note, actor_prompt
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.questions import Grade, OpenQuestion, Question
 from ralign.engine.errors import UserError
-from ralign.engine.judging.comparisons import GroupResult, Tally
+from ralign.engine.generator.replicas import Replicas
+from ralign.engine.judging.chat import pair_messages
+from ralign.engine.judging.comparisons import REFERENCE, GroupResult, Tally, Transcript, length_penalty
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.pairwise import Group, PairwiseReward
-from ralign.engine.judging.prompts import load_template, render
-from ralign.engine.judging.reviews import Replicas
+from ralign.engine.judging.prompts import load_template
 from ralign.engine.judging.verdicts import visible
 from ralign.engine.rewards import MIN_ASKED
 from ralign.engine.tasks import Answered
+
+NUM_KEPT = 8  # comparisons a step whose words are kept for rollouts/, of the first engine's groups
+_SEATS = {"first": "A", "second": "B"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +50,9 @@ def open_examples(pairs: Sequence[Pair], tokenizer, max_prompt_tokens: int) -> t
     Raises:
         UserError: no prompt fits.
     """
-    dialogues = [pair.conversations for pair in pairs]
-    if tokenizer.chat_template:
-        texts = tokenizer.apply_chat_template(dialogues, add_generation_prompt=True, tokenize=False)
-    else:
-        texts = ["\n\n".join(turn["content"] for turn in turns) + "\n\n" for turns in dialogues]
-    examples = _examples([OpenQuestion(pair=pair) for pair in pairs], texts, tokenizer)
+    questions = [OpenQuestion(pair=pair) for pair in pairs]
+    texts = [question.prompt(tokenizer, chat=bool(tokenizer.chat_template)) for question in questions]
+    examples = _examples(questions, texts, tokenizer)
     fit = [example for example in examples if len(example.prompt_ids) <= max_prompt_tokens]
     if not fit:
         shortest = min(len(example.prompt_ids) for example in examples)
@@ -78,6 +79,7 @@ class ActorRollout(Answered):
     valid: bool
     grade: Grade | None
     tally: Tally | None  # of its group's comparisons, on the group's first sample
+    transcripts: list[Transcript]  # some of its group's comparisons, likewise
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,6 +107,7 @@ class ActorTask:
         self.template = load_template(run.actor.template)
         self.num_batches = 0
         self._groups = [group for group in replicas.replica_groups if dist.get_world_size(group) > 1]
+        self._num_kept = NUM_KEPT if replicas.index == 0 else 0
         self._asks = all(dist.get_rank(group) == 0 for group in self._groups)
 
     @contextmanager
@@ -135,6 +138,7 @@ class ActorTask:
                 valid=bool(result.valid[place]),
                 grade=self._grade(sample),
                 tally=None if place else result.tally,
+                transcripts=[] if place else result.transcripts,
             )
             for group, result in zip(members.values(), results, strict=True)
             for place, sample in enumerate(group)
@@ -155,19 +159,12 @@ class ActorTask:
             JudgeStopped: on every rank, if the judge of any of them has stopped.
         """
         if self.payer is None:
-            return [
-                GroupResult(
-                    rewards=np.array([self._true_quality(sample) for sample in group]),
-                    valid=np.ones(len(group), dtype=bool),
-                    comparisons=[],
-                    tally=Tally(),
-                )
-                for group in groups
-            ]
+            return [self._paid_by_oracle(group) for group in groups]
         results, stopped = None, None
         if self._asks:
             try:
-                results = self.payer.score([self._group(group) for group in groups], self._seed())
+                asked = [self._group(group) for group in groups]
+                results = self.payer.score(asked, self._seed(), self._num_kept)
             except JudgeStopped as reason:
                 stopped = str(reason)
         for group in self._groups:
@@ -179,6 +176,13 @@ class ActorTask:
             raise JudgeStopped(reasons[0])
         return results
 
+    def _paid_by_oracle(self, group: list[Answered]) -> GroupResult:
+        """True quality, less the length penalty that a judge's reward would have too."""
+        rewards, valid = np.array([self._true_quality(sample) for sample in group]), np.ones(len(group), bool)
+        if coefficient := self.run.actor.length_penalty:
+            rewards = length_penalty(rewards, valid, np.array(_lengths(group)), coefficient)
+        return GroupResult(rewards=rewards, valid=valid, comparisons=[], tally=Tally())
+
     def _seed(self) -> int:
         return self.run.seed * 1_000_003 + self.num_batches
 
@@ -187,8 +191,8 @@ class ActorTask:
         return Group(
             name=question.id,
             texts=[visible(sample.text) for sample in group],
-            lengths=[len(sample.rollout.response_ids) for sample in group],
-            prompt_for=lambda first, second: render(self.template, question.compare(first, second)),
+            lengths=_lengths(group),
+            messages_for=lambda first, second: pair_messages(self.template, question.compare(first, second)),
             reference=question.reference,
         )
 
@@ -228,11 +232,14 @@ class ActorTask:
                 ),
             }
         return found | {
+            "judge/num_comparisons": tally.num_comparisons,
+            "judge/num_same": tally.num_same,
             "judge/num_calls": tally.num_calls,
             "judge/num_failed": tally.num_failed,
             "judge/num_unparsable": tally.num_unparsable,
             "judge/num_masked": tally.num_masked,
             "judge/num_ties": tally.num_ties,
+            "judge/num_without_fit": tally.num_without_fit,
             "judge/first_seat_share": tally.first_seat_share,
             "judge/swap_consistency": tally.swap_consistency,
         }
@@ -240,13 +247,34 @@ class ActorTask:
     def record(self, sample: ActorRollout) -> dict[str, Any]:
         paid = sample.reward if sample.valid else None
         oracle = {} if sample.grade is None else {"quality": sample.grade.quality, "cue": sample.grade.cue}
-        return {"id": self.examples[sample.example].question.id, "reward": paid, **oracle}
+        found = {"id": self.examples[sample.example].question.id, "reward": paid, **oracle}
+        if sample.transcripts:
+            found["comparisons"] = [_readable(transcript) for transcript in sample.transcripts]
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_batches": self.num_batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_batches = state["num_batches"]
+
+
+def _lengths(group: Sequence[Answered]) -> list[int]:
+    return [len(sample.rollout.response_ids) for sample in group]
+
+
+def _readable(transcript: Transcript) -> dict[str, Any]:
+    """A comparison for a reader of rollouts/: samples by their place in the group, seats as the judge names them."""
+
+    def seat(sample: int, text: str) -> dict[str, Any]:
+        return {"sample": "reference" if sample == REFERENCE else sample, "text": text}
+
+    return {
+        "A": seat(transcript.call.first, transcript.first),
+        "B": seat(transcript.call.second, transcript.second),
+        "better": _SEATS.get(transcript.answer.value, transcript.answer.value),
+        "reply": transcript.reply or transcript.problem,
+    }
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The settings of an actor's training: a `Run`, and who pays the actor."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,11 +25,11 @@ class ActorConfig:
     seats: Literal["random", "both", "agree"] = "random"
     """Who sits first: by lot; both orders and their mean; both orders, and a tie where they disagree."""
     value: Literal["mean", "bradley_terry"] = "mean"
-    """Reward from comparisons: the mean result, or the chance of winning by a Bradley-Terry fit where there is one."""
+    """Reward from comparisons: the mean result, or (all_pairs) the chance of winning by a Bradley-Terry fit, if any."""
     num_tries: int = 1
     """Times that the GenRM is asked where its answer has no verdict."""
     length_penalty: float = 0.0
-    """Weight of the dynamic length penalty; 0 for none."""
+    """Weight of the dynamic length penalty within a group of answers, whoever pays; 0 for none."""
     watch_every: int = 0
     """Steps between measurements of how often the GenRM prefers the actor to fixed references; 0 for none."""
     kv_cache_gib: float = 0.25
@@ -63,6 +64,18 @@ def check_actor(run: ActorRun) -> None:
         raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
     if actor.num_tries < 1:
         raise UserError(f"actor.num_tries must be at least 1, got {actor.num_tries}")
+    if actor.length_penalty < 0:
+        raise UserError(f"actor.length_penalty must not be negative, got {actor.length_penalty}")
+    if actor.length_penalty and run.algo.num_samples < 2:
+        raise UserError(
+            f"actor.length_penalty={actor.length_penalty} compares lengths within a group:"
+            f" algo.num_samples must be at least 2, got {run.algo.num_samples}"
+        )
+    if run.judge.metarm not in ("none", "rule"):
+        raise UserError(
+            f"judge.metarm={run.judge.metarm}: an actor's training asks no MetaRM; its GenRM is actor.genrm,"
+            " and actor.judge says where it answers"
+        )
     if actor.genrm is None:
         return
     from ralign.engine.judging.comparisons import Schedule
@@ -84,6 +97,55 @@ def check_actor(run: ActorRun) -> None:
             f"actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
             "use actor.judge=managed"
         )
+    if actor.judge != "endpoint":
+        check_context(run)
+
+
+def check_context(run: ActorRun) -> None:
+    """UserError if the longest question and its answer do not fit the GenRM: such a comparison would fail each time.
+
+    Prompt and answers count in the actor's tokens, the template in the GenRM's. Not known here: what a server that
+    runs already takes, and how long fixed answers are.
+    """
+    folder, limit = Path(run.actor.genrm), run.judge.server.max_model_len
+    is_folder = (folder / "config.json").is_file()
+    if limit is None and is_folder:
+        limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
+            "max_position_embeddings"
+        )
+    if limit is None:
+        return
+    template = _num_template_tokens(run) if is_folder else 0
+    answer, prompt = run.generator.max_new_tokens, run.data.max_prompt_tokens
+    longest = prompt + 2 * answer + template + run.judge.max_new_tokens
+    if longest > limit:
+        raise UserError(
+            f"the GenRM takes {limit} tokens (judge.server.max_model_len, or the model's), but a comparison may need"
+            f" {longest}: data.max_prompt_tokens={prompt}, 2 x generator.max_new_tokens={answer}, {template} of the"
+            f" template and judge.max_new_tokens={run.judge.max_new_tokens}"
+        )
+
+
+def _num_template_tokens(run: ActorRun) -> int:
+    """Tokens of a question without prompt and answers, as the GenRM reads it."""
+    from ralign.engine.data.pairs import Pair
+    from ralign.engine.judging.chat import as_text, pair_messages
+    from ralign.engine.judging.prompts import load_template
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.actor.genrm)
+    empty = Pair(
+        id="",
+        source="",
+        conversations=[{"role": "user", "content": ""}],
+        response_A="",
+        response_B="",
+        gt_label="A",
+        gt_judgment="",
+    )
+    messages = pair_messages(load_template(run.actor.template), empty)
+    question = as_text(messages, tokenizer, chat=bool(tokenizer.chat_template))
+    return len(tokenizer(question, add_special_tokens=False)["input_ids"])
 
 
 def _is_hub_name(name: str) -> bool:

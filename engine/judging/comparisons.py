@@ -7,12 +7,14 @@ judge must answer, round by round, takes the answers, and ends with one reward a
     reference   N                     against one fixed answer: +1 won, 0 tied, -1 lost
     circular    N                     mean result against both neighbours in a random circle
     all_pairs   N (N - 1) / 2         mean result against all others
-    knockout    N - 1                 place in a single-elimination bracket, +1 for the winner; those that lost
-                                      in the same round share their places
+    knockout    N - 1                 matches won less matches lost in a single-elimination bracket, over the
+                                      number of rounds: +1 for who won them all
 
 `all_pairs` is the mean result (win rate, scaled to [-1, 1]) against the group; `circular` estimates it without
-bias, since in a random circle any two others are equally likely neighbours. A knockout's places are a ranking,
-not an estimate of that mean; with a judge that is never wrong its winner is the best sample.
+bias, since in a random circle any two others are equally likely neighbours. A knockout's rewards are no estimate
+of that mean; with a judge that is never wrong its winner is the best sample. Its bracket is drawn by lot, or by
+strengths known beforehand: then the best meet late. (To compare each sample with one anchor first and seed by that
+costs N calls more, which do more elsewhere: docs/actors.md.)
 
 Judges look at seats too: the response shown first may be favoured. A comparison is settled by `seats`:
 
@@ -21,10 +23,14 @@ Judges look at seats too: the response shown first may be favoured. A comparison
     agree    two calls; a result only if both name the same response, else a tie
 
 Under each, a bias that adds to the first seat's chance and takes as much from the second's leaves every
-expected result as it is. (A judge that in a share of calls does not read at all shrinks all results alike.)
+expected reward as it is. A judge that does not read in a share b of its calls, and names the first seat in them,
+is the same as one that draws lots in them: every expected result, and so every expected reward but a knockout's,
+is 1 - b of what it was, and order and normalised advantages stay.
 
 A call that failed or could not be read is no tie: it is masked. A comparison without usable calls takes no part in
-any reward, and a sample without comparisons has none (`valid` is False); all of it is counted in the `Tally`.
+any reward, and a sample without comparisons has none (`valid` is False). After a masked match or a tie the lot
+says who goes on in a knockout; that is no win, and neither is a bye. Two answers with the same text are not asked
+about: their comparison has result 0, is no call, and shows nothing of the judge. The `Tally` counts all of it.
 
 N: samples of a group.
 """
@@ -51,11 +57,12 @@ class Answer(Enum):
     FIRST = "first"  # the response in the first seat is better
     SECOND = "second"
     TIE = "tie"
+    SAME = "same"  # nobody was asked: both texts are the same
     UNPARSABLE = "unparsable"  # the judge answered, without a verdict
     FAILED = "failed"  # no answer could be had
 
 
-_RESULT = {Answer.FIRST: 1.0, Answer.SECOND: -1.0, Answer.TIE: 0.0}
+_RESULT = {Answer.FIRST: 1.0, Answer.SECOND: -1.0, Answer.TIE: 0.0, Answer.SAME: 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +86,17 @@ class Comparison:
 class Tally:
     """Counts over comparisons; tallies add up."""
 
-    num_calls: int = 0
+    num_calls: int = 0  # asked of the judge
     num_unparsable: int = 0  # calls
     num_failed: int = 0  # calls
     num_first: int = 0  # calls that named the first seat
     num_second: int = 0
     num_comparisons: int = 0
+    num_same: int = 0  # comparisons of two equal texts, without a call; in none of the counts below
     num_masked: int = 0  # comparisons without a usable result
     num_ties: int = 0  # comparisons with result 0, those where seats decided among them
-    num_swapped: int = 0  # comparisons answered in both orders
-    num_consistent: int = 0  # of those, the ones that name the same response twice
+    num_swapped: int = 0  # comparisons that the judge answered in both orders
+    num_consistent: int = 0  # of those, the ones with the same result twice
     num_without_fit: int = 0  # groups whose comparisons allow no Bradley-Terry fit
 
     def add(self, other: "Tally") -> None:
@@ -102,7 +110,7 @@ class Tally:
 
     @property
     def swap_consistency(self) -> float:
-        """Share of comparisons answered in both orders that name the same response."""
+        """Share of comparisons answered in both orders whose result is the same."""
         return _share(self.num_consistent, self.num_swapped)
 
 
@@ -114,7 +122,7 @@ class Schedule:
     num_samples: int
     seats: Seats = "random"
     value: Value = "mean"
-    """bradley_terry: mean chance of winning against the others, from fitted strengths, where a fit exists."""
+    """bradley_terry: mean chance of winning against the others by fitted strengths, where a fit exists, else mean."""
 
     def __post_init__(self) -> None:
         for name, known in (("scheme", Scheme), ("seats", Seats), ("value", Value)):
@@ -123,8 +131,17 @@ class Schedule:
         least = 1 if self.scheme == "reference" else 3 if self.scheme == "circular" else 2
         if self.num_samples < least:
             raise UserError(f"{self.scheme} needs groups of at least {least}, got {self.num_samples}")
-        if self.value == "bradley_terry" and self.scheme in ("reference", "knockout"):
-            raise UserError(f"{self.scheme} comparisons allow no Bradley-Terry fit: circular or all_pairs")
+        # A circle has a fit where each beats the next all around (one decided circle of 8 in 128 by lot), and then
+        # all strengths are equal, as the means are.
+        if self.value == "bradley_terry" and self.scheme != "all_pairs":
+            raise UserError(
+                f"value=bradley_terry needs all_pairs: {self.scheme} comparisons hardly ever allow a fit"
+            )
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of comparisons that depend on those before."""
+        return (self.num_samples - 1).bit_length() if self.scheme == "knockout" else 1
 
     @property
     def num_comparisons(self) -> int:
@@ -133,8 +150,20 @@ class Schedule:
 
     @property
     def num_calls(self) -> int:
-        """Judge calls a group."""
+        """Judge calls a group, where no two texts are the same."""
         return self.num_comparisons * (1 if self.seats == "random" else 2)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Transcript:
+    """One call word for word: who sat where, and what the judge said."""
+
+    call: Call
+    first: str  # the text in the first seat
+    second: str
+    reply: str  # the judge's words; "" where the call failed
+    problem: str  # why there are none
+    answer: Answer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,6 +174,9 @@ class GroupResult:
     valid: np.ndarray  # [N] bool
     comparisons: list[Comparison]
     tally: Tally
+    transcripts: list[Transcript] = field(
+        default_factory=list
+    )  # of a few calls, where whoever asked kept some
 
 
 @dataclass
@@ -154,15 +186,13 @@ class Tournament:
     schedule: Schedule
     rng: random.Random
     strengths: Sequence[float] | None = None
-    """Prior strength of each sample, to seed a knockout; None draws by lot."""
+    """Prior strength of each sample in any unit, to seed a knockout; None draws by lot."""
     calls: list[Call] = field(default_factory=list, init=False)
     comparisons: list[Comparison] = field(default_factory=list, init=False)
     tally: Tally = field(default_factory=Tally, init=False)
 
     def __post_init__(self) -> None:
         assert self.strengths is None or len(self.strengths) == self.schedule.num_samples
-        self._out: dict[int, int | None] = {}  # knockout: sample -> round of its defeat, None if not known
-        self._round = 0
         order = list(range(self.schedule.num_samples))
         self.rng.shuffle(order)
         match self.schedule.scheme:
@@ -194,8 +224,12 @@ class Tournament:
     def result(self) -> GroupResult:
         """Rewards, once no calls are left."""
         assert not self.calls, "the tournament is not over"
-        knockout = self.schedule.scheme == "knockout"
-        rewards, valid = self._places() if knockout else self._means()
+        total, count = self._totals()
+        valid = count > 0
+        if self.schedule.scheme == "knockout":
+            rewards = total / self.schedule.num_rounds
+        else:
+            rewards = total / np.maximum(count, 1)
         if self.schedule.value == "bradley_terry":
             fitted = bradley_terry(self._wins())
             if fitted is None:
@@ -222,34 +256,41 @@ class Tournament:
             for call, answer in zip(calls, answers, strict=True)
             if answer in _RESULT
         ]
-        tally = self.tally
-        tally.num_calls += len(calls)
-        for name in ("unparsable", "failed", "first", "second"):
-            count = sum(answer.value == name for answer in answers)
-            setattr(tally, f"num_{name}", getattr(tally, f"num_{name}") + count)
-        if len(results) == 2:
-            tally.num_swapped += 1
-            tally.num_consistent += results[0] == results[1]
         if not results or (self.schedule.seats == "agree" and len(results) < 2):
             result = None
         elif self.schedule.seats == "agree":
             result = results[0] if results[0] == results[1] else 0.0
         else:
             result = sum(results) / len(results)
-        tally.num_comparisons += 1
-        tally.num_masked += result is None
-        tally.num_ties += result == 0
+        self._count(answers, results, result)
         return Comparison(left=left, right=right, result=result)
 
-    def _means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each sample's mean result over its comparisons that survived."""
+    def _count(self, answers: Sequence[Answer], results: list[float], result: float | None) -> None:
+        tally = self.tally
+        tally.num_comparisons += 1
+        if Answer.SAME in answers:
+            assert set(answers) == {Answer.SAME}, answers
+            tally.num_same += 1
+            return
+        tally.num_calls += len(answers)
+        for name in ("unparsable", "failed", "first", "second"):
+            count = sum(answer.value == name for answer in answers)
+            setattr(tally, f"num_{name}", getattr(tally, f"num_{name}") + count)
+        if len(results) == 2:
+            tally.num_swapped += 1
+            tally.num_consistent += results[0] == results[1]
+        tally.num_masked += result is None
+        tally.num_ties += result == 0
+
+    def _totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each sample's sum of results over its comparisons that survived, and how many these are."""
         total, count = np.zeros((2, self.schedule.num_samples))
         for met in self._survived():
             for sample, result in ((met.left, met.result), (met.right, -met.result)):
                 if sample != REFERENCE:
                     total[sample] += result
                     count[sample] += 1
-        return total / np.maximum(count, 1), count > 0
+        return total, count
 
     def _wins(self) -> np.ndarray:
         """[N, N]: how often i beat j; a tie is half a win for both."""
@@ -268,29 +309,15 @@ class Tournament:
         return [(a, b) for a, b in couples if a is not None and b is not None]
 
     def _advance(self, settled: list[Comparison]) -> None:
-        """Losers go out. The lot decides ties; so it does masked matches, whose loser's place is not known."""
+        """Losers go out. Ties and masked matches are decided by lot."""
         winners = {}
         for met in settled:
             ahead = met.result or (self.rng.random() - 0.5)
-            winner, loser = (met.left, met.right) if ahead > 0 else (met.right, met.left)
-            self._out[loser] = None if met.result is None else self._round
-            winners[met.left] = winners[met.right] = winner
+            winners[met.left] = winners[met.right] = met.left if ahead > 0 else met.right
         couples = zip(self._alive[::2], self._alive[1::2], strict=True)
         self._alive = [winners.get(a, a) if a is not None else b for a, b in couples]
-        self._round += 1
         if len(self._alive) > 1:
             self._open(self._drawn())
-
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places of those whose place is known, shared places at their mean, spread evenly over [-1, 1]."""
-        reached = {sample: met for sample, met in self._out.items() if met is not None}
-        reached[self._alive[0]] = self._round
-        rounds = np.array(list(reached.values()))
-        rewards, valid = np.zeros(self.schedule.num_samples), np.zeros(self.schedule.num_samples, dtype=bool)
-        for sample, met in reached.items():
-            ahead = (rounds > met).sum() - (rounds < met).sum()
-            rewards[sample], valid[sample] = -ahead / max(len(rounds) - 1, 1), True
-        return rewards, valid
 
 
 def _bracket(order: list[int]) -> list[int | None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ralign.engine.judging.chat import Messages
 from ralign.engine.judging.comparisons import (
     REFERENCE,
     Answer,
@@ -13,6 +14,7 @@ from ralign.engine.judging.comparisons import (
     GroupResult,
     Schedule,
     Tournament,
+    Transcript,
     cache_order,
     length_penalty,
 )
@@ -30,22 +32,24 @@ class Group:
         name: names the prompt; draws of seats and opponents depend on it.
         texts: the answers.
         lengths: of each, in tokens, for the length penalty.
-        prompt_for: the judge's prompt for two of them, the first seat's first.
+        messages_for: how the judge is asked about two of them, the first seat's first.
         reference: the fixed answer; the scheme `reference` needs one.
+        strengths: of each answer, known beforehand (by a reward model, say), to seed a knockout; None seeds by lot.
     """
 
     name: str
     texts: Sequence[str]
     lengths: Sequence[int]
-    prompt_for: Callable[[str, str], str]
+    messages_for: Callable[[str, str], Messages]
     reference: str | None = None
+    strengths: Sequence[float] | None = None
 
 
 class PairwiseReward:
     """Plays the tournaments of many groups at once, a round of all groups at a time.
 
-    Two answers of the same text tie without a call: their order would decide. An answer without a verdict is asked
-    for again, `num_tries` times in all.
+    Two answers of the same text are not asked about: their order would decide. An answer without a verdict is
+    asked for again, `num_tries` times in all.
     """
 
     def __init__(
@@ -54,48 +58,64 @@ class PairwiseReward:
         self.judge, self.schedule, self.num_tries = judge, schedule, num_tries
         self.length_coefficient = length_coefficient
 
-    def score(self, groups: Sequence[Group], seed: int) -> list[GroupResult]:
+    def score(self, groups: Sequence[Group], seed: int, num_kept: int = 0) -> list[GroupResult]:
         """One result a group, in order. The same groups, seed and answers give the same rewards.
+
+        The first `num_kept` calls are kept word for word.
 
         Raises:
             JudgeStopped: the judge will answer nothing more.
         """
-        tournaments = [Tournament(self.schedule, _lot(seed, group.name)) for group in groups]
+        tournaments = [Tournament(self.schedule, _lot(seed, group.name), group.strengths) for group in groups]
+        kept: list[list[Transcript]] = [[] for _ in groups]
         while asked := [n for n, tournament in enumerate(tournaments) if tournament.calls]:
-            answers = self._round([(groups[n], tournaments[n].calls) for n in asked])
-            for n, of_group in zip(asked, answers, strict=True):
-                tournaments[n].answer(of_group)
+            rounds = self._round([(groups[n], tournaments[n].calls) for n in asked])
+            for n, transcripts in zip(asked, rounds, strict=True):
+                tournaments[n].answer([transcript.answer for transcript in transcripts])
+                said = [transcript for transcript in transcripts if transcript.answer is not Answer.SAME]
+                kept[n] += said[: num_kept - sum(map(len, kept))]
         if self.judge.stop_reason is not None:
             raise JudgeStopped(self.judge.stop_reason)
         results = [tournament.result() for tournament in tournaments]
-        if self.length_coefficient:
-            for group, result in zip(groups, results, strict=True):
+        for group, result, transcripts in zip(groups, results, kept, strict=True):
+            result.transcripts = transcripts
+            if self.length_coefficient:
                 result.rewards = length_penalty(
                     result.rewards, result.valid, np.asarray(group.lengths), self.length_coefficient
                 )
         return results
 
-    def _round(self, calls: Sequence[tuple[Group, Sequence[Call]]]) -> list[list[Answer]]:
-        """Answers to the calls of one round, group by group."""
-        flat = [(group, *_texts(group, call)) for group, of_group in calls for call in of_group]
-        answers: list[Answer] = [Answer.TIE] * len(flat)
-        order = cache_order([group.name for group, *_ in flat], [first for _, first, _ in flat])
-        open_calls = [i for i in order if flat[i][1] != flat[i][2]]
+    def _round(self, calls: Sequence[tuple[Group, Sequence[Call]]]) -> list[list[Transcript]]:
+        """What was said in one round, group by group, in the order of the calls."""
+        flat = [(group, call, *_texts(group, call)) for group, of_group in calls for call in of_group]
+        replies: list[Reply | None] = [None] * len(flat)
+        order = cache_order([group.name for group, *_ in flat], [first for *_, first, _ in flat])
+        open_calls = [i for i in order if flat[i][2] != flat[i][3]]
         for attempt in range(self.num_tries):
             futures = []
             for i in open_calls:
-                group, first, second = flat[i]
-                futures.append(self.judge.submit(Request.of(group.prompt_for(first, second), attempt)))
+                group, _, first, second = flat[i]
+                asked = Request(messages=group.messages_for(first, second), attempt=attempt)
+                futures.append(self.judge.submit(asked))
             for i, future in zip(open_calls, futures, strict=True):
-                answers[i] = read_answer(future.result())
-            open_calls = [i for i in open_calls if answers[i] is Answer.UNPARSABLE]
-        rest = iter(answers)
-        return [[next(rest) for _ in of_group] for _, of_group in calls]
+                replies[i] = future.result()
+            open_calls = [i for i in open_calls if read_answer(replies[i]) is Answer.UNPARSABLE]
+        said = (_transcript(*call, reply) for (_, *call), reply in zip(flat, replies, strict=True))
+        return [[next(said) for _ in of_group] for _, of_group in calls]
 
 
 def read_answer(reply: Reply) -> Answer:
     """What a GenRM's reply decides: its verdict, outside its thinking; a call without an answer has failed."""
     return Answer.FAILED if reply.failed else _ANSWERS[parse_verdict(visible(reply.text))]
+
+
+def _transcript(call: Call, first: str, second: str, reply: Reply | None) -> Transcript:
+    """Without a reply nobody was asked."""
+    answer = Answer.SAME if reply is None else read_answer(reply)
+    said = Reply() if reply is None else reply
+    return Transcript(
+        call=call, first=first, second=second, reply=said.text, problem=said.problem, answer=answer
+    )
 
 
 def _texts(group: Group, call: Call) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The actor's task on the trainer's step: who pays, what is masked, what is counted. No model is needed."""
 
+import json
 import re
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -7,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ralign.engine.actor import ActorExample, ActorTask
-from ralign.engine.actor_config import ActorRun, check_actor
+from ralign.engine.actor import NUM_KEPT, ActorExample, ActorTask
+from ralign.engine.actor_config import ActorRun
 from ralign.engine.config import AlgoConfig, JudgeConfig
 from ralign.engine.data.actorworld import build_notes, judge_pair
 from ralign.engine.data.judgeworld import JudgeWorldConfig, cue_judge, oracle_judge
@@ -17,6 +18,7 @@ from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.judge import JudgeStopped, Reply, Usage
 from ralign.engine.judging.pairwise import PairwiseReward
+from ralign.engine.judging.prompts import FULL, render
 from ralign.engine.tasks import Answered
 from ralign.engine.trainer import Trainer
 
@@ -46,6 +48,10 @@ class RuleJudge:
 
 class OneRank:
     replica_groups: tuple = ()
+    index = 0
+
+    def share_of(self, num_items):
+        return range(num_items)
 
     def all_gather_data(self, value):
         return [value]
@@ -70,13 +76,13 @@ def answers_to(note) -> list[str]:
     return [" ".join(told), " ".join(told[:-1]), bullets, f"- The {items[0]} is nothing"]
 
 
-def make_task(judge=None, scheme="all_pairs", **settings):
+def make_task(judge=None, scheme="all_pairs", replicas=None, **settings):
     run = ActorRun(
         algo=AlgoConfig(reward="label", num_prompts=2, num_samples=4), judge=JudgeConfig(**settings)
     )
     examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
     payer = judge and PairwiseReward(judge, Schedule(scheme=scheme, num_samples=4))
-    return run, examples, ActorTask(run, examples, payer, OneRank())
+    return run, examples, ActorTask(run, examples, payer, replicas or OneRank())
 
 
 def make_samples(examples):
@@ -132,12 +138,107 @@ def test_a_group_costs_what_its_schedule_says(scheme):
     samples = make_samples(examples)
     metrics = task.metrics(paid(task, samples))
     per_group = Schedule(scheme=scheme, num_samples=4).num_calls
-    equal = (
-        2 if scheme == "reference" else 0
-    )  # the first answer is the reference itself: a tie without a call
-    assert metrics["judge/num_calls"] == 2 * per_group
-    assert judge.num_asked == 2 * per_group - equal
+    # The first answer is the reference itself: nobody is asked, and it counts apart.
+    same = 2 if scheme == "reference" else 0
     assert answers_to(examples[0].question)[0] == examples[0].question.reference
+    assert metrics["judge/num_comparisons"] == 2 * per_group and metrics["judge/num_same"] == same
+    assert metrics["judge/num_calls"] == judge.num_asked == 2 * per_group - same
+
+
+def test_failures_are_not_hidden_behind_equal_answers():
+    """An actor that has collapsed to one answer: the few calls that are left all fail, and that ends the run."""
+    _, examples, task = make_task(RuleJudge(_better, fails=lambda n: True), "all_pairs", max_failed_share=0.5)
+    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=8, seats="both")
+    samples = make_samples(examples)
+    for sample in samples:
+        sample.group = sample.example = 0
+        sample.text = samples[0].text
+    samples[-1].text = "something else"
+    with pytest.raises(UserError, match="14 of 14 calls"):
+        paid(task, samples)
+
+
+def test_groups_without_a_fit_are_counted():
+    _, examples, task = make_task(RuleJudge(lambda pair: r"\boxed{A}"))
+    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=4, seats="agree", value="bradley_terry")
+    assert task.metrics(paid(task, make_samples(examples)))["judge/num_without_fit"] == 0  # ties have a fit
+    _, examples, task = make_task(RuleJudge(_shorter))
+    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=4, value="bradley_terry")
+    assert task.metrics(paid(task, make_samples(examples)))["judge/num_without_fit"] == 2
+
+
+def test_a_genrm_is_asked_in_the_messages_that_it_was_trained_on():
+    """Under a template with a rubric: a system message and the user's, whose parts are the text of training."""
+    asked = []
+
+    class Listens(RuleJudge):
+        def submit(self, request):
+            asked.append(request.messages)
+            future: Future = Future()
+            future.set_result(Reply(text=r"\boxed{A}"))
+            return future
+
+    _, examples, task = make_task(Listens(None), "reference")
+    task.template = FULL
+    samples = make_samples(examples)
+    paid(task, samples)
+    note, told = examples[0].question, {sample.text for sample in samples}
+    for messages in asked[:3]:
+        assert [role for role, _ in messages] == ["system", "user"]
+        orders = [order for text in told for order in ((text, note.reference), (note.reference, text))]
+        rendered = {render(FULL, note.compare(*order)) for order in orders}
+        assert "\n\n".join(content for _, content in messages) in rendered
+
+
+def _shorter(pair):
+    return r"\boxed{A}" if len(pair.response_A) < len(pair.response_B) else r"\boxed{B}"
+
+
+def test_the_oracle_too_pays_less_for_length():
+    run, examples, task = make_task()
+    plain = paid(task, make_samples(examples))
+    run.actor.length_penalty = 0.3
+    moved = paid(task, make_samples(examples))
+    # Three of four are worth something; lengths 3 to 6 (and 7 to 10) around their middle.
+    np.testing.assert_allclose(
+        moved.values - plain.values, [0.3 * 0.75 * x / 3 for x in (1.5, 0.5, -0.5, -1.5)] * 2, atol=1e-6
+    )
+
+
+def test_what_the_judge_said_is_in_the_record_of_a_few_comparisons():
+    _, examples, task = make_task(
+        RuleJudge(_better, fails=lambda n: n == 1), "circular", max_failed_share=0.5
+    )
+    samples = make_samples(examples)
+    with task.judging():
+        judged = task.judge(samples)
+    records = [task.record(sample) for sample in judged]
+    found = {n: record["comparisons"] for n, record in enumerate(records) if "comparisons" in record}
+    assert list(found) == [0, 4] and sum(map(len, found.values())) == NUM_KEPT == 8
+    json.dumps(records)
+    lost = 0
+    for first, comparisons in found.items():
+        texts = [sample.text for sample in samples[first : first + 4]]
+        for one in comparisons:
+            assert all(one[seat]["text"] == texts[one[seat]["sample"]] for seat in "AB")
+            if one["better"] == "failed":
+                lost += 1
+            else:
+                assert one["reply"] == f"\\boxed{{{one['better']}}}"
+    assert lost == 1
+    task.replicas.index = 1
+    _, examples, elsewhere = make_task(RuleJudge(_better), "circular", replicas=task.replicas)
+    with elsewhere.judging():
+        assert not any(sample.transcripts for sample in elsewhere.judge(make_samples(examples)))
+
+
+def test_against_a_reference_the_record_says_which_seat_it_had():
+    _, examples, task = make_task(RuleJudge(_better), "reference")
+    with task.judging():
+        judged = task.judge(make_samples(examples))
+    for one in task.record(judged[0])["comparisons"]:
+        seats = [one[seat]["sample"] for seat in "AB"]
+        assert "reference" in seats and seats != ["reference", "reference"]
 
 
 def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors():
@@ -196,22 +297,3 @@ def test_each_batch_draws_anew_and_a_checkpoint_keeps_the_place():
     assert resumed._seed() != seed
     resumed.load_state_dict(task.state_dict())
     assert resumed._seed() == seed
-
-
-def test_a_judge_that_cannot_be_asked_is_refused(tmp_path):
-    run = ActorRun()
-    check_actor(run)
-    run.actor.genrm = str(tmp_path)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        check_actor(run)
-    (tmp_path / "config.json").write_text("{}")
-    check_actor(run)
-    run.parallel.tensor = 2
-    with pytest.raises(UserError, match="managed"):
-        check_actor(run)
-    run.actor.judge = "endpoint"
-    with pytest.raises(UserError, match="base_url"):
-        check_actor(run)
-    run.algo.num_samples = 2
-    with pytest.raises(UserError, match="at least 3"):
-        check_actor(run)

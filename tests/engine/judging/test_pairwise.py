@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
-from ralign.engine.judging.comparisons import Schedule
+from ralign.engine.judging.comparisons import Answer, Schedule
 from ralign.engine.judging.judge import JudgeStopped, Reply, Usage
 from ralign.engine.judging.pairwise import Group, PairwiseReward
 
@@ -39,7 +39,7 @@ def group(name, texts, reference=None):
         name=name,
         texts=texts,
         lengths=[len(text) for text in texts],
-        prompt_for=lambda first, second: f"{name}: A={first} B={second}",
+        messages_for=lambda first, second: (("user", f"{name}: A={first} B={second}"),),
         reference=reference,
     )
 
@@ -54,7 +54,7 @@ def test_the_best_answer_of_each_group_is_paid_most(scheme):
     groups = [group("p", ["xx", "xxxx", "x", "xxx"]), group("q", ["xxxx", "x", "xxx", "xx"])]
     results = PairwiseReward(judge, schedule(scheme)).score(groups, seed=0)
     assert [int(result.rewards.argmax()) for result in results] == [1, 0]
-    lowest = -2 / 3 if scheme == "knockout" else -1  # two lost in the first round, and share the last places
+    lowest = -0.5 if scheme == "knockout" else -1  # lost the one match of two rounds
     assert all(
         result.rewards.max() == 1 and result.rewards.min() == pytest.approx(lowest) for result in results
     )
@@ -71,8 +71,52 @@ def test_against_a_reference():
 def test_equal_answers_tie_without_a_call():
     judge = LongerIsBetter()
     result = PairwiseReward(judge, schedule("all_pairs", 3)).score([group("p", ["xx", "xx", "x"])], seed=0)[0]
-    assert len(judge.asked) == 2
-    assert result.rewards.tolist() == [0.5, 0.5, -1] and result.tally.num_ties == 1
+    assert len(judge.asked) == 2 == result.tally.num_calls
+    assert result.rewards.tolist() == [0.5, 0.5, -1]
+    assert (result.tally.num_same, result.tally.num_ties) == (1, 0)
+
+
+def test_calls_that_all_fail_are_not_hidden_by_equal_answers():
+    lost = LongerIsBetter(fails=lambda prompt, attempt: True)
+    texts = ["x"] * 7 + ["xx"]
+    result = PairwiseReward(lost, schedule("circular", 8, seats="both")).score([group("p", texts)], seed=0)[0]
+    assert len(lost.asked) == result.tally.num_calls == result.tally.num_failed == 4
+    assert result.tally.num_same == 6 and np.isnan(result.tally.swap_consistency)
+
+
+def test_strengths_known_beforehand_seed_a_knockout():
+    texts = ["x" * n for n in (2, 9, 4, 8, 3, 6, 5, 1)]
+    for seed in range(5):
+        seeded = group("p", texts)
+        seeded.strengths = [len(text) for text in texts]
+        met = (
+            PairwiseReward(LongerIsBetter(), schedule("knockout", 8)).score([seeded], seed)[0].comparisons[-1]
+        )
+        assert {met.left, met.right} == {1, 3}  # the best two meet at the end
+
+
+def test_a_few_calls_are_kept_word_for_word():
+    judge = LongerIsBetter(
+        fails=lambda prompt, attempt: prompt.endswith("A=xxxx B=xx"),
+        mute=lambda prompt, attempt: "A=x " in prompt,
+    )
+    groups = [group("p", ["xxxx", "x", "xxx", "xx"]), group("q", ["xxxx", "xxxx", "xxxx", "xxxx"])]
+    groups.append(group("r", ["xxxx", "x", "xxx", "xx"]))
+    payer = PairwiseReward(judge, schedule("all_pairs", seats="both"))
+    kept = [result.transcripts for result in payer.score(groups, 0, num_kept=14)]
+    assert [len(part) for part in kept] == [12, 0, 2]  # nothing was said about equal answers
+    for said in kept[0]:
+        texts = [groups[0].texts[n] for n in (said.call.first, said.call.second)]
+        assert [said.first, said.second] == texts
+        if texts == ["xxxx", "xx"]:
+            assert (said.reply, said.problem, said.answer) == ("", "lost", Answer.FAILED)
+        elif texts[0] == "x":
+            assert (said.reply, said.answer) == (r"<think>\boxed{A}", Answer.UNPARSABLE)
+        else:
+            longer_first = len(texts[0]) > len(texts[1])
+            assert said.answer is (Answer.FIRST if longer_first else Answer.SECOND)
+            assert said.reply == f"\\boxed{{{'A' if longer_first else 'B'}}}"
+    assert not any(result.transcripts for result in payer.score(groups, 0))
 
 
 def test_calls_with_a_common_beginning_are_asked_one_after_another():

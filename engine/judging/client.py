@@ -165,19 +165,22 @@ def read_completion(content: bytes, num_prompt_chars: int = 0) -> Reply:
     try:
         body = json.loads(content)
         choice = body["choices"][0]
-        text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
-        usage = body.get("usage") or {}
+        message, finish_reason = choice["message"], choice.get("finish_reason")
+        text, usage = message["content"], body.get("usage") or {}
+        thinking = message.get("reasoning_content") or message.get("reasoning") or ""
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise Failure(f"the body is no completion: {content[:80]!r}", retry=True) from None
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) or not isinstance(thinking, str):
         raise Failure(f"the content is no text: {content[:80]!r}", retry=True)
-    text = (text or "").encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+    answer = text or ""
+    if answer and thinking:  # a server's parser took it off: the answer is kept whole, as the model wrote it
+        answer = f"{thinking}\n\n</think>\n\n{answer}"
     return Reply(
-        text=text,
-        problem="" if text.strip() else "the answer is empty",
+        text=answer.encode("utf-8", "replace").decode("utf-8"),  # no lone surrogates
+        problem="" if (text or "").strip() else "the answer is empty",
         finish_reason=finish_reason if isinstance(finish_reason, str) else "",
         num_prompt_tokens=_count(usage, "prompt_tokens", num_prompt_chars),
-        num_answer_tokens=_count(usage, "completion_tokens", len(text)),
+        num_answer_tokens=_count(usage, "completion_tokens", len(thinking) + len(text or "")),
     )
 
 

@@ -13,6 +13,7 @@ from ralign.engine.judging.client import MAX_REPLY_BYTES, Failure, read_completi
 from ralign.engine.judging.config import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request, ask
+from ralign.engine.judging.verdicts import visible
 
 
 @pytest.fixture(params=[0, 1], ids=["thread", "process"])
@@ -324,6 +325,16 @@ def test_bodies_that_are_no_completion_are_retried(content):
     with pytest.raises(Failure) as caught:
         read_completion(content)
     assert caught.value.retry
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thinking_that_a_server_took_off_stands_before_the_answer_again(field):
+    def body(content):
+        return json.dumps({"choices": [{"message": {"content": content, field: "A? \\boxed{A}"}}]}).encode()
+
+    reply = read_completion(body("B it is. \\boxed{B}"))
+    assert visible(reply.text) == "B it is. \\boxed{B}" and reply.text.startswith("A? \\boxed{A}\n\n</think>")
+    assert read_completion(body("")).problem == read_completion(body(None)).problem == "the answer is empty"
 
 
 def test_tokens_are_estimated_where_the_server_does_not_count():

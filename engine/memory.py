@@ -32,7 +32,7 @@ PHASE_OF = {
     "forward_backward": "learn",
     "optimizer": "update",
 }
-_TRANSIENT = (
+_NOT_HELD = (  # by what `held` counts: transient, or a GenRM's
     "reserve",
     "engine_workspace",
     "activations",
@@ -40,6 +40,8 @@ _TRANSIENT = (
     "own_weights",
     "optimizer_workspace",
     "bucket",
+    "genrm_weights",
+    "genrm_kv_cache",
 )
 
 
@@ -108,7 +110,7 @@ class MemoryPhases:
         values: dict[str, float] = {"host_pinned_predicted_gib": self.plan.host_bytes / GIB}
         for phase, (held, used) in self._measured.items():
             parts = self.plan.phases.get(phase, {})
-            predicted = sum(size for name, size in parts.items() if name not in _TRANSIENT)
+            predicted = sum(size for name, size in parts.items() if name not in _NOT_HELD)
             values[f"{phase}_predicted_gib"] = sum(parts.values()) / GIB
             values[f"{phase}_used_gib"] = used / GIB
             values[f"{phase}_held_predicted_gib"] = predicted / GIB

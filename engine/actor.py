@@ -6,7 +6,7 @@ can be set against it.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ralign.engine.errors import UserError
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.chat import pair_messages
 from ralign.engine.judging.comparisons import REFERENCE, GroupResult, Tally, Transcript, length_penalty
-from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.judging.judge import JudgeStopped, awake
 from ralign.engine.judging.pairwise import Group, PairwiseReward
 from ralign.engine.judging.prompts import load_template
 from ralign.engine.judging.verdicts import visible
@@ -44,14 +44,16 @@ def note_examples(notes: Sequence[Note], tokenizer) -> list[ActorExample]:
     return _examples(notes, [actor_prompt(note) for note in notes], tokenizer)
 
 
-def open_examples(pairs: Sequence[Pair], tokenizer, max_prompt_tokens: int) -> tuple[list[ActorExample], int]:
-    """The dialogues of pairs under the model's chat template (or as plain text); and how many were too long.
+def open_examples(
+    pairs: Sequence[Pair], tokenizer, max_prompt_tokens: int, *, chat: bool = False
+) -> tuple[list[ActorExample], int]:
+    """The dialogues of pairs in the tokenizer's chat template, or as plain text; and how many were too long.
 
     Raises:
-        UserError: no prompt fits.
+        UserError: no prompt fits, or there is no chat template.
     """
     questions = [OpenQuestion(pair=pair) for pair in pairs]
-    texts = [question.prompt(tokenizer, chat=bool(tokenizer.chat_template)) for question in questions]
+    texts = [question.prompt(tokenizer, chat=chat) for question in questions]
     examples = _examples(questions, texts, tokenizer)
     fit = [example for example in examples if len(example.prompt_ids) <= max_prompt_tokens]
     if not fit:
@@ -114,7 +116,8 @@ class ActorTask:
     def judging(self) -> Iterator[None]:
         before = self.num_batches
         try:
-            yield
+            with awake(self.payer.judge) if self.payer else nullcontext():
+                yield
         except JudgeStopped:
             self.num_batches = before
             raise
@@ -197,7 +200,7 @@ class ActorTask:
         )
 
     def reward(self, judged: Sequence[ActorRollout]) -> ActorRewards:
-        """UserError where too many calls failed. A comparison without a verdict is masked, however many there are:
+        """JudgeStopped where too many calls failed. A comparison without a verdict is masked, however many there are:
         a judge taught on pairs with one fault has none for two good answers."""
         tally = Tally()
         for sample in judged:
@@ -205,7 +208,7 @@ class ActorTask:
                 tally.add(sample.tally)
         limit = self.run.judge.max_failed_share
         if tally.num_calls >= MIN_ASKED and tally.num_failed > limit * tally.num_calls:
-            raise UserError(
+            raise JudgeStopped(
                 f"{tally.num_failed} of {tally.num_calls} calls of the GenRM failed,"
                 f" more than judge.max_failed_share={limit:g}"
             )

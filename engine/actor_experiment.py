@@ -18,7 +18,7 @@ from ralign.engine.errors import UserError
 from ralign.engine.experiment import Experiment
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.config import JudgeConfig
-from ralign.engine.judging.judge import Judge
+from ralign.engine.judging.judge import Judge, awake
 from ralign.engine.judging.pairwise import PairwiseReward
 from ralign.engine.planner.cli import table
 from ralign.engine.roles import residents
@@ -52,7 +52,7 @@ class ActorExperiment(Experiment):
     def open_examples(self, pairs: Sequence[Pair]) -> list[ActorExample]:
         """The dialogues of pairs; those that are too long are left out and counted aloud."""
         limit = self.run.data.max_prompt_tokens
-        examples, num_too_long = open_examples(pairs, self.tokenizer, limit)
+        examples, num_too_long = open_examples(pairs, self.tokenizer, limit, chat=self.run.data.chat)
         if num_too_long:
             self.progress.say(
                 f"{num_too_long} of {len(pairs)} prompts left out: over data.max_prompt_tokens={limit}"
@@ -198,7 +198,9 @@ class ActorExperiment(Experiment):
     def _wins(self, examples: Sequence[ActorExample], judge: Judge) -> np.ndarray:
         """[n] 1, 0.5 or 0 for each of the first `eval.num_pairs` examples; NaN where the judge could not decide."""
         payer = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, seats="both"))
-        judged = ActorTask(self.run, examples, payer, self.generator.replicas).judge(self._answers(examples))
+        answers = self._answers(examples)
+        with awake(judge):
+            judged = ActorTask(self.run, examples, payer, self.generator.replicas).judge(answers)
         judged = [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
         return np.array([(sample.reward + 1) / 2 if sample.valid else math.nan for sample in judged])
 

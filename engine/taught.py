@@ -12,8 +12,11 @@ from ralign.engine.config import ModelConfig
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.policy.fresh import create_model_folder
 
-# A chat of one message is its text: what tiny models read, and what servers of chat models ask for.
-PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+# Messages as plain text, a blank line between them, as training renders them (`judging.chat.as_text`): what tiny models
+# read, in the form that servers of chat models ask for.
+PLAIN_CHAT = (
+    "{% for message in messages %}{{ '' if loop.first else '\\n\\n' }}{{ message['content'] }}{% endfor %}"
+)
 _TINY = ModelConfig(
     num_layers=2,
     hidden_size=64,

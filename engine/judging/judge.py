@@ -7,6 +7,7 @@ sample is counted by whoever asked.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +77,11 @@ class Judge(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def awake(judge: Judge) -> AbstractContextManager[None]:
+    """To be held open while `judge` is asked, by all ranks: one with a server of the job's own may sleep otherwise."""
+    return judge.awake() if hasattr(judge, "awake") else nullcontext()
 
 
 class JudgeStopped(UserError):

@@ -91,9 +91,6 @@ class ManagedMetaRM(LanguageMetaRM):
             num_tries=config.num_tries,
         )
 
-    def awake(self):
-        return self.judge.awake()
-
 
 def fingerprint(folder: Path) -> str:
     """Tells a model folder from another and from itself after a change, for the cache; a hub's name is its own."""

@@ -13,11 +13,11 @@ Graded: the model marks each golden point as covered or not, and the share of co
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ralign.engine.data.pairs import Pair
-from ralign.engine.judging.judge import Judge, Reply, Request
+from ralign.engine.judging.judge import Judge, Reply, Request, awake
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.prompts import read_template, shown_texts
 from ralign.engine.judging.verdicts import visible
@@ -224,7 +224,7 @@ class LanguageMetaRM:
 
     def awake(self) -> AbstractContextManager[None]:
         """To be held open while judgments are submitted and awaited."""
-        return nullcontext()
+        return awake(self.judge)
 
     def review(self, pair: Pair, judgment: str) -> Future[Review]:
         """Asks without waiting; the future raises only what the judge's own does."""

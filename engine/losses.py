@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from ralign.engine.config import AlgoConfig
-from ralign.engine.packing import PackedBatch, Sample
+from ralign.engine.packing import PackedBatch, Sample, to_device
 from ralign.kernels.linear_policy_loss import linear_policy_loss
 from ralign.kernels.policy_loss import policy_loss
 from ralign.kernels.value_loss import value_loss
@@ -152,7 +152,6 @@ def set_loss_rows(batch: PackedBatch, samples: Sequence[Sample], *, needs_all: b
     def rows(chosen: np.ndarray) -> Tensor:
         bounds = zip(batch.row_starts[chosen], batch.row_counts[chosen], strict=True)
         parts = [np.arange(start, start + count) for start, count in bounds]
-        found = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
-        return found.to(batch.targets.device, non_blocking=True)
+        return to_device(np.concatenate([np.zeros(0, dtype=np.int64), *parts]), batch.targets.device)
 
     batch.loss_rows = rows(counted & learns), rows(counted & ~learns)

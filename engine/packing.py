@@ -203,6 +203,14 @@ def materialise(
     return layout.cut(flat, list(columns), sizes, np.array(indices, dtype=np.int64))
 
 
+def to_device(host: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on the device; to a GPU through pinned memory, or the host would wait for what is queued there."""
+    tensor = torch.from_numpy(host)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def unpack(batches: Sequence[PackedBatch], results: Sequence[Tensor]) -> dict[int, np.ndarray]:
     """The inverse of `materialise`: fp32 [T] of each micro-batch -> the values at each sample's response tokens.
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from ralign.engine.cluster import Cluster
-from ralign.engine.packing import PackedBatch
+from ralign.engine.packing import PackedBatch, to_device
 from torch import Tensor
 
 # torch 2.13 renamed it; 2.11 and 2.12 know the old name alone.
@@ -41,8 +41,7 @@ def target_rows(batch: PackedBatch, own: slice) -> Tensor:
     """[R] int64, ascending, from the start of `own`: its rows with a target, from what the host knows of them."""
     bounds = zip(batch.row_starts.tolist(), batch.row_counts.tolist(), strict=True)
     parts = [np.arange(max(start, own.start), min(start + count, own.stop)) for start, count in bounds]
-    rows = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]) - own.start)
-    return rows.to(batch.targets.device, non_blocking=True)
+    return to_device(np.concatenate([np.zeros(0, dtype=np.int64), *parts]) - own.start, batch.targets.device)
 
 
 def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
@@ -63,11 +62,16 @@ def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
 
 
 def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
-    """[T / c, G, D] each -> [T, G, D] each, in one collective; as they are without context parallelism."""
+    """[T / c, G, D] each -> [S, G, D] each, in one collective; as they are without context parallelism.
+
+    S: this rank's last token and all before it. No row may be there that belongs to no sequence of this rank's:
+    the varlen kernels leave such a row's gradient as they find the memory, and it would be added to its owner's.
+    """
     group = packed.cp_group
     if group is None or dist.get_world_size(group) == 1:
         return key, value
-    return _Gather.apply(torch.stack([key, value], dim=1), group, True).unbind(1)
+    num_seen = (dist.get_rank(group) + 1) * key.shape[0]
+    return _Gather.apply(torch.stack([key, value], dim=1), group, True)[:num_seen].unbind(1)
 
 
 def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:

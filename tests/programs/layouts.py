@@ -1,4 +1,8 @@
-"""Five updates of the policy loss on the same samples in every layout of the world; losses and grad norms."""
+"""Five updates of the policy loss on the same samples in every layout of the world; losses and grad norms.
+
+Where a layout is `poisoned`, attention leaves the gradients of keys that belong to no sequence as CUDA's varlen kernels
+do: as they find the memory.
+"""
 
 import json
 import sys
@@ -9,6 +13,7 @@ import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import AlgoConfig, KernelsConfig, OptimConfig
 from ralign.engine.losses import ReinforceLoss
+from ralign.engine.policy import attention
 from ralign.engine.policy.policy import Policy
 from tiny import make_model, make_samples, pack
 
@@ -24,12 +29,29 @@ LAYOUTS = {
         "tp2": {"tensor": 2},
         "tp2 sequence parallel": {"tensor": 2, "sequence": True},
         "pp2": {"pipeline": 2, "token_budget": 96},
-        "cp2": {"context": 2},
+        "cp2": {"context": 2, "poisoned": True},
         "cp2 recompute": {"context": 2, "recompute": True, "token_budget": 96},
         "dp2": {"token_budget": 128},
         "tp2 sequence parallel bf16": {"tensor": 2, "sequence": True, "dtype": "bf16"},
     },
+    4: {
+        "tp2 sequence parallel cp2": {"tensor": 2, "context": 2, "sequence": True, "poisoned": True},
+        "tp2 sequence parallel pp2": {"tensor": 2, "pipeline": 2, "sequence": True, "token_budget": 96},
+    },
 }
+attention_by_length = attention._attention_by_length
+
+
+def attention_with_poison(query, key, value, packed):
+    def poison(gradient):
+        gradient = gradient.clone()
+        gradient[packed.cu_seqlens_kv[-1] :] = float("nan")
+        return gradient
+
+    for tensor in (key, value):
+        if tensor.requires_grad:
+            tensor.register_hook(poison)
+    return attention_by_length(query, key, value, packed)
 
 
 def five_updates(
@@ -43,7 +65,9 @@ def five_updates(
     dtype="fp32",
     token_budget=4096,
     fold_loss=True,
+    poisoned=False,
 ):
+    attention._attention_by_length = attention_with_poison if poisoned else attention_by_length
     cluster = cluster_module.start(tensor=tensor, pipeline=pipeline, context=context)
     kernels = KernelsConfig(fold_loss=fold_loss)
     policy = Policy(

@@ -6,9 +6,9 @@ import pytest
 
 
 def test_every_layout_gives_the_same_updates(torchrun):
-    reports = torchrun("layouts", 1) | torchrun("layouts", 2)
+    reports = torchrun("layouts", 1) | torchrun("layouts", 2) | torchrun("layouts", 4)
     reference = reports.pop("one")
-    assert len(reports) == 11
+    assert len(reports) == 13
     for name, rows in reports.items():
         bf16 = "bf16" in name
         # In bf16 the first update is close to that in fp32; later ones start from other weights.

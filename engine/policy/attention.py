@@ -4,11 +4,15 @@ Megatron interleaves q, k and v by query group; vLLM stacks them. Keeping vLLM's
 libraries' shards the same bytes, whatever the number of query groups a rank holds.
 
 T: this rank's tokens of the packed micro-batch (all of it without context parallelism).  S: the tokens whose
-keys it attends to (T, or all context-parallel ranks').  N, G: this rank's query heads and groups.  D: head size.
+keys it attends to (T, and those of the context-parallel ranks before it).  N, G: this rank's query heads and
+groups.  D: head size.
 """
 
 import functools
 import importlib.util
+import inspect
+import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +22,9 @@ from ralign.engine.policy.rope import apply_rotary
 from torch import Tensor
 from torch.nn import functional as F
 
-PAD_WASTE = 1.25  # CPU: sequences attend together while padding to the longest costs at most this factor
+logger = logging.getLogger(__name__)
+
+PAD_WASTE = 1.25  # SDPA: sequences attend together while padding to the longest costs at most this factor
 
 
 class PackedSelfAttention(SelfAttention):
@@ -67,21 +73,35 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packed) -> Tenso
             `max_seqlen_kv`. A sequence with fewer queries than keys has its last ones.
 
     Returns:
-        [T, N, D]. On CUDA by flash-attn where it is installed, else by torch's varlen attention; on CPU by
-        SDPA, sequences of similar length together.
+        [T, N, D]. On CUDA by `varlen_kernel`; on CPU, and in fp32, which those kernels refuse, by SDPA, sequences
+        of similar length together (on CUDA the host then waits once a micro-batch for their lengths).
     """
-    if query.device.type == "cuda":
+    if query.device.type == "cuda" and query.dtype != torch.float32:
         lengths = (packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv)
-        if importlib.util.find_spec("flash_attn"):
-            from flash_attn import flash_attn_varlen_func
-
-            return flash_attn_varlen_func(query, key, value, *lengths, causal=True)
-        from torch.nn.attention.varlen import varlen_attn
-
-        repeat = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
-        return varlen_attn(query, key, value, *lengths, window_size=(-1, 0))
+        return varlen_kernel()(query, key, value, *lengths)
     return _attention_by_length(query, key, value, packed)
+
+
+@functools.cache
+def varlen_kernel() -> Callable[..., Tensor]:
+    """Causal attention of packed bf16 sequences on CUDA, called with query, key, value, `cu_seqlens` and longest
+    sequence of queries and of keys; it returns [T, N, D].
+
+    torch's own where it says that keys may have fewer heads than queries (2.12 and later), else flash-attn where it
+    is installed, else torch's all the same: that of 2.11 runs the same kernel and does not compare the heads. So
+    keys and values are repeated for no one, and autograd keeps them once.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    if not takes_groups and importlib.util.find_spec("flash_attn_2_cuda"):
+        from flash_attn import flash_attn_varlen_func
+
+        logger.info("packed attention: flash-attn")
+        return functools.partial(flash_attn_varlen_func, causal=True)
+    logger.info("packed attention: torch's varlen attention")
+    options = {"enable_gqa": True} if takes_groups else {}
+    return functools.partial(varlen_attn, window_size=(-1, 0), **options)
 
 
 def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> Tensor:
@@ -95,19 +115,22 @@ def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> T
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bucket.sees, is_causal=bucket.sees is None, enable_gqa=True
         ).transpose(1, 2)
-        output = output.index_put((bucket.query_rows[bucket.valid],), attended[bucket.valid])
+        output = output.index_put((bucket.rows,), attended[bucket.sequences, bucket.steps])
     return output
 
 
 class _Bucket(NamedTuple):
-    """Sequences of similar length, padded to the longest: row indices [b, L] and which of them are real.
+    """Sequences of similar length, padded to the longest: row indices [b, L].
 
+    `sequences`, `steps` [n]: which of the b x L queries are real; `rows` [n]: where these are.
     `sees` [Lq, Lk] is None where queries and keys are the same tokens (plain causal attention).
     """
 
     query_rows: Tensor
     key_rows: Tensor
-    valid: Tensor
+    sequences: Tensor
+    steps: Tensor
+    rows: Tensor
     sees: Tensor | None
 
 
@@ -127,7 +150,9 @@ def _buckets(packed) -> list[_Bucket]:
             groups[-1].append(sequence)
         else:
             groups.append([sequence])
-    packed.buckets = [_bucket(group) for group in groups] + [_cut_sequence(*sequence) for sequence in cut]
+    buckets = [_bucket(group) for group in groups] + [_cut_sequence(*sequence) for sequence in cut]
+    device = packed.cu_seqlens_q.device
+    packed.buckets = [_Bucket(*(x if x is None else x.to(device) for x in bucket)) for bucket in buckets]
     return packed.buckets
 
 
@@ -135,12 +160,14 @@ def _bucket(group: list[tuple[int, int, int, int]]) -> _Bucket:
     lengths, q_first, k_first, _ = (torch.tensor(column)[:, None] for column in zip(*group, strict=True))
     steps = torch.arange(int(lengths.max()))[None, :]
     inside = torch.minimum(steps, lengths - 1)
-    return _Bucket(q_first + inside, k_first + inside, steps < lengths, None)
+    query_rows, real = q_first + inside, (steps < lengths).nonzero(as_tuple=True)
+    return _Bucket(query_rows, k_first + inside, *real, query_rows[real], None)
 
 
 def _cut_sequence(num_queries: int, q_start: int, k_start: int, num_keys: int) -> _Bucket:
     """The end of a sequence whose beginning is on other context-parallel ranks."""
-    query_rows = torch.arange(q_start, q_start + num_queries)[None, :]
+    query_rows = torch.arange(q_start, q_start + num_queries)
     key_rows = torch.arange(k_start, k_start + num_keys)[None, :]
     sees = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
-    return _Bucket(query_rows, key_rows, torch.ones_like(query_rows, dtype=torch.bool), sees)
+    sequences, steps = torch.zeros_like(query_rows), torch.arange(num_queries)
+    return _Bucket(query_rows[None, :], key_rows, sequences, steps, query_rows, sees)

@@ -77,6 +77,7 @@ def transformer_config(
         sequence_parallel=sequence_parallel,
         # Micro-batches are packed to different lengths; Megatron asks for alltoall with that, dense or not.
         variable_seq_lengths=True,
+        batch_p2p_sync=False,  # with it the host waits after every exchange, for the sake of old versions of torch
         moe_token_dispatcher_type="alltoall",
         params_dtype=DTYPES[dtype],
         pipeline_dtype=DTYPES[dtype],

@@ -31,6 +31,7 @@ class TrainingState:
         """Free the device: returns when the values are in host memory. Nothing may be training."""
         if self.is_away:
             return
+        self.wait()
         tensors = list(self._optimizer_tensors())
         copies = [self._host_copy(index, tensor) for index, tensor in enumerate(tensors)]
         for tensor, copy in zip(tensors, copies, strict=True):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from megatron.core.transformer import TransformerConfig
 from ralign.engine.cluster import Cluster
 from ralign.engine.packing import PackedBatch
@@ -29,15 +30,19 @@ class Policy(TrainedModel):
         return self.outputs(micro_batches)
 
     def freeze_reference(self) -> None:
-        """Keep a copy of the weights as they are now, in host memory, as the reference of KL terms."""
-        self._reference = [buffer.param_data.to("cpu", copy=True) for buffer in self.model.buffers]
+        """Keep a copy of the weights as they are now, in (pinned) host memory, as the reference of KL terms."""
+        pin = self.cluster.device.type == "cuda"
+        self._reference = [
+            torch.empty_like(buffer.param_data, device="cpu", pin_memory=pin).copy_(buffer.param_data)
+            for buffer in self.model.buffers
+        ]
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """While open, the model holds the reference's weights; afterwards its own, bit for bit."""
         own = [buffer.param_data.clone() for buffer in self.model.buffers]
         for buffer, reference in zip(self.model.buffers, self._reference, strict=True):
-            buffer.param_data.copy_(reference)
+            buffer.param_data.copy_(reference, non_blocking=True)
         yield
         for buffer, weights in zip(self.model.buffers, own, strict=True):
             buffer.param_data.copy_(weights)

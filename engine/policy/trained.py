@@ -30,6 +30,7 @@ from ralign.engine.policy import hf
 from ralign.engine.policy.context import own_tokens, packed_params
 from ralign.engine.policy.model import PackedGPT, transformer_config
 from ralign.engine.policy.optimizer import make_optimizer
+from ralign.engine.policy.pipeline import stage_links
 from ralign.engine.policy.sharding import identity, optimizer_shards, sharded_optimizer_state
 from torch import Tensor
 from transformers import AutoConfig
@@ -91,6 +92,7 @@ class TrainedModel(ABC):
     def start_training(self, optim: OptimConfig, num_steps: int) -> None:
         """A fresh Adam (master weights from the model as it is now) and a fresh learning-rate schedule."""
         self.num_skipped_updates = 0
+        self.optimizer = self.schedule = None  # an earlier stage's: the device does not hold two
         self.optimizer, self.schedule = make_optimizer(self.model, optim, num_steps)
 
     def update(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> UpdateStats:
@@ -207,9 +209,11 @@ class TrainedModel(ABC):
             data_iterator=iter(micro_batches),
             model=[self.model],
             num_microbatches=len(micro_batches),
-            # With variable lengths the stages tell each other the real shapes; these are only required.
-            seq_length=max(len(batch.input_ids) for batch in micro_batches),
+            seq_length=max(
+                len(batch.input_ids) for batch in micro_batches
+            ),  # required, but the links know better
             micro_batch_size=1,
+            **stage_links(self.model.config, self.cluster, micro_batches),
             **schedule_options,
         )
 

@@ -125,7 +125,7 @@ def export(model: PackedGPT, cluster: Cluster, source: str | Path, target: str |
 
 def _write_files(model: PackedGPT, cluster: Cluster, target: Path) -> tuple[dict[str, str], int]:
     """This rank's share of the writing: {tensor: file} and bytes, empty on ranks that do not write."""
-    is_writer = cluster.tp_rank == 0 and cluster.dp_rank == 0
+    is_writer = cluster.tp_rank == cluster.dp_rank == cluster.cp_rank == 0
     pending: dict[str, Tensor] = {}
     weight_map: dict[str, str] = {}
     pending_bytes = total_bytes = num_files = 0

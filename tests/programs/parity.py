@@ -1,4 +1,7 @@
-"""Every family, tied and untied, at TP = world size: logprobs against transformers, and the export's bits."""
+"""Every family, tied and untied, at TP = world size: logprobs against transformers, and the export's bits.
+
+On two ranks one family also at CP 2, where both hold every tensor, and one of them writes.
+"""
 
 import json
 import sys
@@ -30,6 +33,29 @@ def hf_logits_diff(folder, policy, samples, batch) -> float:
     return worst
 
 
+def compare(folder: Path, cluster) -> dict:
+    policy = Policy(folder, cluster)
+    samples = make_samples(6)
+    batch = pack(samples, cluster, token_budget=4096, pad_multiple=policy.pad_multiple)[0]
+    difference = hf_logits_diff(folder, policy, samples, batch)
+    exported = folder.with_name(f"{folder.name}-exported-{cluster.cp_size}")
+    policy.export(exported)
+    again = Policy(exported, cluster)
+    reload_equal = bool((again.logprobs([batch])[0] == policy.logprobs([batch])[0]).all())
+    before = load_file(folder / "model.safetensors")
+    after = {k: v for file in exported.glob("*.safetensors") for k, v in load_file(file).items()}
+    if cluster.is_first_rank:
+        AutoModelForCausalLM.from_pretrained(exported)
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    return {
+        "max_diff": difference,
+        "reload_equal": reload_equal,
+        "bits_equal": before.keys() == after.keys()
+        and all(torch.equal(before[name], after[name]) for name in before),
+        "size_right": index["metadata"]["total_size"] == sum(x.nbytes for x in after.values()),
+    }
+
+
 def main(result: str) -> None:
     torch.set_num_threads(1)
     cluster = cluster_module.start(tensor=dist_size())
@@ -46,24 +72,9 @@ def main(result: str) -> None:
                     )  # fmt: skip
                 make_model(folder, family, tied=tied, rope_parameters=rope)
             dist.barrier()
-            policy = Policy(folder, cluster)
-            samples = make_samples(6)
-            batch = pack(samples, cluster, token_budget=4096, pad_multiple=1)[0]
-            difference = hf_logits_diff(folder, policy, samples, batch)
-            exported = folder.with_name(folder.name + "-exported")
-            policy.export(exported)
-            again = Policy(exported, cluster)
-            reload_equal = bool((again.logprobs([batch])[0] == policy.logprobs([batch])[0]).all())
-            if cluster.is_first_rank:
-                before = load_file(folder / "model.safetensors")
-                after = {k: v for file in exported.glob("*.safetensors") for k, v in load_file(file).items()}
-                AutoModelForCausalLM.from_pretrained(exported)
-                report[f"{family} tied={tied}"] = {
-                    "max_diff": difference,
-                    "reload_equal": reload_equal,
-                    "bits_equal": before.keys() == after.keys()
-                    and all(torch.equal(before[name], after[name]) for name in before),
-                }
+            report[f"{family} tied={tied}"] = compare(folder, cluster)
+    if cluster.world_size > 1:
+        report["qwen3 cp2"] = compare(Path(result).parent / "qwen3-False-2", cluster_module.start(context=2))
     if cluster.is_first_rank:
         Path(result).write_text(json.dumps(report))
     cluster_module.stop()

@@ -6,8 +6,8 @@ the first update of every run and on demand.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,23 @@ class Rollout:
     logprobs: np.ndarray
     finish_reason: str
     weight_version: int
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """What is sampled in here follows from `seed`; afterwards all random states are as they were.
+
+    vLLM's first model runner draws from torch's global state at each token, its second (the default on CUDA in
+    later versions) once a request from numpy's: that is then the request's own seed.
+    """
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
 
 
 class Generator:
@@ -101,9 +118,12 @@ class Generator:
                 # Ratios need the logprobs of the distribution that was sampled, temperature included.
                 logprobs_mode="processed_logprobs",
                 seed=0,
+                # It would schedule a batch ahead of the results, in some versions whenever these happen to be
+                # late: ranks of one engine would differ, and so would tokens of one seed. vLLM on CPU has it off.
+                async_scheduling=False,
                 **({"block_size": 32} if on_cpu else self._cuda_options(config, can_sleep)),
             )
-        self.kv_cache = KVCache(self.llm, cluster.device)
+        self.kv_cache = KVCache(self.llm, cluster.device, owns_weights=not self.is_shared)
         self._gather = None if self.is_shared else self._make_gather(bucket_bytes)
         self._is_stale = not self.is_shared
 
@@ -149,7 +169,8 @@ class Generator:
             prompts: token ids; each replica brings its own, all its ranks the same.
             num_samples: responses a prompt, adjacent in the result.
             seed: of this call; ranks of one replica must agree, others should differ.
-            on_finished: hears of each rollout, by its index in the result, as soon as it is finished.
+            on_finished: hears of each rollout, by its index in the result, as soon as it is finished. It must not
+                draw from torch's or numpy's global random numbers: the ranks of a replica would sample differently.
 
         Returns:
             len(prompts) * num_samples rollouts, prompts in order.
@@ -170,9 +191,7 @@ class Generator:
         requests = [
             TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts for _ in range(num_samples)
         ]
-        devices = [] if self.cluster.device.type == "cpu" else [self.cluster.device]
-        with torch.random.fork_rng(devices), torch.inference_mode(False):
-            torch.manual_seed(seed)
+        with seeded(seed, self.cluster.device), torch.inference_mode(False):
             order = {name: index for index, name in enumerate(self._enqueue(requests, sampling))}
             rollouts: list = [None] * len(requests)
             while self.llm.llm_engine.has_unfinished_requests():
@@ -219,10 +238,10 @@ class Generator:
 
     def bring_weights(self) -> None:
         """See to it that the engine holds the newest weights; collective on the gather path, else nothing."""
-        if self._is_stale:
+        if self._is_stale or self.kv_cache.lost_weights:
             self.kv_cache.wake_weights()
             self._gather.bring()
-            self._is_stale = False
+            self._is_stale = self.kv_cache.lost_weights = False
 
     def verify(self) -> None:
         """Prove that the engine reads what the trainer wrote, value for value; a mismatch stops the run.

@@ -1,18 +1,27 @@
 """vLLM's KV cache on and off: its memory is given back while the policy trains.
 
-On CUDA vLLM's own sleep mode does it (its allocator keeps the addresses that CUDA graphs know); the weights are
-not in it on the shared path, and leave with it on the gather path. On CPU, where vLLM ignores sleep, the cache's
-storages are emptied and made again.
+On CUDA vLLM's own sleep mode does it (its allocator keeps the addresses that CUDA graphs know). It takes along what
+the engine made when it loaded the model: on the shared path that is small (rotary tables; the weights are the
+trainer's and stay) and is kept in host memory; on the gather path it is the engine's own weights, which nobody
+needs before they are gathered anew, so they are lost. On CPU, where vLLM ignores sleep, the cache's storages are
+emptied and made again.
 """
 
 import torch
 
 
 class KVCache:
-    """The cache of one engine in this process; awake when made."""
+    """The cache of one engine in this process; awake when made.
 
-    def __init__(self, llm, device: torch.device):
+    Attributes:
+        lost_weights: the engine's own weights went with the cache; whoever writes them anew says so here.
+    """
+
+    def __init__(self, llm, device: torch.device, *, owns_weights: bool = False):
+        """`owns_weights`: the engine does not read the trainer's memory (the gather path)."""
         self._llm, self._on_cpu = llm, device.type == "cpu"
+        self._sleep_level = 2 if owns_weights else 1  # vLLM's: 1 keeps weights in host memory, 2 only buffers
+        self.lost_weights = False
         self._sizes: list[int] | None = None
         self.is_awake = True
         self._weights_awake = True
@@ -28,14 +37,14 @@ class KVCache:
             for storage in storages:
                 storage.resize_(0)
         else:
-            self._llm.sleep(level=1)
-            self._weights_awake = False
+            self._llm.sleep(level=self._sleep_level)
+            self._weights_awake, self.lost_weights = False, self._sleep_level == 2
         self.is_awake = False
 
     def wake_weights(self) -> None:
         """Before the engine's own weights are read or written: on CUDA its sleep takes them along."""
         if not self._weights_awake:
-            self._llm.wake_up(tags=["weights"])
+            self._wake("weights")
             self._weights_awake = True
 
     def wake(self) -> None:
@@ -47,8 +56,12 @@ class KVCache:
                 storage.resize_(size)
         else:
             self.wake_weights()
-            self._llm.wake_up(tags=["kv_cache"])
+            self._wake("kv_cache")
         self.is_awake = True
+
+    def _wake(self, tag: str) -> None:
+        torch.cuda.empty_cache()  # vLLM takes memory from the driver; what torch keeps for itself is not there
+        self._llm.wake_up(tags=[tag])
 
     def num_bytes(self) -> int:
         """Bytes that the cache holds now."""

@@ -6,13 +6,14 @@ argv[2:]: the trainer's tensor- and pipeline-parallel sizes, the generator's ten
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import GeneratorConfig, OptimConfig
-from ralign.engine.generator.generator import Generator
+from ralign.engine.generator.generator import Generator, seeded
 from ralign.engine.losses import supervised_loss
 from ralign.engine.packing import Sample
 from ralign.engine.policy.policy import Policy
@@ -89,6 +90,7 @@ def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None
         "same_storage": pointers == ours == after,
         "num_shared": len(ours),
         "repeatable": same_tokens(),
+        "seeds": seeds_of_every_rank(cluster),
         "detects_tampering": detects_tampering(generator),
     }
     if cluster.is_first_rank:
@@ -96,6 +98,29 @@ def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None
     dist.barrier()
     generator.close()
     cluster_module.stop()
+
+
+def seeds_of_every_rank(cluster) -> list[list[list[int]]]:
+    """[rank][call]: what vLLM's second model runner, CUDA's, seeds three requests with; calls with seeds 1, 1, 2."""
+    from vllm import SamplingParams
+    from vllm.v1.worker.gpu import buffer_utils
+    from vllm.v1.worker.gpu.sample.states import SamplingStates
+
+    def seeds(seed: int) -> list[int]:
+        with mock.patch.object(buffer_utils, "is_uva_available", lambda: False):
+            states = SamplingStates(max_num_reqs=3, vocab_size=VOCAB)
+        with seeded(seed, cluster.device):
+            for index in range(3):
+                states.add_request(index, SamplingParams(temperature=TEMPERATURE, logprobs=0))
+        return states.seeds.np.tolist()
+
+    np.random.seed(cluster.rank)
+    before = np.random.get_state()[1].tolist()
+    mine = [seeds(1), seeds(1), seeds(2)]
+    assert np.random.get_state()[1].tolist() == before, "the process's own random numbers are not touched"
+    everyone: list = [None] * cluster.world_size
+    dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def detects_tampering(generator) -> bool:

@@ -12,6 +12,9 @@ def test_generator_and_trainer_agree_on_one_copy_of_the_weights(torchrun, tensor
     assert report["versions"] == list(range(6))
     assert report["same_storage"] and report["num_shared"] == 34
     assert report["repeatable"]
+    first, same, other = report["seeds"][0]
+    assert first == same and len({*first, *other}) == 6
+    assert all(calls == report["seeds"][0] for calls in report["seeds"])
     assert report["detects_tampering"]
 
 

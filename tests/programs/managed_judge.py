@@ -83,16 +83,18 @@ def main() -> None:
     cases = [(n, word.id, end) for n in range(len(pairs)) for word in pairs for end in ("yes", "no")]
     mine = cases[cluster.rank :: 2]
 
+    children = psutil.Process().children(recursive=True)
+    report["pids"] = [child.pid for child in children]
+    engine = next((child for child in children if "EngineCore" in "".join(child.cmdline())), None)
+
     def kill() -> None:
-        futures = metarm.futures[len(mine) // 2 :]
-        while not any(future.done() for future in futures):
-            time.sleep(0.001)
-        dist.barrier()
-        if cluster.is_first_rank:
+        dist.barrier()  # both ranks have asked
+        if engine is not None:
+            futures = metarm.futures[len(mine) // 2 :]
+            while not any(future.done() for future in futures):
+                time.sleep(0.001)
             report["num_open_at_kill"] = sum(not future.done() for future in futures)
-            children = psutil.Process().children(recursive=True)
-            report["pids"] = [child.pid for child in children]
-            next(child for child in children if "EngineCore" in "".join(child.cmdline())).kill()
+            engine.kill()
 
     outcomes = []
     for part, asked in ((mine[: len(mine) // 2], lambda: None), (mine[len(mine) // 2 :], kill)):

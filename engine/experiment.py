@@ -122,9 +122,9 @@ class Experiment:
 
     def examples(self, pairs: Sequence[Pair]) -> list[Example]:
         """Tokenized pairs; those whose prompt is too long are left out and counted aloud."""
-        examples, num_too_long = encode(pairs, self.tokenizer, self.template, self.run.data.max_prompt_tokens)
+        limit, chat = self.run.data.max_prompt_tokens, self.run.data.chat
+        examples, num_too_long = encode(pairs, self.tokenizer, self.template, limit, chat=chat)
         if num_too_long:
-            limit = self.run.data.max_prompt_tokens
             self.progress.say(
                 f"{num_too_long} of {len(pairs)} pairs left out: over data.max_prompt_tokens={limit}"
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.errors import UserError
+from ralign.engine.judging.chat import as_text
 from ralign.engine.judging.judge import Reply, Request, Usage
 
 
@@ -118,11 +119,7 @@ class LocalModel:
         return prompt_ids
 
     def _encode(self, request: Request) -> list[int]:
-        messages = [{"role": role, "content": content} for role, content in request.messages]
-        if self._chat:
-            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        else:
-            text = "\n\n".join(message["content"] for message in messages)
+        text = as_text(request.messages, self._tokenizer, chat=self._chat)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _sampling(self, request: Request) -> Any:

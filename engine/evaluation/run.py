@@ -16,10 +16,10 @@ from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.records import metarm_fields
+from ralign.engine.judging.chat import pair_messages
 from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.judging.prompts import render
 from ralign.engine.judging.verdicts import parse_verdict
 from ralign.engine.report.progress import Progress
 
@@ -66,7 +66,7 @@ class Evaluation:
                 elif key not in self.failed:
                     assert self.judge is not None
                     shown = replace(pair, response_A=pair.response_B, response_B=pair.response_A)
-                    request = Request.of(render(self.template, shown if swapped else pair))
+                    request = Request(messages=pair_messages(self.template, shown if swapped else pair))
                     self._await(self.judge.submit(request), pair, swapped)
         while self._num_open:
             result, pair, swapped = self._events.get()

@@ -1,0 +1,102 @@
+"""Whoever asks a judge about a pair asks the same: training, `ralign-eval run`, and an actor's training."""
+
+from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ralign.engine.actor import ActorExample, ActorTask
+from ralign.engine.actor_config import ActorConfig, ActorRun
+from ralign.engine.config import DataConfig, Run
+from ralign.engine.data.pairs import Pair
+from ralign.engine.data.questions import OpenQuestion
+from ralign.engine.evaluation.journal import Journal
+from ralign.engine.evaluation.run import Evaluation
+from ralign.engine.experiment import Experiment
+from ralign.engine.judging.chat import as_text, pair_messages
+from ralign.engine.judging.comparisons import Schedule
+from ralign.engine.judging.judge import Reply, Usage
+from ralign.engine.judging.pairwise import PairwiseReward
+from ralign.engine.judging.prompts import FULL
+from ralign.engine.tasks import Answered
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PAIR = Pair(
+    id="p",
+    source="s",
+    conversations=[{"role": "user", "content": "Name a tree."}],
+    response_A="Ash.",
+    response_B="A rose.",
+    gt_label="B",
+    gt_judgment="",
+)
+
+
+class Listener:
+    """A judge that keeps what it is asked and gives no verdict."""
+
+    def __init__(self):
+        self.usage, self.stop_reason, self.asked = Usage(), None, []
+
+    def submit(self, request):
+        self.asked.append(request.messages)
+        future: Future = Future()
+        future.set_result(Reply(text="no verdict"))
+        return future
+
+
+@pytest.fixture
+def tokenizer():
+    words = Tokenizer(models.WordLevel({"?": 0, "[user]": 1, "[answer]": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="?",
+        chat_template="{% for m in messages %} [{{ m.role }}] {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} [answer]{% endif %}",
+    )
+
+
+def test_ralign_eval_asks_with_the_rubric_as_system_message(tmp_path):
+    judge = Listener()
+    Evaluation(
+        pairs=[PAIR],
+        template=FULL,
+        both_orders=False,
+        judge=judge,
+        metarm=SimpleNamespace(stop_reason=None),
+        answers=Journal(tmp_path / "answers", {}),
+        reviews=Journal(tmp_path / "reviews", {}),
+        progress=SimpleNamespace(step=lambda **shown: None),
+    ).run()
+    assert judge.asked == [pair_messages(FULL, PAIR)]
+    assert [role for role, _ in judge.asked[0]] == ["system", "user"]
+
+
+def test_an_actor_s_judge_is_asked_as_it_was_trained():
+    run, judge = ActorRun(actor=ActorConfig(template="full")), Listener()
+    payer = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, seats="both"))
+    examples = [ActorExample(question=OpenQuestion(pair=PAIR), prompt_ids=np.arange(2))]
+    task = ActorTask(
+        run, examples, payer, SimpleNamespace(index=0, replica_groups=(), all_gather_data=lambda x: [x])
+    )
+    rollout = SimpleNamespace(response_ids=np.arange(3))
+    task.judge([Answered(example=0, group=0, rollout=rollout, text="Elm.")])
+    shown = [replace(PAIR, response_A=a, response_B=b) for a, b in (("Elm.", "A rose."), ("A rose.", "Elm."))]
+    assert sorted(judge.asked) == sorted(pair_messages(FULL, pair) for pair in shown)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_experiment_asks_as_data_chat_says(tokenizer, chat):
+    lab = SimpleNamespace(
+        run=Run(data=DataConfig(chat=chat, max_prompt_tokens=2000)), tokenizer=tokenizer, template=FULL
+    )
+    (example,) = Experiment.examples(lab, [PAIR])
+    assert example.prompt_ids.tolist() == ids_of(pair_messages(FULL, PAIR), tokenizer, chat)
+    assert (tokenizer.convert_tokens_to_ids("[answer]") in example.prompt_ids) == chat
+
+
+def ids_of(messages, tokenizer, chat):
+    return tokenizer(as_text(messages, tokenizer, chat=chat), add_special_tokens=False)["input_ids"]

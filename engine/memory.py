@@ -52,14 +52,18 @@ def plan_memory(run: Run, cluster: Cluster, folder: Path) -> Ledger:
         UserError: it cannot fit.
     """
     on_gpu = cluster.device.type == "cuda"
-    if on_gpu:
-        capacity = torch.cuda.get_device_properties(cluster.device).total_memory
-    else:
-        capacity = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    capacities: list = [None] * cluster.world_size
-    dist.all_gather_object(capacities, capacity)
-    smallest = min(capacities)
-    return check_memory(run, cluster.world_size, read_shape(folder), capacity_bytes=smallest, on_gpu=on_gpu)
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.cuda.get_device_properties(cluster.device).total_memory if on_gpu else host
+    sizes: list = [None] * cluster.world_size
+    dist.all_gather_object(sizes, (device, host))
+    return check_memory(
+        run,
+        cluster.world_size,
+        read_shape(folder),
+        capacity_bytes=min(device for device, _ in sizes),
+        on_gpu=on_gpu,
+        host_bytes=min(host for _, host in sizes) if on_gpu else float("inf"),
+    )
 
 
 class MemoryPhases:

@@ -171,6 +171,8 @@ class Server:
                     raise JudgeStopped(
                         f"the judge's server answers {path} with status {error.code}: {self._last_words()}"
                     ) from None
+                except TimeoutError:  # its engine is gone, or it hangs: it is ended for the watcher to see
+                    self._process.terminate()
                 except OSError:  # it has just died: the watcher gets its turn
                     pass
             time.sleep(_LOOK_S)

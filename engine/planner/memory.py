@@ -357,7 +357,9 @@ def _phases(
         phases["critic"] = everything | max(learning, step, key=lambda parts: sum(parts.values()))
     if not job.shares_weights:
         phases["sync"] = {**base, **trained, **cache, "bucket": job.bucket_bytes}
-    host = {}
+    host = {"checkpoint": 12 * (held // (job.data * job.context))}  # a copy to write while the run goes on
+    if critic:
+        host["checkpoint"] += 12 * (num_held(critic, stage) // (job.data * job.context))
     if offload:
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:

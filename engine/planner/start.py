@@ -39,11 +39,20 @@ def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
     )
 
 
-def check_memory(run: Run, world_size: int, shape: Shape, *, capacity_bytes: int, on_gpu: bool) -> Ledger:
+def check_memory(
+    run: Run,
+    world_size: int,
+    shape: Shape,
+    *,
+    capacity_bytes: int,
+    on_gpu: bool,
+    host_bytes: float = float("inf"),
+) -> Ledger:
     """The ledger of a start on devices of this size.
 
     Args:
         capacity_bytes: memory of one GPU, or one process's share of the host's.
+        host_bytes: one process's share of the host's memory, where it is not the device's.
 
     Raises:
         UserError: it cannot fit; with the numbers, and the nearest layout that does.
@@ -52,11 +61,18 @@ def check_memory(run: Run, world_size: int, shape: Shape, *, capacity_bytes: int
     if not on_gpu:
         job = replace(job, reserve_bytes=0)
     plan = ledger(job, capacity_bytes, on_gpu=on_gpu)
-    if not plan.problems():
+    if not plan.problems() and plan.host_bytes <= host_bytes:
         return plan
     name = "GPU" if on_gpu else "process on CPU"
     chip = replace(CHIPS["h100"], name=name, memory_bytes=capacity_bytes)
     constants = Constants()
     asked = layouts.lay_out(job, chip, constants)
-    near = layouts.nearest(job, layouts.fitting(job, chip, constants, float("inf")))
+    near = layouts.nearest(job, layouts.fitting(job, chip, constants, host_bytes))
+    if not plan.problems():
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in plan.host.items())
+        raise UserError(
+            f"{run.name} takes {plan.host_bytes / GIB:.1f} GiB of host memory a process ({parts}), of"
+            f" {host_bytes / GIB:.1f} GiB: more GPUs or nodes share it"
+            + (f"; nearest layout that fits: {near.settings()}" if near else "")
+        )
     raise UserError(f"{run.name} {layouts.refusal(asked, near, chip)}")

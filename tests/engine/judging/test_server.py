@@ -13,9 +13,12 @@ from ralign.engine.judging.server import Server, death_note
 
 # Healthy after a moment; writes down what it is told; tells nobody anything.
 _PROGRAM = """
-import sys, http.server
+import http.server, os, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
+        if "hangs" in sys.argv[2] and not os.path.exists(sys.argv[2]):  # in its first life
+            open(sys.argv[2], "w").close()
+            time.sleep(600)
         with open(sys.argv[2], "a") as file:
             file.write(self.path + "\\n")
         self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -65,6 +68,13 @@ def test_a_server_that_dies_before_it_is_told_is_told_in_its_next_life(start):
     server.wake()
     assert server.num_restarts == 1 and server.dead is None
     assert told.read_text().split()[0].startswith("/sleep") and told.read_text().split()[-1] == "/wake_up"
+
+
+def test_a_server_that_hangs_is_ended_and_told_in_its_next_life(start, monkeypatch):
+    monkeypatch.setattr(server_module, "_SLEEP_TIMEOUT_S", 1.0)
+    server, told = start("hangs")
+    server.sleep()
+    assert server.num_restarts == 1 and told.read_text().split()[-1] == "/sleep?level=1"
 
 
 def test_level_2_reads_the_weights_anew(start):

@@ -38,6 +38,16 @@ def test_a_host_is_a_limit_too():
         check_memory(run, 2, PUBLISHED["Qwen3-8B"], capacity_bytes=12 * GIB, on_gpu=False)
 
 
+def test_host_memory_beside_gpus_is_a_limit_too():
+    shape, size = PUBLISHED["Qwen3-8B"], {"capacity_bytes": 140 * GIB, "on_gpu": True}
+    plan = check_memory(make_run(), 8, shape, **size)
+    state = 12 * shape.num_parameters / 8
+    assert plan.host["checkpoint"] == pytest.approx(state, rel=0.01)  # weights and two moments, fp32
+    check_memory(make_run(), 8, shape, **size, host_bytes=plan.host_bytes)
+    with pytest.raises(UserError, match=r"GiB of host memory a process \(checkpoint 11\.\d.*of 8\.0 GiB"):
+        check_memory(make_run(), 8, shape, **size, host_bytes=8 * GIB)
+
+
 def test_settings_can_forbid_what_would_make_it_fit():
     run = make_run()
     shape = PUBLISHED["Qwen3-8B"]

@@ -72,14 +72,6 @@ class PackedBatch:
     packed_params: object = field(default=None)
     loss_rows: tuple[Tensor, Tensor] | None = field(default=None)
 
-    def to(self, device: torch.device) -> "PackedBatch":
-        for name in ("input_ids", "targets", "position_ids", "loss_mask", "response_rows", "cu_seqlens"):
-            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
-        self.per_token = {name: x.to(device, non_blocking=True) for name, x in self.per_token.items()}
-        if self.loss_rows is not None:
-            self.loss_rows = tuple(rows.to(device, non_blocking=True) for rows in self.loss_rows)
-        return self
-
     def unpack(self, per_token: Tensor) -> list[Tensor]:
         """[T] -> for each sample, in this batch's order, the values at its response tokens (views)."""
         rows = zip(self.row_starts.tolist(), self.row_counts.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Which kernel packs attention on CUDA, and how it is called; the kernels themselves are stood in for."""
+"""Which kernel packs attention on CUDA, and how it is called. Without a GPU the kernels are stood in for."""
 
 import inspect
 import sys
@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from ralign.engine.policy import attention
+from ralign.engine.policy.context import sequence_bounds
 from torch.nn.attention import varlen
 
 
@@ -76,3 +77,35 @@ def test_fp32_on_a_gpu_goes_the_way_of_the_cpu(monkeypatch, dtype, expected):
     query = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
     packed = SimpleNamespace(cu_seqlens_q=0, cu_seqlens_kv=0, max_seqlen_q=0, max_seqlen_kv=0)
     assert attention.packed_attention(query, None, None, packed) == expected
+
+
+def attend(attention_function, tensors, packed, dtype) -> list[torch.Tensor]:
+    """Output and gradients in fp32, on the CPU; the loss weights every number differently."""
+    query, key, value = (x.to(dtype, copy=True).requires_grad_() for x in tensors)
+    out = attention_function(query, key, value, packed)
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
+    (out.float() * weights).sum().backward()
+    return [x.detach().float().cpu() for x in (out, query.grad, key.grad, value.grad)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("ranks, rank", [(1, 0), (2, 0), (2, 1)])
+def test_the_kernel_agrees_with_sdpa(ranks, rank):
+    """Groups of 4 heads to a key, also where a rank has only the middle or the end of a sequence."""
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    lengths = torch.tensor([300, 1, 77, 512, 38, 96])
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int().to(device)
+    share = int(lengths.sum()) // ranks
+    own = slice(rank * share, (rank + 1) * share)
+    queries, keys = sequence_bounds(cu_seqlens, own)
+    longest = {"max_seqlen_q": 512, "max_seqlen_kv": 512}
+    packed = SimpleNamespace(cu_seqlens_q=queries, cu_seqlens_kv=keys, **longest)
+    shapes = [(share, 8, 128), (own.stop, 2, 128), (own.stop, 2, 128)]
+    tensors = [torch.randn(shape, device=device, generator=generator) for shape in shapes]
+    expected = attend(attention.packed_attention, tensors, packed, torch.float32)
+    plain = attend(attention._attention_by_length, tensors, packed, torch.bfloat16)
+    found = attend(attention.packed_attention, tensors, packed, torch.bfloat16)
+    for right, torchs, ours in zip(expected, plain, found, strict=True):
+        assert (ours - right).norm() <= 2 * (torchs - right).norm()

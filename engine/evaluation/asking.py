@@ -29,6 +29,13 @@ def add_metarm_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metarm-template", default="binary", help="binary, graded, compact, or a file (binary)"
     )
+    group.add_argument(
+        "--metarm-graded-threshold",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="graded: share of the golden points that a Correct judgment covers (0.5)",
+    )
     group.add_argument("--metarm-temperature", type=float, default=0.4, help="(0.4)")
     group.add_argument("--metarm-max-new-tokens", type=positive, default=16384, help="(16384)")
     group.add_argument("--metarm-tries", type=positive, default=10, help="questions until one parses (10)")
@@ -108,6 +115,7 @@ def read_metarm(args: argparse.Namespace):
         args.metarm,
         template=args.metarm_template,
         graded=args.metarm_template == "graded",
+        graded_threshold=args.metarm_graded_threshold,
         temperature=args.metarm_temperature,
         max_new_tokens=args.metarm_max_new_tokens,
         num_tries=args.metarm_tries,

@@ -9,7 +9,8 @@ from ralign.engine.data.pairs import Pair
 from ralign.engine.errors import UserError
 from ralign.engine.evaluation.models import parse_endpoint
 from ralign.engine.judging.config import JudgeConfig, check_judge
-from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review, load_metarm_template
+from ralign.engine.judging.endpoint import Endpoint
+from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.judging.verdicts import visible
 
@@ -71,42 +72,29 @@ class _RuleReviewer:
         pass
 
 
-class _ManagedReviewer(LanguageMetaRM):
-    """A `LanguageMetaRM` on a server that is started for it and ends with it."""
+class _ServedJudge(Endpoint):
+    """An `Endpoint` of a server that is started for it and ends with it."""
 
-    def __init__(self, config: JudgeConfig, log: Path) -> None:
-        from ralign.engine.judging.endpoint import Endpoint
-        from ralign.engine.judging.managed import Server, fingerprint
+    def __init__(self, config: JudgeConfig, log: Path, spent: tuple[int, int]) -> None:
+        from ralign.engine.judging.managed import fingerprint
+        from ralign.engine.judging.server import Server
 
         self.server = Server(config, log)
-        endpoint = Endpoint(
+        super().__init__(
             config,
             base_url=self.server.start(),
             api_key=self.server.api_key,
             model_key=fingerprint(Path(config.model)),
             asker="metarm",
             patience_s=config.server.start_timeout_s,
+            spent=spent,
             use_proxy=False,
+            lost=lambda: self.server.dead,
         )
-        super().__init__(endpoint, **_asking(config))
-
-    @property
-    def stop_reason(self) -> str | None:
-        return self.server.dead or super().stop_reason
 
     def close(self) -> None:
         super().close()
         self.server.close()
-
-
-def _asking(config: JudgeConfig) -> dict[str, Any]:
-    """How a `LanguageMetaRM` asks, and reads the answers."""
-    return {
-        "template": load_metarm_template(config.template, graded=config.graded),
-        "graded": config.graded,
-        "threshold": config.graded_threshold,
-        "num_tries": config.num_tries,
-    }
 
 
 def metarm_config(spec: str, **settings: Any) -> JudgeConfig | None:
@@ -127,12 +115,17 @@ def metarm_config(spec: str, **settings: Any) -> JudgeConfig | None:
     return config
 
 
-def build_reviewer(spec: str, config: JudgeConfig | None, log: Path) -> Reviewer:
-    """The MetaRM that `spec` names, with the settings of `metarm_config`; a managed server logs to `log`."""
+def build_reviewer(
+    spec: str, config: JudgeConfig | None, log: Path, spent: tuple[int, int] = (0, 0)
+) -> Reviewer:
+    """The MetaRM that `spec` names, with the settings of `metarm_config`.
+
+    A managed server logs to `log`; `spent` are the tokens that count against the budget already.
+    """
     if config is None:
         return _RuleReviewer(RuleMetaRM() if spec == "rule" else KeywordMetaRM())
     if config.metarm == "managed":
-        return _ManagedReviewer(config, log)
-    from ralign.engine.judging.endpoint import Endpoint
-
-    return LanguageMetaRM(Endpoint(config, asker="metarm"), **_asking(config))
+        judge = _ServedJudge(config, log, spent)
+    else:
+        judge = Endpoint(config, asker="metarm", spent=spent)
+    return LanguageMetaRM.of(judge, config)

@@ -13,7 +13,7 @@ from ralign.engine.evaluation.models import Model, hash_of, parse_endpoint
 from ralign.engine.evaluation.records import write_records
 from ralign.engine.evaluation.run import Evaluation
 from ralign.engine.judging.config import JudgeConfig
-from ralign.engine.judging.lm_metarm import LanguageMetaRM, load_metarm_template
+from ralign.engine.judging.lm_metarm import load_metarm_template
 from ralign.engine.report.progress import Progress
 
 
@@ -55,19 +55,9 @@ def open_evaluations(
 def open_metarm(
     args: argparse.Namespace, config: JudgeConfig | None, evaluations: Iterable[Evaluation]
 ) -> Reviewer:
-    """The MetaRM; what earlier runs spent on reviews counts against the budget of an endpoint."""
-    if config is None or config.metarm != "endpoint":
-        return build_reviewer(args.metarm, config, Path(args.out) / "metarm_server.log")
-    from ralign.engine.judging.endpoint import Endpoint
-
+    """The MetaRM; what earlier runs spent on reviews counts against its budget."""
     spent = _total(evaluation.reviews for evaluation in evaluations)
-    return LanguageMetaRM(
-        Endpoint(config, asker="metarm", spent=spent),
-        load_metarm_template(config.template, graded=config.graded),
-        graded=config.graded,
-        threshold=config.graded_threshold,
-        num_tries=config.num_tries,
-    )
+    return build_reviewer(args.metarm, config, Path(args.out) / "metarm_server.log", spent)
 
 
 def judge_model(
@@ -136,6 +126,7 @@ def _review_settings(args: argparse.Namespace, pairs: Sequence[Pair]) -> dict[st
         "goldens": goldens,
         "pairs": _shown(pairs),
         "template": hash_of(template),
+        "graded_threshold": args.metarm_graded_threshold,
         "temperature": args.metarm_temperature,
         "max_new_tokens": args.metarm_max_new_tokens,
     }

@@ -16,17 +16,13 @@ def open_metarm(config: JudgeConfig, cluster: Cluster, folder: Path, num_askers:
         return None
     if config.metarm == "rule":
         return RuleMetaRM()
+    from ralign.engine.judging.lm_metarm import LanguageMetaRM
+
     if config.metarm == "managed":
-        from ralign.engine.judging.managed import ManagedMetaRM
+        from ralign.engine.judging.managed import ManagedJudge
 
-        return ManagedMetaRM(config, cluster, folder, num_askers)
+        return LanguageMetaRM.of(ManagedJudge(config, cluster, folder, num_askers), config)
     from ralign.engine.judging.endpoint import Endpoint
-    from ralign.engine.judging.lm_metarm import LanguageMetaRM, load_metarm_template
 
-    return LanguageMetaRM(
-        Endpoint(config, asker=f"{folder} rank{cluster.rank}", num_askers=num_askers),
-        load_metarm_template(config.template, graded=config.graded),
-        graded=config.graded,
-        threshold=config.graded_threshold,
-        num_tries=config.num_tries,
-    )
+    judge = Endpoint(config, asker=f"{folder} rank{cluster.rank}", num_askers=num_askers)
+    return LanguageMetaRM.of(judge, config)

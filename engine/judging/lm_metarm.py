@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ralign.engine.data.pairs import Pair
+from ralign.engine.judging.config import JudgeConfig
 from ralign.engine.judging.judge import Judge, Reply, Request, awake
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.prompts import read_template, shown_texts
@@ -216,6 +217,18 @@ class LanguageMetaRM:
         """
         self.judge, self.template, self.num_tries = judge, template, num_tries
         self.graded, self.threshold = graded or "<coverage>" in template, threshold
+
+    @classmethod
+    def of(cls, judge: Judge, config: JudgeConfig) -> "LanguageMetaRM":
+        """As the settings have it; UserError for a template that cannot be read."""
+        template = load_metarm_template(config.template, graded=config.graded)
+        return cls(
+            judge,
+            template,
+            graded=config.graded,
+            threshold=config.graded_threshold,
+            num_tries=config.num_tries,
+        )
 
     @property
     def stop_reason(self) -> str | None:

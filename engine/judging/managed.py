@@ -17,10 +17,7 @@ from ralign.engine.cluster import Cluster
 from ralign.engine.judging.config import JudgeConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Reply, Request, Usage
-from ralign.engine.judging.lm_metarm import LanguageMetaRM, load_metarm_template
 from ralign.engine.judging.server import Server, death_note
-
-__all__ = ["ManagedJudge", "ManagedMetaRM", "Server", "fingerprint"]
 
 
 class ManagedJudge:
@@ -74,22 +71,6 @@ class ManagedJudge:
         dist.barrier()
         if self.server is not None:
             self.server.close()
-
-
-class ManagedMetaRM(LanguageMetaRM):
-    """A `LanguageMetaRM` that asks a `ManagedJudge`."""
-
-    judge: ManagedJudge
-
-    def __init__(self, config: JudgeConfig, cluster: Cluster, folder: Path, num_askers: int = 1):
-        """Collective, as are `awake` and `close`."""
-        super().__init__(
-            ManagedJudge(config, cluster, folder, num_askers),
-            load_metarm_template(config.template, graded=config.graded),
-            graded=config.graded,
-            threshold=config.graded_threshold,
-            num_tries=config.num_tries,
-        )
 
 
 def fingerprint(folder: Path) -> str:

@@ -20,11 +20,12 @@ from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import read_pairs
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.config import JudgeConfig, ServerConfig
-from ralign.engine.judging.managed import ManagedMetaRM
+from ralign.engine.judging.lm_metarm import LanguageMetaRM
+from ralign.engine.judging.managed import ManagedJudge
 from ralign.engine.tasks import Answered, GenRMTask, JudgedRollout
 
 
-class WatchedMetaRM(ManagedMetaRM):
+class WatchedMetaRM(LanguageMetaRM):
     """Shows what it was asked for."""
 
     def submit(self, pair, judgment):
@@ -74,7 +75,7 @@ def main() -> None:
         num_tries=1,
         server=ServerConfig(max_model_len=256, kv_cache_gib=0.1, max_num_seqs=32, sleep_level=1),
     )
-    metarm = WatchedMetaRM(config, cluster, result.parent, num_askers=2)
+    metarm = WatchedMetaRM.of(ManagedJudge(config, cluster, result.parent, num_askers=2), config)
     report = {"steps": []}
     pairs = read_pairs(Path(folder) / "pairs.jsonl")
     task = GenRMTask(

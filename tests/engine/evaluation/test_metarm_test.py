@@ -8,7 +8,7 @@ from ralign.engine.errors import UserError
 from ralign.engine.evaluation.cli import _main
 from ralign.engine.evaluation.metarm_test import KINDS, build_cases, measure_metarm
 from ralign.engine.evaluation.metarms import KeywordMetaRM, build_reviewer, metarm_config
-from ralign.engine.judging import managed
+from ralign.engine.judging import server as server_module
 from ralign.engine.judging.lm_metarm import Review
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.verdicts import parse_verdict
@@ -168,7 +168,7 @@ def test_a_managed_metarm_is_asked_past_the_proxy(tmp_path, serve, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(managed, "Server", FakeServer)
+    monkeypatch.setattr(server_module, "Server", FakeServer)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):

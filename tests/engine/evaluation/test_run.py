@@ -328,7 +328,7 @@ def test_mistakes_are_found_before_anything_is_asked(tmp_path, pairs, serve, mor
 
 
 def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, serve, monkeypatch):
-    from ralign.engine.judging import managed
+    from ralign.engine.judging import server as server_module
 
     server = serve(lambda model, prompt: answers["metarm" if model.endswith("folder") else model, prompt])
     calls = []
@@ -346,7 +346,7 @@ def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, s
         def close(self):
             calls.append("close")
 
-    monkeypatch.setattr(managed, "Server", FakeServer)
+    monkeypatch.setattr(server_module, "Server", FakeServer)
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

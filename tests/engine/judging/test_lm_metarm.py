@@ -250,9 +250,7 @@ def test_graded_alone_asks_for_coverage_and_a_template_that_asks_for_it_is_grade
         (str(mine), False, True),
     ):
         template = load_metarm_template(name, graded=flag)
-        metarm = LanguageMetaRM(
-            ScriptedJudge(GRADED if graded else GOOD), template, graded=flag, num_tries=1
-        )
+        metarm = LanguageMetaRM(ScriptedJudge(GRADED if graded else GOOD), template, graded=flag, num_tries=1)
         assert metarm.review(PAIR, "j").result(1).outcome is Outcome.CORRECT, (name, flag)
 
 

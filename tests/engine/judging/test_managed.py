@@ -14,7 +14,8 @@ from ralign.engine.data.pairs import Pair, write_pairs
 from ralign.engine.errors import UserError
 from ralign.engine.judging.config import JudgeConfig, ServerConfig
 from ralign.engine.judging.lm_metarm import COMPACT, render_review
-from ralign.engine.judging.managed import Server, fingerprint, server_command
+from ralign.engine.judging.managed import fingerprint
+from ralign.engine.judging.server import Server, server_command
 from ralign.engine.taught import teach
 
 PROGRAMS = Path(__file__).parents[2] / "programs"

@@ -1,16 +1,23 @@
-"""A real SLURM on this machine: munge, slurmctld, and two slurmd that play nodes n1 and n2."""
+"""A real SLURM on this machine: munge, slurmctld, and two slurmd that play nodes n1 and n2.
+
+Jobs of the partition `urgent` preempt those of `all`, which have a grace of 20 s.
+"""
 
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+SCRIPT = Path(__file__).parents[3] / "recipes" / "slurm" / "train.sbatch"
+STAND_IN = Path(__file__).with_name("stand_in.py")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
 
 CONFIG = """
@@ -40,14 +47,17 @@ ReturnToService=2
 SlurmdTimeout=6
 SlurmctldTimeout=10
 MessageTimeout=5
-KillWait=5
+KillWait=3
 BatchStartTimeout=20
 CompleteWait=0
 SchedulerParameters=bf_interval=2,sched_interval=2,default_queue_depth=10
 MailProg=/bin/true
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs={cpus} State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -140,13 +150,67 @@ class SlurmCluster:
                 process.kill()
 
 
+class Jobs:
+    """What ralign-submit makes of a recipe, in a folder of the test's own."""
+
+    def __init__(self, slurm: SlurmCluster, folder: Path):
+        self.slurm, self.folder = slurm, folder
+
+    def submit(self, *words: str, recipe: Path = STAND_IN, nodes: int = 2, folder: Path | None = None) -> str:
+        """Options of ralign-submit and settings of the recipe; returns the job's number."""
+        command = [
+            sys.executable,
+            "-m",
+            "ralign.engine.slurm.submit",
+            str(recipe),
+            f"--nodes={nodes}",
+            "--gpus=0",
+        ]
+        done = subprocess.run(
+            [*command, f"--logs={self.folder / 'logs'}", f"--script={SCRIPT}", *words],
+            env={**self.slurm.env, "OMP_NUM_THREADS": "1"},
+            cwd=folder or self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("Submitted batch job ")[1].split()[0]
+
+    def wait_for_step(self, job: str, step: int = 1, name: str = "run", num_ranks: int = 2) -> None:
+        """Until every rank of a stand-in has saved this step."""
+
+        def is_saved() -> bool:
+            files = list(self.folder.glob(f"{name}_rank*.txt"))
+            return len(files) == num_ranks and all(int(f.read_text().split()[0]) >= step for f in files)
+
+        self.slurm.wait_for(is_saved, f"step {step} of job {job}", 60)
+
+    def wait_for_end(self, job: str, timeout_s: float = 60) -> tuple[str, int]:
+        """The job's last state, and how often it was started again."""
+
+        def has_ended() -> bool:
+            return self.slurm.job(job)["JobState"] in ENDED
+
+        self.slurm.wait_for(has_ended, f"the end of job {job}", timeout_s)
+        return self.slurm.job(job)["JobState"], int(self.slurm.job(job)["Restarts"])
+
+    def logs(self, job: str) -> dict[str, list[list[str]]]:
+        """The words of the lines of each rank's log."""
+        files = sorted((self.folder / "logs" / job).glob("rank*.log"))
+        return {file.stem: [line.split() for line in file.read_text().splitlines()] for file in files}
+
+    def script_log(self, job: str) -> str:
+        return (self.folder / "logs" / f"{job}.out").read_text()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
@@ -163,3 +227,9 @@ def slurm(tmp_path_factory):
     finally:
         if cluster is not None:
             cluster.stop()
+
+
+@pytest.fixture
+def jobs(slurm, tmp_path):
+    yield Jobs(slurm, tmp_path)
+    slurm.run("scancel", "--user=root")  # what a test that failed left behind

@@ -1,9 +1,8 @@
-"""Jobs on a real SLURM of two nodes: ranks and logs, seeds, notice and requeue, a node that dies."""
+"""Jobs on a real SLURM of two nodes: ranks, logs, CPUs, seeds, and a node that dies."""
 
+import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,113 +15,61 @@ TINY = [
     "algo.entropy_coef=0.01", "algo.kl_coef=0.05", "checkpoint_every=1",
 ]  # fmt: skip
 
-# Stands for a recipe where only the batch script is under test.
-STAND_IN = """
-import os, signal, sys, time
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURMD_NODENAME")
-restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-print(restart, *(os.environ[name] for name in names), *sys.argv[1:], flush=True)
-asked = []
-signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
-wanted = dict(word.split("=") for word in sys.argv[1:])
-if wanted.get("until") == "asked" and not restart:
-    while not asked:
-        time.sleep(0.05)
-    print("saved", flush=True)
-if "status" in wanted and not (wanted.get("once") and restart):
-    sys.exit(int(wanted["status"]))
-"""
 
-
-@pytest.fixture
-def stand_in(tmp_path) -> Path:
-    path = tmp_path / "stand_in.py"
-    path.write_text(STAND_IN)
-    return path
-
-
-def submit(slurm, folder: Path, recipe: Path, *words: str, nodes: int = 2) -> str:
-    """The job's number."""
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "ralign.engine.slurm.submit",
-                str(recipe),
-                f"--nodes={nodes}",
-                "--gpus=0",
-            ),
-            *(f"--logs={folder / 'logs'}", f"--script={ROOT / 'recipes' / 'slurm' / 'train.sbatch'}", *words),
-        ],
-        env={**slurm.env, "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("Submitted batch job ")[1].split()[0]
-
-
-def ended(slurm, job: str) -> bool:
-    return slurm.job(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
-
-
-def logs_of(folder: Path, job: str) -> dict[str, list[list[str]]]:
-    files = sorted((folder / "logs" / job).glob("rank*.log"))
-    return {file.stem: [line.split() for line in file.read_text().splitlines()] for file in files}
-
-
-def test_every_task_has_its_rank_its_log_and_the_first_nodes_address(slurm, stand_in, tmp_path):
-    job = submit(slurm, tmp_path, stand_in, "--tasks=2", "a=1")
-    slurm.wait_for(lambda: ended(slurm, job), "the job's end", 60)
-    assert slurm.job(job)["JobState"] == "COMPLETED"
-    logs = logs_of(tmp_path, job)
+def test_every_task_has_its_rank_its_log_and_the_first_nodes_address(jobs):
+    job = jobs.submit("--tasks=2", "a=1")
+    assert jobs.wait_for_end(job) == ("COMPLETED", 0)
+    logs = jobs.logs(job)
     assert list(logs) == ["rank0", "rank1", "rank2", "rank3"]
-    lines = [logs[f"rank{rank}"][0] for rank in range(4)]
-    assert [line[1] for line in lines] == ["0", "1", "2", "3"]
-    assert [line[3] for line in lines] == ["0", "1", "0", "1"]
-    assert [line[6] for line in lines] == ["n1", "n1", "n2", "n2"]
-    assert all(line[2] == "4" and line[4] == "127.0.0.1" and line[7] == "a=1" for line in lines)
-    assert len({line[5] for line in lines}) == 1
-
-
-def test_seeds_are_runs_of_their_own(slurm, stand_in, tmp_path):
-    job = submit(slurm, tmp_path, stand_in, "--seeds=3,5", nodes=1)
-    slurm.wait_for(
-        lambda: all((tmp_path / "logs" / f"{job}_{seed}" / "rank0.log").exists() for seed in (3, 5)),
-        "both seeds",
-        60,
+    ranks, worlds, local_ranks, addresses, ports, nodes, words = zip(
+        *(logs[f"rank{rank}"][0][2:] for rank in range(4)), strict=True
     )
-    slurm.wait_for(lambda: not slurm.run("squeue", "-h").strip(), "an empty queue", 60)
+    assert ranks == ("0", "1", "2", "3") and worlds == ("4",) * 4 and local_ranks == ("0", "1", "0", "1")
+    assert nodes == ("n1", "n1", "n2", "n2") and addresses == ("127.0.0.1",) * 4
+    assert len(set(ports)) == 1 and words == ("a=1",) * 4
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="a node here has one CPU")
+def test_cpus_of_a_task_reach_srun(slurm, jobs):
+    """sbatch's --cpus-per-task is not srun's, since SLURM 22.05."""
+    job = jobs.submit("--cpus-per-task=2", nodes=1)
+    assert jobs.wait_for_end(job) == ("COMPLETED", 0)
+    assert slurm.job(job)["CPUs/Task"] == "2"
+    assert jobs.logs(job)["rank0"][1] == ["cpus", "2"]
+
+
+def test_seeds_are_runs_of_their_own_and_notice_to_one_is_not_to_the_others(slurm, jobs):
+    job = jobs.submit("--seeds=3,5", "wait=1@0", nodes=1)
     for seed in (3, 5):
-        (line,) = logs_of(tmp_path, f"{job}_{seed}")["rank0"]
-        assert line[-2:] == [f"seed={seed}", f"name=stand_in_seed{seed}"]
+        jobs.wait_for_step(job, name=f"stand_in_seed{seed}", num_ranks=1)
+    # One of the seeds has the array's number as its own, which names all of them.
+    fields = {seed: slurm.job(f"{job}_{seed}") for seed in (3, 5)}
+    (same,) = (seed for seed in (3, 5) if fields[seed]["JobId"] == job)
+    slurm.run("scancel", "--signal=USR1", "--batch", f"{job}_{same}")
+    assert jobs.wait_for_end(f"{job}_{same}") == ("COMPLETED", 1)
+    other = slurm.job(f"{job}_{8 - same}")
+    assert (other["JobState"], other["Restarts"]) == ("RUNNING", "0")
+    for seed, numbers in ((same, ["0", "1"]), (8 - same, ["0"])):
+        starts = [line for line in jobs.logs(f"{job}_{seed}")["rank0"] if line[0] == "start"]
+        assert [line[1] for line in starts] == numbers
+        assert all(line[-2:] == [f"seed={seed}", f"name=stand_in_seed{seed}"] for line in starts)
 
 
-def test_notice_saves_and_the_job_queues_itself_again(slurm, stand_in, tmp_path):
-    job = submit(slurm, tmp_path, stand_in, "until=asked")
-    slurm.wait_for(lambda: len(logs_of(tmp_path, job).get("rank1", [])) == 1, "two running tasks", 60)
-    slurm.run("scancel", "--signal=USR1", "--batch", job)
-    slurm.wait_for(lambda: ended(slurm, job), "the job's end", 90)
-    assert slurm.job(job)["JobState"] == "COMPLETED" and slurm.job(job)["Restarts"] == "1"
-    for lines in logs_of(tmp_path, job).values():
-        assert lines[1] == ["saved"] and [line[0] for line in (lines[0], lines[2])] == ["0", "1"]
-
-
-@pytest.mark.parametrize(
-    ("words", "state", "restarts"),
-    [
-        (["status=2"], "FAILED", "0"),  # a user's mistake is not tried again
-        (["status=70", "once=1"], "COMPLETED", "1"),  # a stall is
-        (["status=1", "--max-restarts=1"], "FAILED", "1"),
-    ],
-)
-def test_what_is_queued_again_after_a_failure(slurm, stand_in, tmp_path, words, state, restarts):
-    job = submit(slurm, tmp_path, stand_in, *words)
-    slurm.wait_for(lambda: ended(slurm, job), "the job's end", 90)
-    assert (slurm.job(job)["JobState"], slurm.job(job)["Restarts"]) == (state, restarts)
+def test_a_node_that_dies_is_made_up_for(slurm, jobs):
+    job = jobs.submit("steps=9", "step_s=0.05", "hang=5@0")
+    jobs.wait_for_step(job, 4)
+    slurm.kill_node("n2")
+    # As a cluster's health check would; SLURM finds it out by itself some 20 s later, in the slow test below.
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=dead")
+    slurm.wait_for(lambda: slurm.job(job)["JobState"] == "PENDING", "a requeue", 60)
+    slurm.start_node("n2")
+    assert jobs.wait_for_end(job) == ("COMPLETED", 1)
+    assert not (jobs.folder / "logs" / job / "failures").exists()
+    for rank, lines in enumerate(jobs.logs(job).values()):
+        digest = ""
+        for step in range(1, 10):  # as a run that was never interrupted has it
+            digest = hashlib.sha256(f"{digest} {rank} {step}".encode()).hexdigest()
+        assert lines[-2:] == [["goes", "on", "after", "step", "4"], ["done", digest]]
 
 
 def without_times(path: Path) -> list[dict]:
@@ -131,13 +78,12 @@ def without_times(path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_costs_nothing_but_time(slurm, tmp_path):
+def test_a_node_that_dies_costs_a_real_run_nothing_but_time(slurm, jobs):
     recipe = ROOT / "recipes" / "r_align_mini.py"
-    folders = {name: tmp_path / name / "runs" / "r_align_mini" for name in ("whole", "cut")}
-    jobs = {}
+    folders = {name: jobs.folder / name / "runs" / "r_align_mini" for name in ("whole", "cut")}
     for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-        jobs[name] = job = submit(slurm, tmp_path / name, recipe, *TINY)
+        (jobs.folder / name).mkdir()
+        job = jobs.submit(*TINY, recipe=recipe, folder=jobs.folder / name)
         if name == "cut":
             metrics = folders["cut"] / "rlvr" / "metrics.jsonl"
             slurm.wait_for(
@@ -146,10 +92,8 @@ def test_a_node_that_dies_costs_nothing_but_time(slurm, tmp_path):
             slurm.kill_node("n2")
             slurm.wait_for(lambda job=job: slurm.job(job)["JobState"] == "PENDING", "a requeue", 90)
             slurm.start_node("n2")
-        slurm.wait_for(lambda job=job: ended(slurm, job), f"the end of {name}", 300)
-        assert slurm.job(job)["JobState"] == "COMPLETED", slurm.logs()
-    assert slurm.job(jobs["cut"])["Restarts"] == "1"
-    log = (tmp_path / "cut" / "logs" / jobs["cut"] / "rank0.log").read_text()
+        assert jobs.wait_for_end(job, 300) == ("COMPLETED", int(name == "cut")), slurm.logs()
+    log = (jobs.folder / "logs" / job / "rank0.log").read_text()
     assert "goes on with the interrupted run" in log and "rlvr goes on after step" in log
     for stage in ("sft", "rlvr", "r_align"):
         whole, cut = (without_times(folders[name] / stage / "metrics.jsonl") for name in ("whole", "cut"))

@@ -16,9 +16,13 @@ from pathlib import Path
 from ralign.engine.command_line import run_main
 from ralign.engine.errors import UserError
 from ralign.engine.options import Parser, positive
+from ralign.engine.planner.hardware import chip_of
+from ralign.engine.slurm import notice
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")  # minutes, or [days-]hours:minutes:seconds
+_MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?")  # sbatch's --array
+CPUS_A_GPU = 8  # for the process, its writing thread and the engine; nodes of 8 GPUs have 96 CPUs and more
 
 
 def main() -> None:
@@ -55,31 +59,22 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
     """
     recipe = _recipe(args.recipe)
     args.script = args.script or recipe.parent / "slurm" / "train.sbatch"
-    _require(args.script.is_file(), f"no batch script {args.script}; name one with --script")
-    _require(args.time is None or _TIME.fullmatch(args.time), f"--time={args.time}: expected [DAYS-]HH:MM:SS")
-    _require(
-        args.seeds is None or _SEEDS.fullmatch(args.seeds),
-        f"--seeds={args.seeds}: expected numbers and ranges, as in 0-3 or 0,2,5",
-    )
-    _require(args.gpus >= 0, f"--gpus={args.gpus}: expected 0 or more")
-    for setting in args.settings:
-        _require(
-            "=" in setting or setting.startswith("--"), f"cannot read {setting!r}: expected field.sub=value"
-        )
-    output = "%A_%a.out" if args.seeds else "%j.out"
+    _check(args)
     options = {
         "job-name": recipe.stem,
         "nodes": args.nodes,
         "ntasks-per-node": args.tasks or args.gpus or 1,
         "gpus-per-node": args.gpus or None,
+        "cpus-per-task": args.cpus_per_task or (CPUS_A_GPU if args.gpus else None),
+        "mem": args.mem or ("0" if args.gpus else None),
         "time": args.time,
         "partition": args.partition,
         "account": args.account,
         "qos": args.qos,
         "array": args.seeds,
-        "signal": f"B:USR1@{round(60 * args.warn_minutes)}",
+        "signal": f"B:USR1@{_notice_s(args, recipe)}",
         "chdir": Path.cwd(),
-        "output": args.logs / output,
+        "output": args.logs / ("%A_%a.out" if args.seeds else "%j.out"),
     }
     command = ["sbatch", "--requeue", "--open-mode=append", "--export=ALL"]
     command += [f"--{name}={value}" for name, value in options.items() if value is not None]
@@ -93,6 +88,40 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
     if args.seeds and names:
         variables["RALIGN_NAME"] = names[-1]
     return command, variables
+
+
+def _check(args: argparse.Namespace) -> None:
+    _require(args.script.is_file(), f"no batch script {args.script}; name one with --script")
+    _require(args.time is None or _TIME.fullmatch(args.time), f"--time={args.time}: expected [DAYS-]HH:MM:SS")
+    _require(
+        args.seeds is None or _SEEDS.fullmatch(args.seeds),
+        f"--seeds={args.seeds}: expected numbers and ranges, as in 0-3 or 0,2,5",
+    )
+    _require(args.gpus >= 0, f"--gpus={args.gpus}: expected 0 or more")
+    _require(
+        args.mem is None or _MEMORY.fullmatch(args.mem),
+        f"--mem={args.mem}: expected a size, as in 500G, or 0",
+    )
+    for setting in args.settings:
+        _require(
+            "=" in setting or setting.startswith("--"), f"cannot read {setting!r}: expected field.sub=value"
+        )
+
+
+def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
+    """Seconds of notice before the job's end; says on stderr what they are for."""
+    chip, prediction = chip_of(args.gpu), None
+    has_flags = any(word.startswith("--") and "=" not in word for word in args.settings)
+    if args.gpus and not has_flags and (run := notice.planned_run(recipe, args.settings)):
+        try:
+            prediction = notice.predict(run, args.nodes * (args.tasks or args.gpus), chip)
+        except UserError as error:
+            print(f"# no prediction of a step: {error}", file=sys.stderr)
+    limit_s = notice.limit_s(args.time or "0") or None  # to SLURM, 0 is none
+    seconds, remark = notice.choose(args.warn_minutes, limit_s, prediction)
+    if remark:
+        print(f"# {remark}", file=sys.stderr)
+    return seconds
 
 
 def _recipe(name: str) -> Path:
@@ -118,6 +147,17 @@ def _parser() -> Parser:
     add("--nodes", type=positive, required=True, help="number of nodes")
     add("--gpus", type=int, default=8, help="GPUs a node, one task each; 0 for CPUs (default 8)")
     add("--tasks", type=positive, help="tasks a node, where that is not the number of GPUs")
+    add(
+        "--gpu",
+        default="h100",
+        help="kind of GPU, as for ralign-plan: a step is predicted for it (default h100)",
+    )
+    add(
+        "--cpus-per-task",
+        type=positive,
+        help=f"CPUs a task (default {CPUS_A_GPU} with GPUs, else SLURM's own); best: a node's CPUs / its GPUs",
+    )
+    add("--mem", help="host memory a node (default with GPUs 0: all of it; without, SLURM's own)")
     add("--time", help="time limit, [DAYS-]HH:MM:SS; the run goes on after it (default: the partition's)")
     add("--partition", help="SLURM partition")
     add("--account", help="SLURM account")
@@ -126,10 +166,10 @@ def _parser() -> Parser:
     add(
         "--warn-minutes",
         type=float,
-        default=20,
-        help="notice before the end: time for the rest of a step and a checkpoint (default 20)",
+        help="notice before the end: time for the rest of a step and a checkpoint (default: what ralign-plan "
+        "predicts and half as much again, 20 at least, half of --time at most)",
     )
-    add("--max-restarts", type=int, default=3, help="how often a failed job is queued again (default 3)")
+    add("--max-restarts", type=int, default=3, help="how often a failure is queued again (default 3)")
     add("--logs", type=Path, default=Path("runs/slurm"), help="folder of the logs (default runs/slurm)")
     add("--script", type=Path, help="batch script (default: slurm/train.sbatch beside the recipe)")
     add(

@@ -1,13 +1,15 @@
 """What ralign-submit hands to sbatch, and what it refuses."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 from ralign.engine.errors import UserError
-from ralign.engine.slurm import submit
+from ralign.engine.slurm import notice, submit
 
 ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "recipes" / "slurm" / "train.sbatch"
 
 
 def dry_run(capsys, *argv: str) -> list[str]:
@@ -26,12 +28,19 @@ def test_nodes_and_gpus_become_tasks(capsys):
     words = dry_run(capsys, "r_align_mini", "--nodes", "4", "optim.lr=1e-6", "--time", "1-00:00:00")
     assert {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1-00:00:00"} <= set(words)
     assert {"--requeue", "--signal=B:USR1@1200", f"--chdir={ROOT}"} <= set(words)
+    assert {"--cpus-per-task=8", "--mem=0"} <= set(words)  # a GPU's CPUs, and all of the node's memory
     assert words[-3:] == ["recipes/slurm/train.sbatch", "recipes/r_align_mini.py", "optim.lr=1e-6"]
+
+
+def test_cpus_and_memory_of_a_part_of_a_node(capsys):
+    words = dry_run(capsys, "r_align_mini", "--nodes=1", "--gpus=2", "--cpus-per-task=12", "--mem=200G")
+    assert {"--cpus-per-task=12", "--mem=200G", "--gpus-per-node=2"} <= set(words)
 
 
 def test_cpu_nodes_take_a_task_each_and_flags_follow_two_dashes(capsys):
     words = dry_run(capsys, "--nodes=2", "--gpus=0", "recipes/r_align_mini.py", "--", "seed=3", "--smoke")
-    assert "--ntasks-per-node=1" in words and not any("gpus" in word for word in words)
+    assert "--ntasks-per-node=1" in words
+    assert not any(name in word for name in ("gpus", "cpus", "--mem") for word in words)
     assert words[-2:] == ["seed=3", "--smoke"]
 
 
@@ -39,6 +48,48 @@ def test_seeds_make_an_array_of_named_runs(capsys):
     words = dry_run(capsys, "r_align_mini", "--nodes=1", "--seeds=0-3", "name=paper")
     assert "--array=0-3" in words and "RALIGN_NAME=paper" in words
     assert any(word.startswith("--output=") and "%A_%a" in word for word in words)
+
+
+def test_the_notice_covers_the_predicted_step_and_a_checkpoint(capsys):
+    """Half as long again as 2,379 s (docs/scaling.md's figure) and 12 bytes a parameter at 1 GB/s."""
+    submit._main(["--dry-run", "r_align_32b", "--nodes=1", "--gpu=h200", "--time=1-0"])
+    shown = capsys.readouterr()
+    needed_s = 2379 + 12 * 32.8
+    seconds = int(re.search(r"--signal=B:USR1@(\d+)", shown.out)[1])
+    assert seconds == pytest.approx(1.5 * needed_s, abs=120) and seconds % 60 == 0
+    assert "a step of 40 minutes" in shown.err and "8 x h200" in shown.err and "warning" not in shown.err
+
+
+@pytest.mark.parametrize("options", [["--warn-minutes=20"], ["--time=01:00:00"]])
+def test_a_notice_shorter_than_a_step_is_pointed_out(capsys, options):
+    submit._main(["--dry-run", "r_align_32b", "--nodes=1", "--gpu=h200", *options])
+    shown = capsys.readouterr()
+    assert "warning: a notice of" in shown.err and "shorter than a step of 40 minutes" in shown.err
+    minutes = 20 if "--warn-minutes=20" in options else 30  # at most half of the time
+    assert f"USR1@{60 * minutes} " in shown.out
+
+
+def test_what_cannot_be_planned_gets_twenty_minutes(capsys, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("raise AssertionError('a file that is not a recipe is not imported')")
+    for recipe, setting in ((str(script), "a=1"), ("r_align_32b", "model.hf_path=no/such/model")):
+        words = dry_run(capsys, recipe, "--nodes=1", f"--script={SCRIPT}", setting)
+        assert "--signal=B:USR1@1200" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:30:00", 5400),
+        ("2-0", 172800),
+        ("1-2:30", 95400),
+        ("1-0:0:5", 86405),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
+    assert notice.limit_s(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -49,6 +100,13 @@ def test_seeds_make_an_array_of_named_runs(capsys):
         (["r_align_mini", "--nodes=1", "--time=tomorrow"], "--time=tomorrow"),
         (["r_align_mini", "--nodes=1", "--seeds=a"], "--seeds=a"),
         (["r_align_mini", "--nodes=1", "--gpus=-1"], "--gpus=-1"),
+        (["r_align_mini", "--nodes=1", "--gpu=tpu"], "--gpu tpu"),
+        (["r_align_mini", "--nodes=1", "--mem=much"], "--mem=much"),
+        (["r_align_mini", "--nodes=1", "--cpus-per-task=0"], "'0' is not a whole number"),
+        (["r_align_mini", "--nodes=1", "--warn-minutes=0"], "--warn-minutes=0"),
+        (["r_align_mini", "--nodes=1", "--warn-minutes=1100"], "at most 1092"),
+        (["r_align_mini", "--nodes=1", "--time=20", "--warn-minutes=20"], "the time limit is 20 minutes"),
+        (["r_align_mini", "--nodes=1", "optim.lr=fast"], "optim.lr=fast"),
         (["r_align_mini", "--nodes=1", "lr"], "cannot read 'lr'"),
         (["r_align_mini", "--nodes=1", "--script=nowhere.sbatch"], "nowhere.sbatch"),
         (["r_align_mini"], "--nodes"),

@@ -310,7 +310,7 @@ class FaultsConfig:
     """When a run gives up instead of waiting or going on."""
 
     stall_s: float = 1800.0
-    """Longest time in one phase without progress; then every rank's stack is written and the job ends."""
+    """Longest time without progress (a phase, a micro-batch); then every rank's stack is written and the job ends."""
     generation_stall_s: float = 7200.0
     """The same for generating and judging, where ranks wait for the slowest."""
     max_skipped_updates: int = 10

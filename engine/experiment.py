@@ -100,6 +100,9 @@ class Experiment:
                 can_sleep=plan.kv_sleep,
             )
             self.generator.verify()
+            for part in (self.policy, self.critic, self.generator):
+                if part is not None:
+                    part.on_progress = self.watchdog.moves
             self.memory = MemoryPhases(plan, self.policy, self.generator, self.critic)
         self.stop = StopSignal()  # after the engine, which may take signals too
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import CriticConfig, Run
 from ralign.engine.losses import ValueLoss
-from ralign.engine.packing import PackedBatch
+from ralign.engine.packing import PackedBatch, to_device
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.trained import UpdateStats
 from ralign.kernels.gae import gae
@@ -53,7 +53,7 @@ class PPO:
             sums[f"{name}_sum"] / num_tokens for name in ("value", "return", "return_square", "value_error")
         )
         variance, left = square - target**2, error - (target - value) ** 2
-        mean, deviation = (float(x) for x in _mean_and_deviation(self._sums))
+        mean, deviation = torch.stack(_mean_and_deviation(self._sums)).tolist()
         return {
             "critic/loss": sum(x.loss for x in learned) / len(learned),
             "critic/grad_norm": sum(x.grad_norm for x in learned) / len(learned),
@@ -109,8 +109,7 @@ def add_advantages(
 def rewards_at_the_end(batch: PackedBatch) -> Tensor:
     """[T] fp32: each sample's reward where its last response token is predicted, 0 elsewhere."""
     answered = batch.row_counts > 0
-    last = torch.from_numpy((batch.row_starts + batch.row_counts - 1)[answered])
-    last = last.to(batch.targets.device, non_blocking=True)
+    last = to_device((batch.row_starts + batch.row_counts - 1)[answered], batch.targets.device)
     rewards = batch.per_token["rewards"]
     return torch.zeros_like(rewards).index_copy_(0, last, rewards[last])
 

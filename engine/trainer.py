@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,14 @@ class Trainer:
     def step(self) -> tuple[dict[str, float], list[Answered]]:
         """One step; returns its metrics (the same on every rank but for times) and all ranks' judged rollouts."""
         clock = Clock(self.on_phase)
-        with self.judging():
-            with clock.stage("generate"):
+        with ExitStack() as judging:
+            with clock.stage("generate"):  # which makes room on the device before judges that share it wake
+                judging.enter_context(self.judging())
                 rollouts = self.generate()  # the task hears of each as soon as it is finished
             with clock.stage("judge"):
                 judged = self.judge(rollouts)
                 rewards = self.task.reward(judged)
+                judging.close()
         with clock.stage("plan"):
             updates = self.plan(judged, rewards)
         with clock.stage("old_logprobs"):
@@ -102,7 +104,6 @@ class Trainer:
     def judging(self) -> Iterator[None]:
         """The task's judges are awake. If one stops for good in here, the step's prompts are still to come."""
         before = self.sampler.state_dict()
-        self.on_phase("generate")  # judges that share the device wake when the optimizer's state has left it
         try:
             with self.task.judging():
                 yield

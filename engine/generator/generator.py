@@ -66,6 +66,7 @@ class Generator:
         replicas: which engine this rank belongs to, of how many.
         is_shared: no weight is held twice or ever moved.
         weight_version: updates that the policy's weights have seen.
+        on_progress: called at each step of the engine, for a watchdog.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Generator:
         self.is_shared = self.tensor_size == cluster.tp_size and cluster.pp_size == 1
         self.replicas = Replicas(cluster, self.tensor_size)
         self.weight_version = 0
+        self.on_progress: Callable[[], None] = lambda: None
         self._prepare_environment()
         from ralign.engine.generator import cpu_engine, shared
         from vllm import LLM
@@ -195,6 +197,7 @@ class Generator:
             order = {name: index for index, name in enumerate(self._enqueue(requests, sampling))}
             rollouts: list = [None] * len(requests)
             while self.llm.llm_engine.has_unfinished_requests():
+                self.on_progress()
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         index = order[output.request_id]

@@ -6,7 +6,7 @@ update does not depend on how the batch was split.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,11 @@ class UpdateStats:
 
 
 class TrainedModel(ABC):
-    """A Hugging Face model on Megatron-core, sharded over the cluster's groups."""
+    """A Hugging Face model on Megatron-core, sharded over the cluster's groups.
+
+    Attributes:
+        on_progress: called as each micro-batch begins, for a watchdog.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class TrainedModel(ABC):
     ):
         """Build the model and read its weights from `folder` (see `transformer_config` for what is refused)."""
         self.folder, self.kernels = Path(folder), kernels or KernelsConfig()
+        self.on_progress: Callable[[], None] = lambda: None
         self.cluster = cluster
         self.hf_config = AutoConfig.from_pretrained(folder)
         with cuda_stand_in():
@@ -193,6 +198,7 @@ class TrainedModel(ABC):
 
         def forward_step(iterator, model):
             batch = next(iterator)
+            self.on_progress()
             own = own_tokens(batch, self.cluster)
             self.gpt.loss_from_hidden = from_hidden and partial(from_hidden, batch=batch)
             output = model(

@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from ralign.engine.checkpoint import export
+from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.errors import UserError
+from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.taught import teach
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +36,11 @@ LAYOUTS = os.environ.get("RALIGN_RESUME_LAYOUTS", "one-fp32").split(",")
 class Job:
     """The recipe on one process or, where the layout says 2, on two, without a launcher that catches signals."""
 
-    def __init__(self, out: Path, layout: str):
+    def __init__(
+        self, out: Path, layout: str, recipe: str = "r_align_mini", settings: Sequence[str] = SETTINGS
+    ):
         cut, dtype = layout.split("-")
-        settings = [f"out={out}", *SETTINGS, f"parallel.dtype={dtype}"]
+        settings = [f"out={out}", *settings, f"parallel.dtype={dtype}"]
         settings += {"tp": ["parallel.tensor=2"], "pp": ["parallel.pipeline=2"]}.get(cut[:2], [])
         world_size = 2 if cut.endswith("2") else 1
         with socket.socket() as probe:
@@ -45,7 +51,7 @@ class Job:
         with self.errors.open("w") as errors:
             self.ranks = [
                 subprocess.Popen(
-                    [sys.executable, str(ROOT / "recipes" / "r_align_mini.py"), *settings],
+                    [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *settings],
                     env={
                         **os.environ,
                         **world,
@@ -148,3 +154,40 @@ def test_a_checkpoint_can_be_exported_on_demand(runs, tmp_path, capsys):
     assert (tmp_path / "tokenizer.json").exists()
     with pytest.raises(UserError, match=r"manifest\.json: No such file"):
         export._main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+
+
+ACTOR_SETTINGS = [
+    "sft.num_steps=3", "num_steps=8", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=8",
+    "data.world.num_train=400", "data.world.num_warm_start=64", "data.world.num_dev=16", "data.world.num_test=16",
+    "generator.max_new_tokens=24", "eval.max_new_tokens=24", "judge.max_new_tokens=8", "model.num_layers=2",
+    "algo.entropy_coef=0.01", "algo.kl_coef=0.05", "checkpoint_every=1", "memory.offload=always",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantages", ["grpo", "gae"])
+def test_an_actor_that_was_killed_ends_as_one_that_ran_through(tmp_path, advantages):
+    """Paid by the oracle, then by a GenRM that samples its judgments in the same process."""
+    world = JudgeWorldConfig(num_train=200, num_warm_start=1, num_dev=1, num_test=1)
+    template = load_template("compact")
+    cases = [(render(template, p), f"\\boxed{{{p.gt_label}}}") for p in build_judgeworld(world)["train"]]
+    teach(tmp_path / "genrm", cases, num_steps=60)
+    settings = [f"actor.genrm={tmp_path}/genrm", f"algo.advantages={advantages}", *ACTOR_SETTINGS]
+    folders = {name: tmp_path / name / "actor_rlhf_mini" for name in ("whole", "cut")}
+
+    def start(name: str) -> Job:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Job(tmp_path / name, "one-fp32", "actor_rlhf_mini", settings)
+
+    start("whole").finish(0)
+    killed = start("cut")
+    killed.interrupt(folders["cut"] / "genrm", signal.SIGKILL)
+    killed.finish(-signal.SIGKILL)
+    assert "genrm goes on after step" in start("cut").finish(0)
+    for stage in ("oracle", "genrm"):
+        whole, cut = (without_times(folders[name] / stage / "metrics.jsonl") for name in ("whole", "cut"))
+        assert len(whole) == 8 and whole == cut, stage
+        for file in (folders["whole"] / stage / "hf").glob("*.safetensors"):
+            assert file.read_bytes() == (folders["cut"] / stage / "hf" / file.name).read_bytes(), stage
+    paid = without_times(folders["whole"] / "genrm" / "metrics.jsonl")
+    assert sum(step["judge/num_calls"] for step in paid) > 0

@@ -31,7 +31,7 @@ def test_a_preempted_job_saves_in_its_grace_and_goes_on(slurm, jobs):
 def test_a_step_longer_than_the_notice_costs_itself_not_the_job(slurm, jobs):
     job = jobs.submit("steps=3", "hang=2@0")
     jobs.wait_for_step(job)
-    end = time.strftime("%FT%T", time.localtime(time.time() + 5))
+    end = time.strftime("%FT%T", time.localtime(time.time() + 15))
     slurm.run("scontrol", "update", f"JobId={job}", f"EndTime={end}")
     slurm.run("scancel", "--signal=USR1", "--batch", job)
     assert jobs.wait_for_end(job) == ("COMPLETED", 1)

@@ -43,7 +43,7 @@ class PaperRun:
     """Folder of all runs."""
     seed: int = 0
     """Fixes the worlds, the fresh weights and the sampling."""
-    budgets: tuple[int, ...] = (20, 80)
+    budgets: tuple[int, ...] = (10, 20, 40, 80)
     """RL steps after which a judge is taken out of its training to be measured and to pay an actor."""
     judges: JudgesRun = field(default_factory=JudgesRun)
     """The judges: warm start, RLVR and R-Align, evaluation."""

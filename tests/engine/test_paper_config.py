@@ -35,7 +35,7 @@ def test_what_is_both_s_is_handed_down():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["judges.budgets=3"], "budgets=[20, 80] is"),
+        (["judges.budgets=3"], "budgets=[10, 20, 40, 80] is"),
         (["actors.data.world.num_test=300"], "num_test=300 differs from judges.data.world.num_test=512"),
         (["actors.model.num_layers=2"], "actors.model.num_layers=2 differs from judges.model.num_layers=4"),
         (["judges.parallel.dtype=bf16"], "actors.parallel.dtype=fp32 differs from judges.parallel.dtype=bf16"),

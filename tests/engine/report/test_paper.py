@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from ralign.engine.errors import UserError
 from ralign.engine.judging.metrics import measure
 from ralign.engine.report import plots
 from ralign.engine.report.foretold import correlation, points, pooled, pooled_table
 from ralign.engine.report.paper import actor_table, main, read_summaries, seeds_table, write_paper_report
+from ralign.engine.report.paper_plots import judge_colors
 
 _TESTS = ("in_distribution", "unbiased")
 
@@ -183,3 +185,12 @@ def test_the_report_holds_every_actor_and_every_transcript(found, tmp_path, caps
     assert "&lt;b&gt;an answer&lt;/b&gt;" in page and page.count("data:image/png") == 3
     for row in actor_table(judges, actors)[1:]:
         assert all(cell in page and cell in shown for cell in row), row
+
+
+def test_every_judge_has_a_colour_of_its_own():
+    names = ["sft", *(f"{method}_{budget}" for method in ("rlvr", "r_align") for budget in (10, 20, 40, 80))]
+    colors = judge_colors(names)
+    assert colors.keys() == set(names) and len({to_hex(color) for color in colors.values()}) == len(names)
+    assert (
+        judge_colors(["rlvr_80", "rlvr_9"])["rlvr_9"][1] > judge_colors(["rlvr_80", "rlvr_9"])["rlvr_80"][1]
+    )

@@ -66,7 +66,7 @@ class _Child:
     async def end(self) -> None:
         process = await self._started
         process.stdin.close()
-        await process.wait()
+        await self._reading
 
     async def _start(self, address: Address) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE

@@ -81,6 +81,7 @@ class Endpoint:
         self._is_called = False  # whether the loop is going to look at the queue
         self._in_flight = 0
         self._asked: dict[bytes, list[Future[Reply]]] = {}  # who waits for each request under way
+        self._sending: set[asyncio.Task[Reply]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
@@ -129,10 +130,10 @@ class Endpoint:
         for _, future in self._queue:
             if future.set_running_or_notify_cancel():
                 future.set_result(_CLOSED)
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        self._queue.clear()
+        for task in self._sending:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*self._sending, return_exceptions=True)
         self._commit()
         for client in self._clients:
             await client.close()
@@ -158,9 +159,9 @@ class Endpoint:
             else:
                 self._in_flight += 1
                 self._asked[key] = [future]
-                self._loop.create_task(self._send(key, request)).add_done_callback(
-                    partial(self._pass_on, key)
-                )
+                task = self._loop.create_task(self._send(key, request))
+                self._sending.add(task)
+                task.add_done_callback(partial(self._pass_on, key))
 
     def _known(self, key: bytes) -> Reply | None:
         try:
@@ -180,6 +181,7 @@ class Endpoint:
 
     def _pass_on(self, key: bytes, task: asyncio.Task[Reply]) -> None:
         """To everybody who asked the same."""
+        self._sending.discard(task)
         for future in self._asked.pop(key):
             if not task.cancelled() and (error := task.exception()):
                 future.set_exception(error)

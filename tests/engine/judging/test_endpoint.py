@@ -196,6 +196,16 @@ def test_closing_answers_everybody(make):
     make.opened.remove(endpoint)
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 0.003, 0.02, 0.2])
+def test_closing_while_a_client_process_starts_leaves_none_behind(fake_endpoint, wait_s):
+    endpoint = Endpoint(EndpointConfig(model="m", base_url=fake_endpoint(5.0).url, num_processes=2))
+    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(8)]
+    time.sleep(wait_s)
+    endpoint.close()
+    assert all(future.result(1).problem == "the judge was closed" for future in futures)
+    assert children() == []
+
+
 def test_a_waiter_that_goes_away_leaves_the_others(make):
     endpoint, _ = make(latency_s=0.2, concurrency=1)
     futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(3)]

@@ -210,7 +210,8 @@ def _means_a_side(text: str, place: int) -> bool | None:
     opened = before.rstrip("*_\"“‘'`([{")
     word, next_word = _WORD_BEFORE.search(opened), _WORD_AFTER.match(after.lstrip("*_\"”’'`)]}"))
     quotes = before[len(opened) :].strip("*_`([{") and not after.lstrip("*_").startswith(tuple("\"”’'"))
-    previous = word[1].lower() if word and not quotes else ""  # 'such as "A good start"' begins anew
+    # 'such as "A good start"' begins anew; and an A before it is no article where a B would be none.
+    previous = word[1].lower() if word and not quotes and word[1] not in ("A", "B") else ""
     following = next_word[1] if next_word and not next_word[2] else ""
     if previous in _THINGS | {"a", "an"} or following in _AFTER_THINGS:
         return False

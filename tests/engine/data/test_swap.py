@@ -245,3 +245,9 @@ def test_judgeworld_s_golden_judgments_follow_the_swap():
         assert (before.item, before.should_be) == (after.item, after.should_be) and before.side != after.side
         assert RuleMetaRM().judge(swapped.gt_judgment, pair.gt_judgment) is Outcome.INCORRECT
         assert swap_sides(swapped) == pair
+
+
+@pytest.mark.parametrize("text", ["Response  A A's", "Response B A's, A B's"])
+def test_a_letter_after_a_letter_is_read_alike_whichever_they_are(text):
+    swapped, num_names = swap_names(text)
+    assert swapped != text and swap_names(swapped) == (text, num_names)

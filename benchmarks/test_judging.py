@@ -2,8 +2,8 @@
 
     .venv/bin/pytest benchmarks/test_judging.py
 
-The ideal rate is concurrency / latency = 1,280 requests a second. The official client takes over half a millisecond of a
-core for a request, so two processes ask; they, the asker and the fake endpoint share the cores of one machine.
+The ideal rate is concurrency / latency = 1,280 requests a second. The official client takes over half a millisecond
+of a core for a request, so two processes ask; they, the asker and the fake endpoint share the cores of one machine.
 """
 
 import json

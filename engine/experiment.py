@@ -87,7 +87,7 @@ class Experiment:
             self.critic = None
             if run.has_critic:
                 self.critic = Critic(run.critic.hf_path or folder, self.cluster, **options)
-                _check_vocabulary(self.policy, self.critic)
+                check_vocabulary(self.policy, self.critic)
             longest_answer = max(run.generator.max_new_tokens, run.eval.max_new_tokens)
             self.generator = Generator(
                 self.policy,
@@ -310,7 +310,7 @@ class Experiment:
         cluster_module.stop()
 
 
-def _check_vocabulary(policy: Policy, critic: Critic) -> None:
+def check_vocabulary(policy: Policy, critic: Critic) -> None:
     """Raises UserError for a critic whose embedding does not know all of the policy's tokens."""
     known, wanted = critic.hf_config.vocab_size, policy.hf_config.vocab_size
     if known < wanted:

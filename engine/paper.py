@@ -13,12 +13,11 @@ from typing import Any, Literal
 from ralign.engine.actor import ActorExample
 from ralign.engine.actor_config import ActorRun
 from ralign.engine.actor_experiment import ActorExperiment
-from ralign.engine.checkpoint import folders
-from ralign.engine.checkpoint.settings import _move_aside, mark_finished, open_folder
+from ralign.engine.checkpoint.settings import has_progress, mark_finished, move_aside, open_folder
 from ralign.engine.data.actorworld import read_note
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import Pair, prompt_text
-from ralign.engine.experiment import Experiment, _check_vocabulary
+from ralign.engine.experiment import Experiment, check_vocabulary
 from ralign.engine.memory import MemoryPhases, plan_memory
 from ralign.engine.paper_config import PaperRun
 from ralign.engine.planner.memory import GIB, Ledger
@@ -53,8 +52,8 @@ class PaperExperiment(ActorExperiment):
     def _open_actors(self) -> str | None:
         """On one rank. Where judges start afresh, what earlier ones paid for is kept aside and not gone on with."""
         judges, actors = self.paper.judges.folder, self.paper.actors.folder
-        if _has_progress(actors) and not _has_progress(judges):
-            kept = _move_aside(actors)
+        if has_progress(actors) and not has_progress(judges):
+            kept = move_aside(actors)
             open_folder(self.paper.actors)
             return f"{actors}: starts afresh with its judges; what earlier ones paid for is now {kept}"
         return open_folder(self.paper.actors)
@@ -98,7 +97,7 @@ class PaperExperiment(ActorExperiment):
             recompute=run.parallel.recompute,
             kernels=run.kernels,
         )
-        _check_vocabulary(self.policy, critic)
+        check_vocabulary(self.policy, critic)
         return critic
 
     def train_judges(
@@ -147,10 +146,6 @@ class PaperExperiment(ActorExperiment):
         """
         self.cluster.on_first_rank(lambda: mark_finished(self.paper.judges))
         super().close()
-
-
-def _has_progress(folder: Path) -> bool:
-    return any(folders.complete(path) for path in folder.glob("*/checkpoints"))
 
 
 def _curves(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,16 +30,15 @@ def open_folder(run: Run) -> str | None:
     Raises:
         UserError: an interrupted run of other settings is there.
     """
-    has_progress = any(folders.complete(path) for path in run.folder.glob("*/checkpoints"))
     is_finished = (run.folder / FINISHED).exists()
     message = None
-    if has_progress:
+    if has_progress(run.folder):
         changed = [] if run.resume == "never" else _changed(run)
         if run.resume == "never":
             _clear(run.folder)
             message = f"{run.folder}: starts afresh"
         elif changed and is_finished:
-            kept = _move_aside(run.folder)
+            kept = move_aside(run.folder)
             message = f"{run.folder}: starts afresh; the finished run with other settings is now {kept}"
         elif changed:
             raise UserError(
@@ -71,7 +70,13 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(away)
 
 
-def _move_aside(folder: Path) -> Path:
+def has_progress(folder: Path) -> bool:
+    """Whether a stage of the run in this folder has a complete checkpoint."""
+    return any(folders.complete(path) for path in folder.glob("*/checkpoints"))
+
+
+def move_aside(folder: Path) -> Path:
+    """Keeps a run's folder beside its old place, as NAME.1, NAME.2, ...; returns where."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

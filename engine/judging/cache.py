@@ -5,6 +5,7 @@ answer whatever happens to the process, and drops a half-written one. One file a
 work across machines on a network file system.
 """
 
+import fcntl
 import hashlib
 import json
 import socket
@@ -33,10 +34,11 @@ class ReplyCache:
         path = Path(folder) / f"{socket.gethostname()}.sqlite"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut may
-            self._db.executescript(_SCHEMA)
+            # SQLite does not wait for a lock while it turns a new file to the write-ahead log: it fails at once.
+            # Processes that open the file in the same moment therefore take turns.
+            with open(path.with_suffix(".lock"), "a") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                self._db = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"cannot use the cache {path}: {error}") from error
 
@@ -68,6 +70,14 @@ class ReplyCache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut may
+    db.executescript(_SCHEMA)
+    return db
 
 
 def cache_key(**parts: object) -> bytes:

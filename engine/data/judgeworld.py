@@ -1,11 +1,12 @@
 """JudgeWorld: preference pairs in short English whose golden rationale is known by construction.
 
-A prompt gives a few facts; two responses pass them on, and exactly one gets exactly one of them wrong. That
-planted defect (side, item, what it should be) is the decisive factor, and the other response is better. One
-of the two responses is laid out in bullets: a spurious cue, which points at the better response in a share
-`cue_agreement` of the pairs in training and in the `in_distribution` test (and `dev`, for tuning), in half
-of the `unbiased` test, and in 1 - `cue_agreement` of the `adversarial` test. A judge may read the facts or
-trust the bullets: both are paid by the label, only the first by the rationale.
+A prompt gives a few facts; two responses pass them on, and one gets more of them wrong: exactly one, and the other
+none, unless `max_faults` is larger. A planted fault (side, item, what it should be) that the other response does not
+share is a decisive factor, and the response with fewer faults is better. One of the two responses is laid out in
+bullets: a spurious cue, which points at the better response in a share `cue_agreement` of the pairs in training and
+in the `in_distribution` test (and `dev`, for tuning), in half of the `unbiased` test, and in 1 - `cue_agreement` of
+the `adversarial` test. A judge may read the facts or trust the bullets: both are paid by the label, only the first by
+the rationale.
 
 The `warm_start` split, for SFT, agrees in half of its pairs: judgments written on it show how to read and how
 to trust the cue, but not that the cue is a good guide. That is for RL to find out. (With golden judgments on
@@ -34,6 +35,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "tool": ("saw", "axe", "drill", "rake", "hammer", "brush"),
     "month": ("May", "June", "July", "March", "April", "August"),
 }
+_MARKS = {0: "same", 2: "both"}  # how many sides have a fact wrong -> its mark; of one, the side itself
 _INSTRUCTION = "Pass on this note."
 _FACT = re.compile(r"\b(\w+) is (\w+)")
 
@@ -49,6 +51,7 @@ class JudgeWorldConfig:
     cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one
     num_facts: int = 3  # facts in a prompt
     num_values: int = 4  # value words an item can take
+    max_faults: int = 1  # facts that the worse response gets wrong, at most; the better one gets fewer wrong
     seed: int = 0  # fixes the pairs
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class JudgeWorldConfig:
             raise UserError(f"num_facts must be from 1 to {len(VALUES)}, got {self.num_facts}")
         if not 2 <= self.num_values <= len(VALUES["color"]):
             raise UserError(f"num_values must be from 2 to {len(VALUES['color'])}, got {self.num_values}")
+        if not 1 <= self.max_faults <= self.num_facts:
+            raise UserError(f"max_faults must be from 1 to num_facts={self.num_facts}, got {self.max_faults}")
         wanted = self.num_train + self.num_warm_start + self.num_dev + len(TESTS) * self.num_test
         if wanted > self.num_prompts // 2:
             raise UserError(f"{wanted} pairs wanted, but this world has only {self.num_prompts} prompts")
@@ -110,12 +115,12 @@ def _make_pair(
         if prompt not in seen:
             break
     seen.add(prompt)
-    item = rng.choice(items)
-    wrong = rng.choice([value for value in VALUES[item][: config.num_values] if value != facts[item]])
+    worse, better = _faults(config, rng, facts)
     defect_side = rng.choice(SIDES)
     label = other_side(defect_side)
     cue_side = label if cue_agrees else defect_side
-    told = {label: facts, defect_side: facts | {item: wrong}}
+    told = {label: facts | better, defect_side: facts | worse}
+    item = next(item for item in worse if item not in better)
     responses = {side: (_bullets if side == cue_side else _sentences)(told[side]) for side in SIDES}
     return Pair(
         id=f"{split}-{number:06d}",
@@ -135,6 +140,24 @@ def _make_pair(
     )
 
 
+def _faults(
+    config: JudgeWorldConfig, rng: random.Random, facts: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The wrong values, by item, of the worse response and of the better one, which has fewer."""
+    num_worse, num_better = 1, 0
+    if config.max_faults > 1:
+        kinds = [(worse, better) for worse in range(1, config.max_faults + 1) for better in range(worse)]
+        num_worse, num_better = rng.choice(kinds)
+
+    def wrong(item: str) -> str:
+        return rng.choice([value for value in VALUES[item][: config.num_values] if value != facts[item]])
+
+    worse, better = (
+        {item: wrong(item) for item in rng.sample(list(facts), num)} for num in (num_worse, num_better)
+    )
+    return worse, better
+
+
 def _sentences(facts: dict[str, str]) -> str:
     return " ".join(f"The {item} is {value}." for item, value in facts.items())
 
@@ -144,20 +167,25 @@ def _bullets(facts: dict[str, str]) -> str:
 
 
 def _judgment(note: dict[str, str], told_a: dict[str, str], told_b: dict[str, str]) -> str:
-    """Evidence (each fact: the note's value, A's, B's, a mark), the decisive factor, the verdict."""
-    evidence, wrong = [], []
+    """Evidence (each fact: the note's value, A's, B's, a mark), the decisive factors, the verdict.
+
+    The mark says which side has it wrong: none ("same"), one, or "both". What one side alone has wrong decides.
+    """
+    evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
         sides = [side for side, told in zip(SIDES, (told_a, told_b), strict=True) if told.get(item) != value]
-        wrong += [(side, item, value) for side in sides]
-        mark = sides[0] if sides else "same"
+        if len(sides) == 1:
+            factors.append(decisive_factor(sides[0], item, value))
+            num_wrong[sides[0]] += 1
+        mark = _MARKS.get(len(sides), sides[0] if sides else "")
         evidence.append(f" {item} {value} {told_a.get(item)} {told_b.get(item)} {mark}")
-    assert len(wrong) == 1, f"exactly one defect expected, got {wrong}"
-    side, item, value = wrong[0]
-    return f"Facts:{''.join(evidence)}. {decisive_factor(side, item, value)} \\boxed{{{other_side(side)}}}"
+    assert num_wrong["A"] != num_wrong["B"], f"neither response is better: {evidence}"
+    better = min(SIDES, key=num_wrong.__getitem__)
+    return f"Facts:{''.join(evidence)}. {' '.join(factors)} \\boxed{{{better}}}"
 
 
 def decisive_factor(side: str, item: str, should_be: str) -> str:
-    """The sentence that names what decides; `RuleMetaRM` reads it."""
+    """The sentence that names one fact that decides; `RuleMetaRM` reads it."""
     return f"{side} is wrong: {item} should be {should_be}."
 
 

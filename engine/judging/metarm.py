@@ -76,10 +76,10 @@ def factor_sentences(text: str) -> list[DecisiveFactor]:
 
 
 class RuleMetaRM:
-    """JudgeWorld's MetaRM: Correct if the rationale names the golden decisive factor and no other one.
+    """JudgeWorld's MetaRM: Correct if the rationale names the golden decisive factors, all of them, and no other one.
 
-    It reads visible text alone: a factor named before ``</think>`` counts for nothing. Naming a second,
-    different factor makes the judgment Incorrect, so listing them all earns nothing.
+    It reads visible text alone: a factor named before ``</think>`` counts for nothing. Naming one
+    that is not among the golden ones makes the judgment Incorrect, so listing all that could be earns nothing.
     """
 
     stop_reason = None
@@ -96,11 +96,11 @@ class RuleMetaRM:
         pass
 
     def judge(self, golden: str, judgment: str) -> Outcome:
-        """`Outcome.CORRECT` or `Outcome.INCORRECT`; `UserError` if `golden` names no single factor."""
+        """`Outcome.CORRECT` or `Outcome.INCORRECT`; `UserError` if `golden` names no factor."""
         expected = decisive_factors(visible(golden))
-        if len(expected) != 1:
+        if not expected:
             raise UserError(
-                "the rule MetaRM needs a golden judgment that names one decisive factor"
+                "the rule MetaRM needs a golden judgment that names a decisive factor"
                 f" ('A is wrong: ITEM should be VALUE'), got {_excerpt(golden)!r};"
                 " pairs from elsewhere can be trained with the label reward only"
             )

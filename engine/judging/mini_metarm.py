@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ralign.engine.data.judgeworld import VALUES, cue_judge, decisive_factor
 from ralign.engine.data.pairs import SIDES, Pair, other_side
+from ralign.engine.errors import UserError
 from ralign.engine.judging.lm_metarm import COMPACT, render_review
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors, factor_sentences
 from ralign.engine.judging.verdicts import visible
@@ -45,7 +46,13 @@ class Case(NamedTuple):
 
 
 def make_cases(pairs: Sequence[Pair], *, num_per_pair: int = 1, seed: int) -> list[Case]:
-    """Cases of every kind on these pairs, about half of them Correct; the rule decides each."""
+    """Cases of every kind on these pairs, about half of them Correct; the rule decides each.
+
+    Raises:
+        UserError: a pair with several decisive factors; the audit that is taught here compares with one.
+    """
+    if several := next((pair for pair in pairs if len(decisive_factors(pair.gt_judgment)) > 1), None):
+        raise UserError(f"{several.id} has several decisive factors: world.max_faults must be 1 here")
     rng, rule = random.Random(seed), RuleMetaRM()
     cases = []
     for pair in pairs:

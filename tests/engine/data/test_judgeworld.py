@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import pytest
 from ralign.engine.data.judgeworld import (
@@ -10,9 +11,9 @@ from ralign.engine.data.judgeworld import (
     oracle_judge,
     warm_start_judgments,
 )
-from ralign.engine.data.pairs import prompt_text, read_pairs, write_pairs
+from ralign.engine.data.pairs import SIDES, other_side, prompt_text, read_pairs, write_pairs
 from ralign.engine.errors import UserError
-from ralign.engine.judging.metarm import Outcome, RuleMetaRM
+from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
 from ralign.engine.judging.verdicts import parse_verdict
 from ralign.engine.rewards import score
 
@@ -65,6 +66,38 @@ def test_exactly_one_response_differs_from_the_note_in_exactly_the_planted_item(
         assert facts[pair.gt_label] == facts["note"]
         assert facts[side] == facts["note"] | {item: facts[side][item]} != facts["note"]
         assert facts["note"][item] == pair.meta["should_be"] and side != pair.gt_label
+
+
+@pytest.mark.parametrize("max_faults", [2, 3])
+def test_with_several_faults_the_golden_judgment_tells_each_one_that_decides(max_faults):
+    config = JudgeWorldConfig(num_train=3000, num_warm_start=1, num_dev=1, num_test=1, max_faults=max_faults)
+    pairs = build_judgeworld(config)["train"]
+    nums = Counter()
+    for pair in pairs:
+        note, a, b = (
+            dict(re.findall(r"The (\w+) is (\w+)", text))
+            for text in (prompt_text(pair), pair.response_A, pair.response_B)
+        )
+        wrong = {
+            side: {item for item in note if told[item] != note[item]} for side, told in (("A", a), ("B", b))
+        }
+        worse, better = wrong[pair.meta["defect_side"]], wrong[pair.gt_label]
+        nums[len(worse), len(better)] += 1
+        assert decisive_factors(pair.gt_judgment) == {
+            (side, item, note[item]) for side in SIDES for item in wrong[side] - wrong[other_side(side)]
+        }
+        marks = pair.gt_judgment.partition(".")[0].split(" ")[5::5]
+        assert marks == [
+            "both"
+            if item in wrong["A"] & wrong["B"]
+            else next((s for s in SIDES if item in wrong[s]), "same")
+            for item in note
+        ]
+        assert oracle_judge(pair) == pair.gt_judgment and parse_verdict(pair.gt_judgment) == pair.gt_label
+    kinds = [(m, n) for m in range(1, max_faults + 1) for n in range(m)]
+    assert set(nums) == set(kinds)
+    assert all(num == pytest.approx(3000 / len(kinds), rel=0.2) for num in nums.values())
+    assert sum(pair.meta["cue_side"] == pair.gt_label for pair in pairs) == 2850
 
 
 def test_cue_and_label_say_nothing_of_the_defect_but_for_the_agreement():
@@ -122,6 +155,8 @@ def test_the_warm_start_mixes_in_the_share_asked_for():
         {"num_values": 1},
         {"num_values": 7},
         {"num_facts": 1},
+        {"max_faults": 0},
+        {"max_faults": 4},
     ],
 )
 def test_an_impossible_world_is_refused(wrong):

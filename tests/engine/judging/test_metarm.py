@@ -32,10 +32,18 @@ def test_thinking_in_the_golden_judgment_is_not_its_reason():
     assert RuleMetaRM().judge(golden, GOLDEN) is Outcome.CORRECT
 
 
-@pytest.mark.parametrize("golden", ["A is better: it is true.", GOLDEN + decisive_factor("B", "x", "y")])
-def test_a_golden_judgment_without_one_decisive_factor_is_refused(golden):
-    with pytest.raises(UserError, match="one decisive factor"):
-        RuleMetaRM().judge(golden, GOLDEN)
+def test_of_several_decisive_factors_all_are_to_be_named():
+    both = f"{decisive_factor('B', 'day', 'May')} {decisive_factor('A', 'pet', 'dog')}"
+    reordered = f"{decisive_factor('A', 'pet', 'dog')} {decisive_factor('B', 'day', 'May')}"
+    rule = RuleMetaRM()
+    assert rule.judge(both, reordered) is Outcome.CORRECT
+    assert rule.judge(both, decisive_factor("B", "day", "May")) is Outcome.INCORRECT
+    assert rule.judge(both, f"{both} {decisive_factor('B', 'tool', 'saw')}") is Outcome.INCORRECT
+
+
+def test_a_golden_judgment_without_a_decisive_factor_is_refused():
+    with pytest.raises(UserError, match="a decisive factor"):
+        RuleMetaRM().judge("A is better: it is true.", GOLDEN)
 
 
 def test_a_batch_is_judged_in_order():

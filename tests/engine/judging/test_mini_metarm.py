@@ -2,7 +2,9 @@
 
 from collections import Counter
 
+import pytest
 from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.errors import UserError
 from ralign.engine.judging.judge import Reply
 from ralign.engine.judging.lm_metarm import parse_review
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, factor_sentences
@@ -48,3 +50,11 @@ def test_cases_are_of_all_kinds_and_balanced():
 
 def test_the_same_seed_gives_the_same_cases():
     assert make_cases(PAIRS, seed=3) == make_cases(PAIRS, seed=3) != make_cases(PAIRS, seed=4)
+
+
+def test_pairs_with_several_decisive_factors_are_refused():
+    world = build_judgeworld(
+        JudgeWorldConfig(num_train=20, num_warm_start=1, num_dev=1, num_test=1, max_faults=3)
+    )
+    with pytest.raises(UserError, match="max_faults must be 1"):
+        make_cases(world["train"], seed=0)

@@ -37,8 +37,7 @@ class ActorExperiment(Experiment):
 
     def say_residents(self, run: ActorRun) -> None:
         """Who is resident when, by the memory ledger."""
-        on_gpu = self.cluster.device.type == "cuda"
-        rows = residents(run, self.memory.plan, on_gpu=on_gpu)
+        rows = residents(run, self.memory.plan)
         self.progress.say("\n  ".join(table(rows).splitlines()))
 
     def _texts(self, notes: Sequence[Note]) -> list[str]:

@@ -32,7 +32,7 @@ PHASE_OF = {
     "forward_backward": "learn",
     "optimizer": "update",
 }
-_NOT_HELD = (  # by what `held` counts: transient, or a GenRM's
+_NOT_HELD = (  # by what `held` counts: transient, or a judge's
     "reserve",
     "engine_workspace",
     "activations",
@@ -40,8 +40,8 @@ _NOT_HELD = (  # by what `held` counts: transient, or a GenRM's
     "own_weights",
     "optimizer_workspace",
     "bucket",
-    "genrm_weights",
-    "genrm_kv_cache",
+    "judge_weights",
+    "judge_kv_cache",
 )
 
 

@@ -33,7 +33,6 @@ from ralign.engine.config import (
     EvalConfig,
     GeneratorConfig,
     JudgeConfig,
-    MemoryConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
@@ -87,10 +86,8 @@ def actor_rlhf_8b() -> ActorRun:
         ),
         generator=GeneratorConfig(
             max_new_tokens=4096,  # RM-NLHF
-            gpu_memory_utilization=0.6,  # the judge's server has 0.35
             kv_cache_gib=0,  # all that the memory ledger leaves
         ),
-        memory=MemoryConfig(reserve_gib=32.0),  # 4, and the judge's 0.35 of 80 GiB
         judge=JudgeConfig(
             metarm="none",  # nobody reads rationales here: verdicts pay the actor
             temperature=0.6,  # NVIDIA's judge

@@ -17,7 +17,8 @@ vocabulary. b: bytes of a weight (2 for bf16, 4 for fp32).
 Phases: `generate`; `sync` (gather path alone: the engine takes the new weights); `logprobs` (old and reference
 logprobs, where a run needs them); `learn` (forward and backward); `update` (the optimizer step). PPO's critic is a
 model of its own, held beside the policy by the same formulas (its head is one row), and has two phases more:
-`values`, and `critic` (forward, backward and step). A GenRM in the same processes is there throughout (genrm.py).
+`values`, and `critic` (forward, backward and step). A judge on the same devices is there throughout, or, if
+it sleeps, while generating (judges.py).
 """
 
 import math
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ralign.engine.planner.genrm import GIB, GenRM
+from ralign.engine.planner.judges import GIB, ResidentJudge
 from ralign.engine.planner.shapes import Shape, shape_of_folder
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Job:
     offload: str  # auto, never, always
     kv_sleep: str
     critic: Shape | None = None  # PPO's, cut as the policy is
-    genrm: GenRM | None = None  # where it is in the same processes
+    judge: ResidentJudge | None = None  # where it shares the devices
 
     @classmethod
     def of(cls, run: "Run", world_size: int, shape: Shape) -> "Job":
@@ -95,7 +96,7 @@ class Job:
             offload=memory.offload,
             kv_sleep=memory.kv_sleep,
             critic=start.as_critic() if run.has_critic else None,
-            genrm=GenRM.of(run),
+            judge=ResidentJudge.of(run),
         )
 
     def of_critic(self) -> "Job":
@@ -333,10 +334,12 @@ def _phases(
     if not job.shares_weights:
         parts = job.shape.parts(tensor=job.generate_tensor, pipeline=1, stage=0)
         base["engine_weights"] = job.weight_bytes * sum(map(sum, parts))
-    base |= job.genrm.held(capacity, on_gpu=on_gpu) if job.genrm else {}
+    judge = job.judge.held(capacity, on_gpu=on_gpu) if job.judge else {}
+    sleeps = on_gpu and job.judge is not None and job.judge.sleep_level > 0
+    base |= {} if sleeps else judge
     base["reserve"] = job.reserve_bytes
     resident = {} if offload else trained
-    generate = {**base, **resident, "engine_workspace": engine_workspace_bytes(job)}
+    generate = {**base, **judge, **resident, "engine_workspace": engine_workspace_bytes(job)}
     left = int(job.utilization * capacity) - sum(generate.values())
     kv = job.kv_bytes or max(min(left, 2 * wanted_kv_bytes(job)), 0)
     cache = {} if kv_sleep else {"kv_cache": kv}
@@ -364,7 +367,9 @@ def _phases(
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:
         host["reference"] = weights
-    needs = job.genrm.needs(capacity, on_gpu=on_gpu) if job.genrm else []
+    if sleeps and job.judge.sleep_level == 1:
+        host["judge"] = job.judge.weight_bytes
+    needs = job.judge.needs(capacity, on_gpu=on_gpu) if job.judge else []
     if kv < job.sequence_bytes:
         needs.append(
             f"generate leaves {kv / GIB:.2f} GiB for the KV cache, one sequence of "

@@ -1,0 +1,87 @@
+"""What a judge on the job's own devices takes of one, beside whatever else is there.
+
+Two kinds: a GenRM in the training processes, awake in every phase, and a vLLM server that the job starts (a MetaRM or a
+GenRM), which may sleep while the policy trains. On a GPU an engine takes a share of the whole device, of which weights
+come first and the KV cache has what is left. On a CPU the KV cache has a size of its own. Where only some devices have
+a judge, the ledger is theirs: they have the least room.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from ralign.engine.config import Run
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidentJudge:
+    """A judge with an engine on the device.
+
+    Attributes:
+        weight_bytes: of its Hugging Face folder's tensors, cut over its engine's ranks; 0 where the folder is not
+            there yet, or is a name on a hub.
+        kv_bytes: KV cache on a CPU.
+        share: of a GPU's memory, weights and all.
+        setting: where `share` is set.
+        sleep_level: 0: always awake; 1: asleep but while generating, its weights in host memory; 2: asleep then too,
+            its weights nowhere.
+    """
+
+    weight_bytes: int
+    kv_bytes: int
+    share: float
+    setting: str
+    sleep_level: int = 0
+
+    @classmethod
+    def of(cls, run: "Run") -> Optional["ResidentJudge"]:
+        """The judge that shares devices with this run's policy; None if there is none, or if it has its own."""
+        actor = getattr(run, "actor", None)
+        if actor is None:
+            return cls._server(run, run.judge.model) if run.judge.metarm == "managed" else None
+        if actor.judge == "managed":  # even where its folder is still to be named: its share is known
+            return cls._server(run, actor.genrm)
+        if actor.genrm is None or actor.judge == "endpoint":
+            return None
+        return cls(
+            weight_bytes=folder_bytes(actor.genrm),
+            kv_bytes=int(actor.kv_cache_gib * GIB),
+            share=actor.gpu_memory_utilization,
+            setting="actor.gpu_memory_utilization",
+        )
+
+    @classmethod
+    def _server(cls, run: "Run", model: str | None) -> Optional["ResidentJudge"]:
+        server = run.judge.server
+        if server.devices is not None:
+            return None
+        return cls(
+            weight_bytes=folder_bytes(model) // server.tensor if model else 0,
+            kv_bytes=int(server.kv_cache_gib * GIB),
+            share=server.gpu_memory_utilization,
+            setting="judge.server.gpu_memory_utilization",
+            sleep_level=server.sleep_level,
+        )
+
+    def held(self, capacity_bytes: int, *, on_gpu: bool) -> dict[str, int]:
+        """Holder -> bytes, while it is awake."""
+        kv = max(int(self.share * capacity_bytes) - self.weight_bytes, 0) if on_gpu else self.kv_bytes
+        return {"judge_weights": self.weight_bytes, "judge_kv_cache": kv}
+
+    def needs(self, capacity_bytes: int, *, on_gpu: bool) -> list[str]:
+        """Why its engine cannot start, in words with numbers; empty when it can."""
+        room = int(self.share * capacity_bytes)
+        if not on_gpu or self.weight_bytes < room:
+            return []
+        return [
+            f"the judge has {room / GIB:.2f} GiB ({self.setting}={self.share:g}), its weights alone "
+            f"need {self.weight_bytes / GIB:.2f} GiB"
+        ]
+
+
+def folder_bytes(folder: str) -> int:
+    """Bytes of the tensors in a Hugging Face folder."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))

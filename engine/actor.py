@@ -20,12 +20,12 @@ from ralign.engine.errors import UserError
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.chat import pair_messages
 from ralign.engine.judging.comparisons import REFERENCE, GroupResult, Tally, Transcript, length_penalty
-from ralign.engine.judging.judge import JudgeStopped, awake
+from ralign.engine.judging.judge import Judge, JudgeStopped, awake
 from ralign.engine.judging.pairwise import Group, PairwiseReward
 from ralign.engine.judging.prompts import load_template
 from ralign.engine.judging.verdicts import visible
 from ralign.engine.rewards import MIN_ASKED
-from ralign.engine.tasks import Answered
+from ralign.engine.tasks import Answered, go_on_spending, spent_by_all
 
 NUM_KEPT = 8  # comparisons a step whose words are kept for rollouts/, of the first engine's groups
 _SEATS = {"first": "A", "second": "B"}
@@ -256,10 +256,15 @@ class ActorTask:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_batches": self.num_batches}
+        return {"num_batches": self.num_batches, "spent": spent_by_all(self._judge, self.replicas)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_batches = state["num_batches"]
+        go_on_spending(self._judge, self.replicas, state["spent"])
+
+    @property
+    def _judge(self) -> Judge | None:
+        return self.payer.judge if self.payer else None
 
 
 def _lengths(group: Sequence[Answered]) -> list[int]:

@@ -12,6 +12,7 @@ import numpy as np
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example
 from ralign.engine.generator.generator import Rollout
+from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.judging.reviews import Replicas, Reviews
 from ralign.engine.judging.verdicts import parse_verdict
@@ -164,9 +165,33 @@ class GenRMTask:
         pair = self.examples[sample.example].pair
         return {"id": pair.id, "verdict": sample.verdict, "outcome": sample.outcome.value}
 
-    def state_dict(self) -> dict[str, Any] | None:
-        return self.metarm.state_dict() if isinstance(self.metarm, Stateful) else None
+    def state_dict(self) -> dict[str, Any]:
+        state = self.metarm.state_dict() if isinstance(self.metarm, Stateful) else None
+        return {"metarm": state, "spent": spent_by_all(self._judge, self.replicas)}
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if isinstance(self.metarm, Stateful):
-            self.metarm.load_state_dict(state)
+            self.metarm.load_state_dict(state["metarm"])
+        go_on_spending(self._judge, self.replicas, state["spent"])
+
+    @property
+    def _judge(self) -> Judge | None:
+        """The language model that the MetaRM asks."""
+        return getattr(self.metarm, "judge", None)
+
+
+def spent_by_all(judge: Judge | None, replicas: Replicas | None) -> list[int] | None:
+    """[prompt, answer] tokens that the engines' askers spent together, for a checkpoint; collective.
+
+    None where nobody counts them.
+    """
+    if replicas is None or not hasattr(judge, "spent"):
+        return None
+    return [sum(part) for part in zip(*replicas.all_gather_data(judge.spent), strict=True)]
+
+
+def go_on_spending(judge: Judge | None, replicas: Replicas | None, spent: list[int] | None) -> None:
+    """What was spent before counts against the budget, an equal part at each asker, however many there are now."""
+    if spent is not None and replicas is not None and hasattr(judge, "spent"):
+        num_prompt, num_answer = (-(-tokens // replicas.count) for tokens in spent)
+        judge.spent = (num_prompt, num_answer)

@@ -109,6 +109,16 @@ class Endpoint:
     def stop_reason(self) -> str | None:
         return self._stop_reason
 
+    @property
+    def spent(self) -> tuple[int, int]:
+        """Prompt and answer tokens that count against this asker's part of the budget."""
+        return self._spent
+
+    @spent.setter
+    def spent(self, tokens: tuple[int, int]) -> None:
+        """What is known from elsewhere, a checkpoint say; never less than what is known here."""
+        self._spent = max(self._spent, tokens, key=sum)
+
     def submit(self, request: Request) -> Future[Reply]:
         future: Future[Reply] = Future()
         self._queue.append((request, future))

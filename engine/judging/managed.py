@@ -53,6 +53,14 @@ class ManagedJudge:
     def stop_reason(self) -> str | None:
         return (self.server.dead if self.server else None) or self.endpoint.stop_reason
 
+    @property
+    def spent(self) -> tuple[int, int]:
+        return self.endpoint.spent
+
+    @spent.setter
+    def spent(self, tokens: tuple[int, int]) -> None:
+        self.endpoint.spent = tokens
+
     def submit(self, request: Request) -> Future[Reply]:
         return self.endpoint.submit(request)
 

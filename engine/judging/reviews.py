@@ -15,6 +15,7 @@ class Replicas(Protocol):
     """Who works on which samples (`generator.replicas`)."""
 
     replica_groups: Sequence[dist.ProcessGroup]  # ranks with the same samples; telling each in turn tells all
+    count: int  # how many engines, each with one rank that asks
 
     def all_gather_data(self, value: object) -> list: ...
 

@@ -27,7 +27,7 @@ ANSWERS = [r"A it is. \boxed{A}", r"B it is. \boxed{B}", "no verdict"]
 
 class OneRank:
     replica_groups: tuple = ()
-    index = 0
+    index, count = 0, 1
 
     def share_of(self, num_items):
         return range(num_items)
@@ -238,3 +238,30 @@ def test_without_a_metarm_nothing_is_asked():
     pair = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][0]
     reviews.add(0, pair, f"\\boxed{{{pair.gt_label}}}")
     assert reviews.outcomes(2) == [Outcome.SKIPPED] * 2
+
+
+class Askers:
+    """What one of several engines sees of what all of them spent."""
+
+    replica_groups: tuple = ()
+
+    def __init__(self, spent):
+        self.spent, self.count = spent, len(spent)
+
+    def all_gather_data(self, value):
+        return self.spent
+
+
+@pytest.mark.parametrize(("num_then", "each"), [(2, (501, 30)), (4, (251, 15))])
+def test_a_checkpoint_keeps_what_was_spent_for_as_many_askers_as_go_on(num_then, each):
+    """1,001 and 60 tokens by two engines."""
+    config, spent = Run(), [(1, 20), (1000, 40)]
+    metarm = SimpleNamespace(judge=SimpleNamespace(spent=spent[0]))
+    state = GenRMTask(config, [], metarm, Askers(spent)).state_dict()
+    assert state == {"metarm": None, "spent": [1001, 60]}
+    fresh = SimpleNamespace(judge=SimpleNamespace(spent=(0, 0)))
+    GenRMTask(config, [], fresh, Askers([(0, 0)] * num_then)).load_state_dict(state)
+    assert fresh.judge.spent == each
+    uncounted = GenRMTask(config, [], SimpleNamespace(), Askers(spent))
+    assert uncounted.state_dict()["spent"] is None
+    uncounted.load_state_dict(state)

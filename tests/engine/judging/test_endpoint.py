@@ -157,6 +157,19 @@ def test_a_spent_budget_stops_the_endpoint_in_order(make, budget):
     assert "budget" in endpoint.stop_reason and "budget" in replies[-1].problem
 
 
+def test_the_budget_counts_what_a_checkpoint_says_was_spent(make):
+    first, server = make(budget_tokens=1000, concurrency=1)
+    ask(first, [Request.of(f"hello {n}") for n in range(100)])
+    num_asked = server.stats()["num_asked"]
+    assert 0 < num_asked < 100 and sum(first.spent) <= 1000
+    second, _ = make(server, budget_tokens=1000, concurrency=1)
+    second.spent = first.spent
+    assert all(reply.failed for reply in ask(second, [Request.of("another one")]))
+    assert server.stats()["num_asked"] == num_asked
+    second.spent = (0, 0)  # what is known here stays
+    assert second.spent == first.spent
+
+
 def test_the_budget_counts_what_an_earlier_process_spent(make, tmp_path):
     first, server = make(cache=str(tmp_path), budget_tokens=1000, concurrency=1)
     ask(first, [Request.of(f"prompt {n}") for n in range(8)])

@@ -33,18 +33,25 @@ from ralign.engine.config import (
     ServerConfig,
     SFTConfig,
 )
+from ralign.engine.data.judgeworld import JudgeWorldConfig
 from ralign.engine.paper_config import JudgesRun, PaperRun
 
 
 def judges_run() -> JudgesRun:
-    """As recipes/r_align_mini.py, where each value has its reason, but for a still shorter warm start."""
+    """As recipes/r_align_mini.py, where each value has its reason, but for what has a reason here."""
     return JudgesRun(
         token_budget=8192,
+        data=DataConfig(
+            world=JudgeWorldConfig(
+                max_faults=2,  # an actor's answers have none or several: judges that know one alone guess there
+                cue_agreement=0.98,  # above what reading earns after this warm start: the cue is what pays
+            )
+        ),
         algo=AlgoConfig(num_prompts=32, num_samples=8, invalid_reward=0.0),
         generator=GeneratorConfig(max_new_tokens=64),
-        optim=OptimConfig(lr=5e-4),
+        optim=OptimConfig(lr=2.5e-4),  # with twice as much R-Align's judges get worse again after 20 steps
         sft=SFTConfig(
-            num_steps=450,
+            num_steps=430,
             num_samples=32,
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),

@@ -25,7 +25,7 @@ class ResidentJudge:
             there yet, or is a name on a hub.
         kv_bytes: KV cache on a CPU.
         share: of a GPU's memory, weights and all.
-        setting: where `share` is set.
+        is_server: a server of the job, which can sleep.
         sleep_level: 0: always awake; 1: asleep but while generating, its weights in host memory; 2: asleep then too,
             its weights nowhere.
     """
@@ -33,7 +33,7 @@ class ResidentJudge:
     weight_bytes: int
     kv_bytes: int
     share: float
-    setting: str
+    is_server: bool
     sleep_level: int = 0
 
     @classmethod
@@ -50,7 +50,7 @@ class ResidentJudge:
             weight_bytes=folder_bytes(actor.genrm),
             kv_bytes=int(actor.kv_cache_gib * GIB),
             share=actor.gpu_memory_utilization,
-            setting="actor.gpu_memory_utilization",
+            is_server=False,
         )
 
     @classmethod
@@ -62,7 +62,7 @@ class ResidentJudge:
             weight_bytes=folder_bytes(model) // server.tensor if model else 0,
             kv_bytes=int(server.kv_cache_gib * GIB),
             share=server.gpu_memory_utilization,
-            setting="judge.server.gpu_memory_utilization",
+            is_server=True,
             sleep_level=server.sleep_level,
         )
 
@@ -76,8 +76,9 @@ class ResidentJudge:
         room = int(self.share * capacity_bytes)
         if not on_gpu or self.weight_bytes < room:
             return []
+        setting = f"{'judge.server' if self.is_server else 'actor'}.gpu_memory_utilization"
         return [
-            f"the judge has {room / GIB:.2f} GiB ({self.setting}={self.share:g}), its weights alone "
+            f"the judge has {room / GIB:.2f} GiB ({setting}={self.share:g}), its weights alone "
             f"need {self.weight_bytes / GIB:.2f} GiB"
         ]
 

@@ -165,9 +165,20 @@ def refusal(layout: Layout, near: Layout | None, chip: Chip) -> str:
     """One line: what does not fit, by how much, and the nearest that does."""
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
     line += "; ".join(layout.ledger.problems())
+    if fits_beside_a_sleeping_judge(layout, chip):
+        line += "; with judge.server.sleep_level=1 it fits"
     if near is None:
         return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
     return f"{line}; nearest layout that fits: {near.settings()}"
+
+
+def fits_beside_a_sleeping_judge(layout: Layout, chip: Chip) -> bool:
+    """Whether this layout wants only that the judge's server, awake now, sleeps while the policy trains."""
+    judge = layout.job.judge
+    if judge is None or not judge.is_server or judge.sleep_level:
+        return False
+    job = replace(layout.job, judge=replace(judge, sleep_level=1))
+    return not ledger(job, chip.memory_bytes, on_gpu=True).problems()
 
 
 def _divisors(number: int) -> list[int]:

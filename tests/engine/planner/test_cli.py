@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, ModelConfig, ParallelConfig, Run
+from ralign.engine.config import (
+    AlgoConfig,
+    DataConfig,
+    GeneratorConfig,
+    JudgeConfig,
+    ModelConfig,
+    ParallelConfig,
+    Run,
+)
 from ralign.engine.errors import UserError
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Constants, chip_of, read_constants
@@ -46,6 +54,19 @@ def test_32b_without_tensor_parallelism_names_the_nearest_layout():
     near = report["nearest"]
     assert "learn needs" in report["refusal"] and "nearest layout that fits: parallel." in report["refusal"]
     assert all(total <= chip_of("h200").memory_bytes for total in near["total_bytes"].values())
+
+
+def test_where_only_the_judges_server_is_in_the_way_the_refusal_says_that_it_could_sleep():
+    run = make_run("Qwen3-8B", tensor=4)
+    run.judge = JudgeConfig(metarm="managed", model="org/name")
+    refusal = plan(run, 8, "h100")["refusal"]
+    assert "learn needs" in refusal and "with judge.server.sleep_level=1 it fits" in refusal
+    run.judge.server.sleep_level = 1
+    assert plan(run, 8, "h100")["problems"] == []
+    # What does not fit without the judge either is not its fault.
+    large = make_run()
+    large.judge = run.judge
+    assert "sleep_level" not in plan(large, 8, "h100")["refusal"]
 
 
 def test_a_token_budget_far_too_large_is_refused_by_its_activations():

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
 from ralign.engine.generator.generator import Generator
-from ralign.engine.planner.memory import GIB, Ledger
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import Ledger
 from ralign.engine.planner.shapes import read_shape
 from ralign.engine.planner.start import check_memory
 from ralign.engine.policy.critic import Critic

@@ -20,7 +20,8 @@ from ralign.engine.data.pairs import Pair, prompt_text
 from ralign.engine.experiment import Experiment, check_vocabulary
 from ralign.engine.memory import MemoryPhases, plan_memory
 from ralign.engine.paper_config import PaperRun
-from ralign.engine.planner.memory import GIB, Ledger
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import Ledger
 from ralign.engine.policy.critic import Critic
 from ralign.engine.report.metrics_log import read_metrics
 

@@ -4,7 +4,8 @@ Actor (trainer and generator, one copy of the weights), critic, KL reference and
 """
 
 from ralign.engine.actor_config import ActorRun
-from ralign.engine.planner.memory import GIB, Ledger
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import Ledger
 
 _ROLES = {
     "actor: weights": ("weights",),

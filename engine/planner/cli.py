@@ -19,7 +19,8 @@ from ralign.engine.config import Run
 from ralign.engine.errors import UserError
 from ralign.engine.planner import layouts
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read_constants
-from ralign.engine.planner.memory import GIB, Job
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import shape_of
 from ralign.engine.validation import validate
 

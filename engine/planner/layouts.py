@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ralign.engine.planner.hardware import Chip, Constants
-from ralign.engine.planner.memory import GIB, Job, Ledger, ledger
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import Ledger, ledger
 from ralign.engine.planner.time import StepTime, step_time
 
 NUM_BEST = 3

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import CHIPS, Constants
-from ralign.engine.planner.memory import GIB
+from ralign.engine.planner.judges import GIB
 
 RECIPES = ("r_align_8b", "r_align_14b", "r_align_32b")
 CHIPS_SHOWN = ("h100", "h200")

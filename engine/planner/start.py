@@ -8,7 +8,9 @@ from ralign.engine.config import Run
 from ralign.engine.errors import UserError
 from ralign.engine.planner import cli, layouts
 from ralign.engine.planner.hardware import CHIPS, Constants
-from ralign.engine.planner.memory import GIB, Job, Ledger, ledger
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import Ledger, ledger
 from ralign.engine.planner.shapes import Shape
 
 

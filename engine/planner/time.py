@@ -14,8 +14,10 @@ The model orders layouts and says what dominates; it is not a promise to the sec
 
 from dataclasses import dataclass
 
+from ralign.engine.planner.formulas import num_held
 from ralign.engine.planner.hardware import Chip, Constants
-from ralign.engine.planner.memory import Job, Ledger, num_held
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.memory import Ledger
 
 SECONDS_A_DAY = 86400.0
 

@@ -6,7 +6,9 @@ import pytest
 from ralign.engine.actor_config import ActorConfig, ActorRun
 from ralign.engine.config import AlgoConfig, JudgeConfig, ModelConfig, Run, ServerConfig
 from ralign.engine.errors import UserError
-from ralign.engine.planner.memory import GIB, Job, ledger
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import ledger
 from ralign.engine.planner.shapes import shape_of
 from ralign.engine.planner.start import check_memory
 from ralign.engine.roles import residents

@@ -12,7 +12,9 @@ from ralign.engine import cluster as cluster_module
 from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
 from ralign.engine.losses import ValueLoss, supervised_loss
 from ralign.engine.packing import Sample
-from ralign.engine.planner.memory import Job, _pass_bytes, _stage_ledger, _step_bytes, num_held
+from ralign.engine.planner.formulas import num_held, pass_bytes, step_bytes
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.memory import _stage_ledger
 from ralign.engine.planner.shapes import shape_of_hf
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.policy import Policy
@@ -79,8 +81,8 @@ def compare(folder: Path, of_critic: bool, **parallel) -> dict:
         job = job.of_critic()
         holders = ("weights", "gradients", "optimizer")
         learn = {name: phases["critic"][f"critic_{name}"] for name in holders}
-        learn |= _pass_bytes(job, cluster.pp_rank, on_gpu=False)
-        update = {"optimizer_workspace": _step_bytes(job, num_held(job, cluster.pp_rank), on_gpu=False)}
+        learn |= pass_bytes(job, cluster.pp_rank, on_gpu=False)
+        update = {"optimizer_workspace": step_bytes(job, num_held(job, cluster.pp_rank), on_gpu=False)}
         logprobs = phases["values"]
     state = [x for row in policy.optimizer.optimizer.state.values() for x in row.values() if x.ndim]
     masters = [x for group in policy.optimizer.optimizer.param_groups for x in group["params"]]

@@ -20,7 +20,7 @@ from ralign.engine.config import (
 from ralign.engine.errors import UserError
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Constants, chip_of, read_constants
-from ralign.engine.planner.memory import GIB
+from ralign.engine.planner.judges import GIB
 
 ROOT = Path(__file__).resolve().parents[3]
 

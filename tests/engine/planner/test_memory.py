@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from ralign.engine.planner.memory import GIB, Job, ledger, num_held, wanted_kv_bytes
+from ralign.engine.planner.formulas import num_held
+from ralign.engine.planner.job import Job
+from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.memory import ledger, wanted_kv_bytes
 from ralign.engine.planner.shapes import PUBLISHED
 
 H200 = int(150.7e9)

@@ -3,7 +3,7 @@
 import pytest
 from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, MemoryConfig, ParallelConfig, Run
 from ralign.engine.errors import UserError
-from ralign.engine.planner.memory import GIB
+from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import PUBLISHED
 from ralign.engine.planner.start import check_memory
 

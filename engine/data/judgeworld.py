@@ -35,7 +35,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "tool": ("saw", "axe", "drill", "rake", "hammer", "brush"),
     "month": ("May", "June", "July", "March", "April", "August"),
 }
-_MARKS = {0: "same", 2: "both"}  # how many sides have a fact wrong -> its mark; of one, the side itself
 _INSTRUCTION = "Pass on this note."
 _FACT = re.compile(r"\b(\w+) is (\w+)")
 
@@ -152,10 +151,10 @@ def _faults(
     def wrong(item: str) -> str:
         return rng.choice([value for value in VALUES[item][: config.num_values] if value != facts[item]])
 
-    worse, better = (
-        {item: wrong(item) for item in rng.sample(list(facts), num)} for num in (num_worse, num_better)
-    )
-    return worse, better
+    def faults(num: int) -> dict[str, str]:
+        return {item: wrong(item) for item in rng.sample(list(facts), num)}
+
+    return faults(num_worse), faults(num_better)
 
 
 def _sentences(facts: dict[str, str]) -> str:
@@ -174,10 +173,11 @@ def _judgment(note: dict[str, str], told_a: dict[str, str], told_b: dict[str, st
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
         sides = [side for side, told in zip(SIDES, (told_a, told_b), strict=True) if told.get(item) != value]
+        mark = "both" if len(sides) == 2 else "same"
         if len(sides) == 1:
-            factors.append(decisive_factor(sides[0], item, value))
-            num_wrong[sides[0]] += 1
-        mark = _MARKS.get(len(sides), sides[0] if sides else "")
+            (mark,) = sides
+            factors.append(decisive_factor(mark, item, value))
+            num_wrong[mark] += 1
         evidence.append(f" {item} {value} {told_a.get(item)} {told_b.get(item)} {mark}")
     assert num_wrong["A"] != num_wrong["B"], f"neither response is better: {evidence}"
     better = min(SIDES, key=num_wrong.__getitem__)

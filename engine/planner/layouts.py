@@ -163,11 +163,11 @@ def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list
     return found
 
 
-def refusal(layout: Layout, near: Layout | None, chip: Chip) -> str:
+def refusal(layout: Layout, near: Layout | None, chip: Chip, *, on_gpu: bool = True) -> str:
     """One line: what does not fit, by how much, and the nearest that does."""
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
     line += "; ".join(layout.ledger.problems())
-    if fits_beside_a_sleeping_judge(layout, chip):
+    if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # on a CPU nothing sleeps
         line += "; with judge.server.sleep_level=1 it fits"
     if near is None:
         return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
@@ -180,7 +180,7 @@ def fits_beside_a_sleeping_judge(layout: Layout, chip: Chip) -> bool:
     if judge is None or not judge.is_server or judge.sleep_level:
         return False
     job = replace(layout.job, judge=replace(judge, sleep_level=1))
-    return not ledger(job, chip.memory_bytes, on_gpu=True).problems()
+    return not ledger(job, chip.memory_bytes).problems()
 
 
 def _divisors(number: int) -> list[int]:

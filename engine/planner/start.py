@@ -77,4 +77,4 @@ def check_memory(
             f" {host_bytes / GIB:.1f} GiB: more GPUs or nodes share it"
             + (f"; nearest layout that fits: {near.settings()}" if near else "")
         )
-    raise UserError(f"{run.name} {layouts.refusal(asked, near, chip)}")
+    raise UserError(f"{run.name} {layouts.refusal(asked, near, chip, on_gpu=on_gpu)}")

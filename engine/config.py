@@ -156,6 +156,10 @@ class GeneratorConfig:
     """KV cache a process, GiB; 0: what the other holders leave of gpu_memory_utilization (needs a GPU)."""
     max_num_seqs: int = 256
     """Most sequences decoded at once in one engine."""
+    max_num_batched_tokens: int = 8192
+    """Most tokens of one forward pass of the engine: a long prompt is computed in chunks of this size."""
+    all_reduce: Literal["custom", "flashinfer"] = "custom"
+    """All-reduce of the engine's ranks on CUDA: vLLM's own, whose order of sums is fixed, or FlashInfer's, fused."""
     enforce_eager: bool = False
     """Decode without CUDA graphs: starts sooner, generates slower."""
     verify: Literal["first", "every"] = "first"
@@ -172,8 +176,8 @@ class MemoryConfig:
     """Free the KV cache while training; auto: if the plan asks."""
     bucket_mib: int = 256
     """Staging memory of the gather path (generation and training layouts differ), MiB."""
-    reserve_gib: float = 4.0
-    """GPU memory that is nobody's in the ledger: CUDA context, NCCL and graphs, fragmentation."""
+    reserve_gib: float = 6.0
+    """GPU memory that the ledger does not itemise: CUDA context, NCCL buffers, CUDA graphs, fragmentation."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -327,6 +331,8 @@ class Run:
     """Folder of all runs."""
     seed: int = 0
     """Fixes the data, the fresh weights and the sampling."""
+    deterministic: bool = False
+    """Only kernels that give the same bits for the same inputs on CUDA, at some cost in speed; a CPU always does."""
     num_steps: int = 100
     """RL steps."""
     token_budget: int = 4096

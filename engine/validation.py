@@ -247,6 +247,7 @@ def _check_sampling(run: "Run") -> None:
     _at_least(0, memory__reserve_gib=run.memory.reserve_gib)
     _share(generator__gpu_memory_utilization=generator.gpu_memory_utilization)
     _at_least(1, generator__max_num_seqs=generator.max_num_seqs)
+    _at_least(1, generator__max_num_batched_tokens=generator.max_num_batched_tokens)
     _at_least(0, eval__temperature=run.eval.temperature)
 
 

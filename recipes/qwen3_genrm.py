@@ -55,7 +55,7 @@ def r_align_run(name: str, folder: str, *, tensor: int) -> Run:
         ),
         algo=AlgoConfig(
             # RM-NLHF and RM-R1. The paper's PPO (algo.advantages=gae) wants a critic as large as the judge: by
-            # ralign-plan the 8B's step grows from 892 to 1,253 s, the 14B fits 8 GPUs of 80 GB only with
+            # ralign-plan the 8B's step grows from 868 to 1,205 s, the 14B fits 8 GPUs of 80 GB only with
             # parallel.recompute=True, and the 32B no node of 8 H200.
             advantages="grpo",
             num_prompts=256,  # RM-NLHF's batch

@@ -7,7 +7,7 @@ stops at 14B. Data: any pairs file with golden judgments (`ralign-annotate` make
     torchrun --nproc-per-node 8 recipes/r_align_32b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
 
 Hardware: one node of 8 H200 or B200; 16 or 32 H100 of 80 GB with parallel.context=2; from 64 H100 as it is.
-`ralign-plan r_align_32b --gpus N --gpu h200` says what fits and how long a step takes, docs/scaling.md what to
+`ralign-plan r_align_32b --gpus N --gpu h200` says what fits and how long a step takes, docs/scale.md what to
 choose. Many nodes: `ralign-submit r_align_32b --nodes 4`.
 In miniature, with the real layout as far as the processes allow, on two CPU cores:
 

@@ -20,8 +20,8 @@ from ralign.engine.config import Run
 
 
 def r_align_8b() -> Run:
-    # On two GPUs a replica the activations of 16,384 tokens do not fit (117 % of 79 GiB); with recomputation they
-    # would, in a step 7 % longer (ralign-plan).
+    # On two GPUs a replica the activations of 16,384 tokens do not fit (119 % of 79 GiB); with recomputation they
+    # would, in a step 6 % longer (ralign-plan).
     return r_align_run("r_align_8b", "models/Qwen3-8B", tensor=4)
 
 

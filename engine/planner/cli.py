@@ -1,8 +1,8 @@
 """ralign-plan RECIPE --gpus N --gpu h100: will it fit, how long will it take, and what would be better.
 
 Prints the memory of one GPU in each phase of a step (for the fullest pipeline stage), pinned host memory, the
-predicted time of a step and tokens a day, advice, and the three best layouts. Ends with status 0 when the
-recipe's own layout fits and 2 when it does not.
+predicted time of a step and tokens a day, advice, and the three best layouts; with --terms also the terms that add up
+to the time. Ends with status 0 when the recipe's own layout fits and 2 when it does not.
 """
 
 import argparse
@@ -22,20 +22,36 @@ from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import shape_of
+from ralign.engine.planner.terms import terms_rows
 from ralign.engine.validation import validate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 HOST_GB = 256.0  # a GPU's share of a node with 2 TB
+LENGTHS = ("mean_prompt_tokens", "mean_new_tokens")
 
 
 def main(argv: list[str]) -> None:
     options, overrides = _parser().parse_known_args(argv)
-    chip, constants = chip_of(options.gpu), read_constants(options.constants)
-    run = parse(recipe_run(options.recipe), overrides)
-    report = plan(run, options.gpus, chip, constants, host_gb=options.host_gb)
-    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    report = _report(options, overrides)
+    print(json.dumps(report, indent=2) if options.json else as_text(report, terms=options.terms))
     if report["problems"]:
         raise UserError(report["refusal"])
+
+
+def report_of(argv: list[str]) -> dict:
+    """What this command line prints with --json.
+
+    Raises:
+        UserError: settings that no machine can run.
+    """
+    return _report(*_parser().parse_known_args(argv))
+
+
+def _report(options: argparse.Namespace, overrides: list[str]) -> dict:
+    chip, constants = chip_of(options.gpu), read_constants(options.constants)
+    lengths = {name: value for name in LENGTHS if (value := vars(options)[name]) is not None}
+    run = parse(recipe_run(options.recipe), overrides)
+    return plan(run, options.gpus, chip, replace(constants, **lengths), host_gb=options.host_gb)
 
 
 def entry_point() -> None:
@@ -55,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(CHIPS)}, or memory in GB (default h100)")
     parser.add_argument("--host-gb", type=float, default=HOST_GB, help="host memory for each GPU, GB")
     parser.add_argument("--constants", help="JSON file with measured constants of the time model")
+    for name, what in zip(LENGTHS, ("prompt", "answer"), strict=True):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            help=f"tokens of a mean {what} (default: half of the longest, or what --constants says)",
+        )
+    parser.add_argument("--terms", action="store_true", help="print the terms that add up to the time")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
@@ -111,6 +134,7 @@ def plan(
             raise UserError(
                 f"{name} of {size} ranks (tensor * pipeline * context) does not divide {num_gpus} GPUs"
             )
+    _check_lengths(job, constants)
     asked = layouts.lay_out(job, chip, constants)
     fitting = layouts.fitting(job, chip, constants, host_gb * 1e9) if search else []
     best = layouts.best(fitting)
@@ -133,11 +157,19 @@ def plan(
     if problems:
         near = layouts.nearest(job, fitting)
         report["nearest"] = _layout_json(near) if near else None
-        report["refusal"] = f"{run.name} {layouts.refusal(asked, near, chip)}"
+        report["refusal"] = f"{run.name} {layouts.refusal(asked, problems, near, chip)}"
         if near is None and search:
             least = layouts.smallest_world(job, chip, constants, host_gb * 1e9)
             report["refusal"] += f"; {least} GPUs would do" if least else ""
     return report
+
+
+def _check_lengths(job: Job, constants: Constants) -> None:
+    """A mean length is at most the longest."""
+    for name, longest in zip(LENGTHS, (job.max_prompt_tokens, job.max_new_tokens), strict=True):
+        mean = asdict(constants)[name]
+        if not 0 <= mean <= longest:
+            raise UserError(f"{name} = {mean:g}: from 0 (not known) to the longest, {longest}")
 
 
 def _layout_json(layout: layouts.Layout) -> dict:
@@ -160,11 +192,13 @@ def _layout_json(layout: layouts.Layout) -> dict:
         "host_bytes": dict(ledger.host),
         "time_s": time.seconds | {"total": time.total_s},
         "tokens_a_day": time.tokens_a_day,
+        "tokens_per_s_per_gpu": time.tokens / time.total_s / job.world_size,
+        "terms": [asdict(term) | {"s": term.seconds} for term in time.terms],
     }
 
 
-def as_text(report: dict) -> str:
-    """The report for a terminal."""
+def as_text(report: dict, *, terms: bool = False) -> str:
+    """The report for a terminal; `terms`: with the terms of its layout's time, and of the best layout's."""
     chip, layout = report["chip"], report["layout"]
     head = (
         f"{report['recipe']}: {report['model']['name']}, {report['model']['num_parameters'] / 1e9:.2f} B parameters,"
@@ -182,6 +216,10 @@ def as_text(report: dict) -> str:
         blocks.append("\n".join(f"Advice: {line}" for line in report["advice"]))
     if report["best"]:
         blocks.append("Best layouts that fit:\n" + layouts_table(report["best"]))
+    if terms:
+        blocks.append(terms_table(layout))
+        best = report["best"][:1]
+        blocks += [terms_table(other) for other in best if other["settings"] != layout["settings"]]
     return "\n\n".join(blocks)
 
 
@@ -208,7 +246,16 @@ def memory_table(layout: dict, capacity_bytes: int) -> str:
 def time_table(layout: dict) -> str:
     """Predicted seconds of a step by phase."""
     rows = [["predicted s a step", *layout["time_s"]], ["", *(f"{s:.1f}" for s in layout["time_s"].values())]]
-    return table(rows) + f"\n{layout['tokens_a_day'] / 1e9:.2f} billion tokens a day"
+    throughput = layout["tokens_per_s_per_gpu"]
+    return (
+        table(rows)
+        + f"\n{layout['tokens_a_day'] / 1e9:.2f} billion tokens a day, {throughput:,.0f} tokens/s a GPU"
+    )
+
+
+def terms_table(layout: dict) -> str:
+    """What adds up to the predicted time: work of one GPU, and the rate or latency that it is divided by."""
+    return table(terms_rows(layout))
 
 
 def layouts_table(found: Sequence[dict]) -> str:

@@ -19,8 +19,6 @@ import math
 
 from ralign.engine.planner.job import Job
 
-ENGINE_BATCH_TOKENS = 8192  # vLLM's chunk of prefill: tokens of one forward pass while generating
-
 
 def num_held(job: Job, stage: int) -> int:
     """P: elements of Megatron's flat parameter buffer on a rank of this stage, padding included.
@@ -125,7 +123,7 @@ def logprob_bytes(job: Job, *, backward: bool, on_gpu: bool = True) -> int:
 def engine_workspace_bytes(job: Job) -> int:
     """vLLM's activations of one pass and the fp32 logits of all sequences (gathered over the vocabulary)."""
     shape = job.shape
-    tokens = max(ENGINE_BATCH_TOKENS, job.max_num_seqs)
+    tokens = max(job.max_num_batched_tokens, job.max_num_seqs)
     mlp = 3 * shape.ffn_hidden_size // job.generate_tensor
     return tokens * (mlp + 4 * shape.hidden_size) * job.weight_bytes + 3 * 4 * (
         job.max_num_seqs * shape.padded_vocab_size
@@ -148,3 +146,15 @@ def pass_bytes(job: Job, stage: int, on_gpu: bool) -> dict[str, int]:
 def step_bytes(job: Job, held: int, on_gpu: bool) -> int:
     """CUDA: the root of the second moment, for all parameters at once. CPU: gloo's copy of the gathered weights."""
     return 4 * (held // (job.data * job.context)) if on_gpu else job.weight_bytes * held
+
+
+def checkpoint_copy_bytes(job: Job, stage: int, on_gpu: bool) -> int:
+    """Host memory of the copy that a checkpoint is written from: weights and two moments in fp32, of this rank's share.
+
+    torch rounds each tensor in pinned memory up to a power of two; the checkpoint's are the parameters.
+    """
+    ranks = job.data * job.context
+    if not on_gpu:
+        return 12 * (num_held(job, stage) // ranks)
+    embedding, layers, head = job.shape.parts(tensor=job.tensor, pipeline=job.pipeline, stage=stage)
+    return 3 * sum(1 << (4 * size - 1).bit_length() for size in (*embedding, *layers, *head)) // ranks

@@ -76,6 +76,8 @@ class Constants:
     collective_latency_s: float = 15e-6  # of one all-reduce within an engine
     mean_prompt: float = 0.5  # of max_prompt_tokens
     mean_response: float = 0.5  # of max_new_tokens
+    mean_prompt_tokens: float = 0.0  # where known, instead of the share
+    mean_new_tokens: float = 0.0
     judge_s: float = 0.0  # a step's judging that does not overlap generation
     gpus_per_node: int = 8
 

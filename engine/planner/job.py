@@ -33,6 +33,7 @@ class Job:
     num_updates: int
     has_reference: bool
     max_num_seqs: int
+    max_num_batched_tokens: int
     bucket_bytes: int
     reserve_bytes: int
     utilization: float
@@ -64,6 +65,7 @@ class Job:
             num_updates=run.algo.num_updates,
             has_reference=run.algo.kl_coef > 0,
             max_num_seqs=generator.max_num_seqs,
+            max_num_batched_tokens=generator.max_num_batched_tokens,
             bucket_bytes=memory.bucket_mib * 2**20,
             reserve_bytes=int(memory.reserve_gib * GIB),
             utilization=generator.gpu_memory_utilization,

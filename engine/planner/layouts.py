@@ -1,14 +1,14 @@
 """Search: which layouts of a run fit a machine, the best three, and the one nearest to what was asked for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ralign.engine.planner.hardware import Chip, Constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import Ledger, ledger
-from ralign.engine.planner.time import StepTime, step_time
+from ralign.engine.planner.time import StepTime, bubble_share, step_time
 
 NUM_BEST = 3
 # What a doubling of stages or of context ranks, or an engine with weights of its own, must at least gain to come
@@ -143,9 +143,9 @@ def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list
         found.append(
             "memory.offload=always moves the optimizer state for nothing: it fits beside the generator"
         )
-    bubble = (job.pipeline - 1) * job.data * job.token_budget / max(layout.time.tokens, 1.0)
+    bubble = bubble_share(job, layout.time.tokens)
     if bubble > 0.1:
-        found.append(f"pipeline bubble: {bubble:.0%} on top of learning, for too few micro-batches a step")
+        found.append(f"pipeline bubble: {bubble:.0%} on top of learning, for too few micro-batches an update")
     needed = job.max_prompt_tokens + job.max_new_tokens
     if job.token_budget > 8 * needed:
         found.append(
@@ -163,10 +163,12 @@ def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list
     return found
 
 
-def refusal(layout: Layout, near: Layout | None, chip: Chip, *, on_gpu: bool = True) -> str:
+def refusal(
+    layout: Layout, problems: Sequence[str], near: Layout | None, chip: Chip, *, on_gpu: bool = True
+) -> str:
     """One line: what does not fit, by how much, and the nearest that does."""
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
-    line += "; ".join(layout.ledger.problems())
+    line += "; ".join(problems)
     if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # on a CPU nothing sleeps
         line += "; with judge.server.sleep_level=1 it fits"
     if near is None:

@@ -1,16 +1,17 @@
 """The memory ledger: who holds how much of a rank's device in each phase of a step.
 
-Phases: `generate`; `sync` (gather path alone: the engine takes the new weights); `logprobs` (old and reference
-logprobs, where a run needs them); `learn` (forward and backward); `update` (the optimizer step). PPO's critic is a
-model of its own, held beside the policy by the same formulas (its head is one row), and has two phases more:
-`values`, and `critic` (forward, backward and step). A judge on the same devices is there throughout, or, if
-it sleeps, while generating (judges.py).
+Phases: `start` (the engine is built beside the models; there is no optimizer yet); `generate`; `sync` (gather path
+alone: the engine takes the new weights); `logprobs` (old and reference logprobs, where a run needs them); `learn`
+(forward and backward); `update` (the optimizer step). PPO's critic is a model of its own, held beside the policy by
+the same formulas (its head is one row), and has two phases more: `values`, and `critic` (forward, backward and step).
+A judge on the same devices is there throughout, or, if it sleeps, at the start and while generating (judges.py).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ralign.engine.planner.formulas import (
+    checkpoint_copy_bytes,
     engine_workspace_bytes,
     held_bytes,
     num_held,
@@ -21,7 +22,7 @@ from ralign.engine.planner.formulas import (
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 
-PHASES = ("generate", "sync", "logprobs", "values", "critic", "learn", "update")
+PHASES = ("start", "generate", "sync", "logprobs", "values", "critic", "learn", "update")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,8 @@ def _phases(
     kv = job.kv_bytes or max(min(left, 2 * wanted_kv_bytes(job)), 0)
     cache = {} if kv_sleep else {"kv_cache": kv}
     phases = {"generate": {**generate, "kv_cache": kv}}
+    # Gradients come with the models; where they leave while generating, they leave before the engine is built.
+    phases["start"] = {name: x for name, x in phases["generate"].items() if not name.endswith("optimizer")}
     if job.num_updates > 1 or job.has_reference:
         workspace = workspace_bytes(job, stage, backward=False, on_gpu=on_gpu)
         phases["logprobs"] = {**base, **trained, **cache, "workspace": workspace}
@@ -136,9 +139,9 @@ def _phases(
         phases["critic"] = everything | max(learning, step, key=lambda parts: sum(parts.values()))
     if not job.shares_weights:
         phases["sync"] = {**base, **trained, **cache, "bucket": job.bucket_bytes}
-    host = {"checkpoint": 12 * (held // (job.data * job.context))}  # a copy to write while the run goes on
-    if critic:
-        host["checkpoint"] += 12 * (num_held(critic, stage) // (job.data * job.context))
+    models = [job] + ([critic] if critic else [])
+    # A copy to write while the run goes on.
+    host = {"checkpoint": sum(checkpoint_copy_bytes(model, stage, on_gpu) for model in models)}
     if offload:
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:

@@ -1,10 +1,11 @@
-"""The tables of docs/scaling.md: python -m ralign.engine.planner.scaling prints them."""
+"""The tables of docs/scale.md: python -m ralign.engine.planner.scaling prints them."""
 
 from dataclasses import replace
 
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import CHIPS, Constants
 from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.terms import short
 
 RECIPES = ("r_align_8b", "r_align_14b", "r_align_32b")
 CHIPS_SHOWN = ("h100", "h200")
@@ -37,14 +38,6 @@ def row(recipe: str, num_gpus: int, chip: str) -> str:
         f"{start} {short(best)} | {gib:.0f} | {sum(best['host_bytes'].values()) / GIB:.0f}"
         f" | {best['time_s']['total']:.0f} | {best['tokens_a_day'] / 1e9:.2f} |"
     )
-
-
-def short(layout: dict) -> str:
-    """t8 p1 c1 d4, generate 8, ..."""
-    text = f"t{layout['tensor']} p{layout['pipeline']} c{layout['context']} d{layout['data']}"
-    if not layout["shares_weights"]:
-        text += f", generate {layout['generate_tensor']}"
-    return text + (", recompute" if layout["recompute"] else "") + (", offload" if layout["offload"] else "")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,13 @@ def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
         launch: the command line that starts it.
 
     Raises:
-        UserError: no GPU here, fewer than processes, or fewer processes than `num_gpus`.
+        UserError: no GPU here, GPUs that torch cannot use, fewer than processes, or fewer processes than `num_gpus`.
     """
     import torch
+    from ralign.engine.device import gpu_problem
 
+    if problem := gpu_problem():
+        raise UserError(problem)
     found = torch.cuda.device_count()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -77,4 +80,4 @@ def check_memory(
             f" {host_bytes / GIB:.1f} GiB: more GPUs or nodes share it"
             + (f"; nearest layout that fits: {near.settings()}" if near else "")
         )
-    raise UserError(f"{run.name} {layouts.refusal(asked, near, chip, on_gpu=on_gpu)}")
+    raise UserError(f"{run.name} {layouts.refusal(asked, plan.problems(), near, chip, on_gpu=on_gpu)}")

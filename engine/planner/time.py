@@ -1,170 +1,276 @@
-"""How long a step takes: FLOPs and bytes over peaks times stated efficiencies (`hardware.Constants`).
+"""How long a step takes: a sum of terms, each an amount of work over a peak times a stated efficiency.
 
-    learn       6 P tokens (8 P with recomputation) + attention's 12 l² terms, over all GPUs; pipeline bubble
-                (m + p - 1) / m for m micro-batches; tensor-parallel collectives; gradient and weight exchange
-    logprobs    2 P tokens, once for old logprobs (several updates), once for the reference
-    values, critic   PPO: the critic's 2 P tokens, and its learn and update
-    generate    decode steps × (weights and KV cache read once a step, or FLOPs where more) + prompts, each once
-    update      28 bytes of optimizer traffic a parameter of this rank's share
-    sync        gather path: bytes that an engine's rank receives; shared weights: nothing
+The amounts are one GPU's. M: parameters that multiply each token (all but the input embedding, a lookup). l: tokens
+of an average sample; m: micro-batches of an update, p: pipeline stages.
+
+    learn       6 M FLOPs a token (8 M with recomputation), attention's 3 (4) times 2 l N D a layer; tensor- and
+                context-parallel collectives; the pipeline's idle ends: (p - 1) / m of all that
+    logprobs    2 M a token, once for old logprobs (several updates), once for the reference; the rest as in learn
+    values, critic   PPO: the critic's forward pass, and its learn and update
+    generate    decode steps x (weights read once a step, or FLOPs where more; the KV cache; all-reduces; overhead),
+                and the prompts' FLOPs, each prompt once
+    update      28 bytes of optimizer traffic a parameter of this rank's share; gradients and weights exchanged
+    sync        gather path: bytes that an engine's rank receives, once a step; shared weights: nothing
     offload     optimizer state over the host link; the way back hides behind `learn`
 
-The model orders layouts and says what dominates; it is not a promise to the second.
+The model orders layouts and says what dominates; it is not a promise to the second. docs/scale.md lists what it
+leaves out, beside a published run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ralign.engine.planner.formulas import num_held
 from ralign.engine.planner.hardware import Chip, Constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.memory import Ledger
+from ralign.engine.planner.shapes import Shape
 
 SECONDS_A_DAY = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """Seconds of each phase of a step; `tokens` are prompt and response tokens of all its samples."""
+class Term:
+    """Work of one GPU in one phase of a step, and what it costs.
 
-    seconds: dict[str, float]
+    Attributes:
+        phase, name: where it belongs, and what it is.
+        amount: how much of it a step has, in `unit`s (FLOP, B for bytes, or what is counted).
+        unit_s: seconds for one unit.
+        peak, efficiency: where `unit_s` is a rate's inverse: 1 / (peak x efficiency); None for a latency.
+    """
+
+    phase: str
+    name: str
+    amount: float
+    unit: str
+    unit_s: float
+    peak: float | None = None
+    efficiency: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.amount * self.unit_s
+
+    @classmethod
+    def at_rate(
+        cls, phase: str, name: str, amount: float, unit: str, peak: float, efficiency: float
+    ) -> "Term":
+        """Work at a share of a peak rate (units/s)."""
+        unit_s = 1 / (peak * efficiency)
+        return cls(
+            phase=phase, name=name, amount=amount, unit=unit, unit_s=unit_s, peak=peak, efficiency=efficiency
+        )
+
+    @classmethod
+    def of_count(cls, phase: str, name: str, amount: float, unit: str, unit_s: float) -> "Term":
+        """Things that take a time each."""
+        return cls(phase=phase, name=name, amount=amount, unit=unit, unit_s=unit_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The terms of a step; `tokens` are prompt and response tokens of all its samples."""
+
+    terms: Sequence[Term]
     tokens: float
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase."""
+        found: dict[str, float] = {}
+        for term in self.terms:
+            found[term.phase] = found.get(term.phase, 0.0) + term.seconds
+        return found
+
+    @property
     def total_s(self) -> float:
-        return sum(self.seconds.values())
+        return sum(term.seconds for term in self.terms)
 
     @property
     def tokens_a_day(self) -> float:
         return self.tokens / self.total_s * SECONDS_A_DAY
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Machine:
+    """A chip with the constants that its peaks are multiplied with."""
+
+    chip: Chip
+    constants: Constants
+
+    def flops(self, phase: str, name: str, amount: float, efficiency: float) -> Term:
+        return Term.at_rate(phase, name, amount, "FLOP", self.chip.flops, efficiency)
+
+    def memory(self, phase: str, name: str, amount: float) -> Term:
+        return Term.at_rate(
+            phase, name, amount, "B", self.chip.memory_bandwidth, self.constants.decode_bandwidth
+        )
+
+    def link(self, phase: str, name: str, amount: float, ranks: int) -> Term:
+        """A collective over this many neighbouring ranks."""
+        inside = ranks <= self.constants.gpus_per_node
+        peak = self.chip.node_link if inside else self.chip.network_link
+        return Term.at_rate(phase, name, amount, "B", peak, self.constants.link_efficiency)
+
+    def host(self, phase: str, name: str, amount: float) -> Term:
+        return Term.at_rate(phase, name, amount, "B", self.chip.host_link, self.constants.link_efficiency)
+
+
 def step_time(job: Job, plan: Ledger, chip: Chip, constants: Constants) -> StepTime:
-    prompt, response = (
-        job.max_prompt_tokens * constants.mean_prompt,
-        job.max_new_tokens * constants.mean_response,
-    )
-    num_samples = job.num_prompts * job.num_samples
-    tokens = num_samples * (prompt + response)
+    machine = _Machine(chip=chip, constants=constants)
+    prompt = constants.mean_prompt_tokens or job.max_prompt_tokens * constants.mean_prompt
+    response = constants.mean_new_tokens or job.max_new_tokens * constants.mean_response
     length = prompt + response
-    learn = _learn_s(job, chip, constants, tokens, length)
-    seconds = {
-        "generate": _generate_s(job, plan, chip, constants, prompt, response),
-        "judge": constants.judge_s,
-    }
-    num_extra = int(job.num_updates > 1) + int(job.has_reference)
-    if num_extra:
-        seconds["logprobs"] = num_extra * _evaluate_s(job, chip, constants, tokens, length)
+    tokens = job.num_prompts * job.num_samples * length
+    terms = _generate(job, plan, machine, prompt, response)
+    terms.append(Term.of_count("judge", "judging beyond generating", constants.judge_s, "s", 1.0))
+    num_forwards = int(job.num_updates > 1) + int(job.has_reference)
+    if num_forwards:
+        terms += _forwards("logprobs", job, machine, tokens, length, times=num_forwards)
     if job.critic:
         critic = job.of_critic()
-        seconds["values"] = _evaluate_s(critic, chip, constants, tokens, length)
-        seconds["critic"] = _learn_s(critic, chip, constants, tokens, length)
-        seconds["critic"] += job.num_updates * _update_s(critic, plan, chip, constants)
-    seconds["learn"] = learn
-    seconds["update"] = job.num_updates * _update_s(job, plan, chip, constants)
-    seconds["sync"] = job.num_updates * _sync_s(job, chip, constants)
+        terms += _forwards("values", critic, machine, tokens, length, times=1)
+        terms += _learn("critic", critic, machine, tokens, length)
+        terms += _update("critic", critic, plan, machine)
+    learn = _learn("learn", job, machine, tokens, length)
+    terms += learn
+    terms += _update("update", job, plan, machine)
+    terms += _sync(job, machine)
     if plan.offload:
         moved = sum(size for name, size in plan.host.items() if name.endswith("optimizer"))
-        move = moved / (chip.host_link * constants.link_efficiency)
-        seconds["offload"] = move + max(0.0, move - learn)
-    return StepTime(seconds=seconds, tokens=tokens)
+        away = machine.host("offload", "optimizer state to the host", moved)
+        hidden = sum(term.seconds for term in learn) / away.unit_s
+        terms += [away, machine.host("offload", "and back, beyond learning", max(0.0, moved - hidden))]
+    return StepTime(terms=tuple(terms), tokens=tokens)
 
 
-def _learn_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:
-    """Forward and backward passes over all of a step's tokens."""
-    forward = _forward_s(job, chip, constants, tokens, length)
-    seconds = (4 if job.recompute else 3) * forward * _bubble(job, tokens)
-    seconds += _tensor_communication_s(job, chip, constants, tokens, passes=6 if job.recompute else 4)
-    return seconds + _context_communication_s(job, chip, constants, tokens)
+def num_micro_batches(job: Job, tokens: float) -> float:
+    """Micro-batches of one update on one data-parallel rank, of `tokens` a step."""
+    return max(tokens / (job.num_updates * job.data * job.token_budget), 1.0)
 
 
-def _evaluate_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:
-    """One forward pass over them."""
-    forward = _forward_s(job, chip, constants, tokens, length) * _bubble(job, tokens)
-    return forward + _tensor_communication_s(job, chip, constants, tokens, passes=2)
+def bubble_share(job: Job, tokens: float) -> float:
+    """What the pipeline's idle ends add to a pass: each update fills and drains it once."""
+    return (job.pipeline - 1) / num_micro_batches(job, tokens)
 
 
-def _forward_s(job: Job, chip: Chip, constants: Constants, tokens: float, length: float) -> float:
-    """Forward FLOPs of a step's tokens, over all GPUs: 2 P a token, and 2 · 2 · N D l / 2 for causal attention."""
-    shape = job.shape
-    attention = 2 * length * shape.num_layers * shape.num_attention_heads * shape.head_dim
-    flops = tokens * (2 * shape.num_parameters + attention)
-    return flops / (chip.flops * constants.train_efficiency * job.world_size)
+def _learn(phase: str, job: Job, machine: _Machine, tokens: float, length: float) -> list[Term]:
+    """Forward and backward passes over all of a step's tokens; a backward costs two forwards."""
+    again = int(job.recompute)
+    return _passes(
+        phase, job, machine, tokens, length, forwards=3 + again, collectives=4 + 2 * again, gathers=2 + again
+    )
 
 
-def _bubble(job: Job, tokens: float) -> float:
-    num_micro_batches = max(tokens / (job.data * job.token_budget), 1.0)
-    return (num_micro_batches + job.pipeline - 1) / num_micro_batches
+def _forwards(
+    phase: str, job: Job, machine: _Machine, tokens: float, length: float, *, times: int
+) -> list[Term]:
+    """Forward passes over them."""
+    return _passes(phase, job, machine, tokens, length, forwards=times, collectives=2 * times, gathers=times)
 
 
-def _link(ranks: int, chip: Chip, constants: Constants) -> float:
-    """bytes/s of a collective over this many neighbouring ranks."""
-    link = chip.node_link if ranks <= constants.gpus_per_node else chip.network_link
-    return link * constants.link_efficiency
+def _passes(
+    phase: str,
+    job: Job,
+    machine: _Machine,
+    tokens: float,
+    length: float,
+    *,
+    forwards: int,
+    collectives: int,
+    gathers: int,
+) -> list[Term]:
+    """Passes that cost this many forwards.
+
+    Args:
+        collectives: all-reduces of hidden states a layer (or gather and scatter), over the tensor ranks.
+        gathers: collectives of keys and values a layer, over the context ranks.
+    """
+    shape, constants = job.shape, machine.constants
+    own_tokens = forwards * tokens / job.world_size
+    attention = (
+        2 * length * shape.num_layers * shape.num_attention_heads * shape.head_dim
+    )  # causal: half of l²
+    terms = [
+        machine.flops(
+            phase, "matrices", own_tokens * 2 * num_matrix_parameters(shape), constants.train_efficiency
+        ),
+        machine.flops(phase, "attention", own_tokens * attention, constants.train_efficiency),
+    ]
+    layers = shape.num_layers / job.pipeline
+    if job.tensor > 1:
+        volume = collectives * 2 * (job.tensor - 1) / job.tensor * layers * shape.hidden_size
+        volume *= tokens / (job.data * job.context) * job.weight_bytes * constants.exposed_communication
+        terms.append(machine.link(phase, "tensor-parallel collectives, exposed share", volume, job.tensor))
+    if job.context > 1:
+        groups = max(shape.num_query_groups // job.tensor, 1)
+        volume = gathers * 2 * groups * shape.head_dim * layers * (job.context - 1) / job.context
+        volume *= tokens / job.data * job.weight_bytes
+        terms.append(machine.link(phase, "keys and values gathered", volume, job.tensor * job.context))
+    if job.pipeline > 1:
+        work_s = sum(term.seconds for term in terms)
+        num_worked = job.num_updates * num_micro_batches(job, tokens)
+        num_idle = job.num_updates * (job.pipeline - 1)
+        terms.append(Term.of_count(phase, "pipeline bubble", num_idle, "micro-batches", work_s / num_worked))
+    return terms
 
 
-def _tensor_communication_s(
-    job: Job, chip: Chip, constants: Constants, tokens: float, *, passes: int
-) -> float:
-    """Two all-reduces (or gather and scatter) of hidden states a layer and direction."""
-    if job.tensor == 1:
-        return 0.0
-    shape = job.shape
-    rank_tokens = tokens / (job.data * job.context)
-    volume = passes * 2 * (job.tensor - 1) / job.tensor * rank_tokens * shape.hidden_size * job.weight_bytes
-    volume *= shape.num_layers / job.pipeline
-    return constants.exposed_communication * volume / _link(job.tensor, chip, constants)
+def num_matrix_parameters(shape: Shape) -> int:
+    """Parameters that multiply every token: all but the input embedding, unless the LM head is the same tensor."""
+    return shape.num_parameters - (0 if shape.tie_embeddings else shape.padded_vocab_size * shape.hidden_size)
 
 
-def _context_communication_s(job: Job, chip: Chip, constants: Constants, tokens: float) -> float:
-    """Keys and values of all ranks gathered in forward, their gradients scattered back."""
-    if job.context == 1:
-        return 0.0
-    shape = job.shape
-    groups = max(shape.num_query_groups // job.tensor, 1)
-    volume = 3 * tokens / job.data * 2 * groups * shape.head_dim * job.weight_bytes
-    volume *= shape.num_layers / job.pipeline * (job.context - 1) / job.context
-    return volume / _link(job.tensor * job.context, chip, constants)
-
-
-def _generate_s(
-    job: Job, plan: Ledger, chip: Chip, constants: Constants, prompt: float, response: float
-) -> float:
-    shape, ranks = job.shape, job.generate_tensor
+def _generate(job: Job, plan: Ledger, machine: _Machine, prompt: float, response: float) -> list[Term]:
+    shape, ranks, constants = job.shape, job.generate_tensor, machine.constants
     num_samples = job.num_prompts * job.num_samples / job.num_replicas
     average = prompt + response / 2
     at_once = max(min(job.max_num_seqs, num_samples, plan.kv_bytes / (average * job.kv_token_bytes)), 1.0)
     # The longest answer is decoded to its end, however few are left beside it.
     num_steps = max(float(job.max_new_tokens), num_samples * response / at_once)
     busy = num_samples * response / num_steps  # sequences of an average step
-    weights = shape.num_parameters * job.weight_bytes / ranks
-    read = (weights + busy * average * job.kv_token_bytes) / (
-        chip.memory_bandwidth * constants.decode_bandwidth
-    )
-    compute = 2 * shape.num_parameters * busy / (ranks * chip.flops * constants.prefill_efficiency)
-    communication = 0.0
+    parameters = num_matrix_parameters(shape) / ranks
+    read = machine.memory("generate", "weights read", num_steps * parameters * job.weight_bytes)
+    flops = num_steps * 2 * parameters * busy
+    multiplied = machine.flops("generate", "matrices", flops, constants.prefill_efficiency)
+    terms = [
+        max(read, multiplied, key=lambda term: term.seconds),
+        machine.memory(
+            "generate",
+            f"KV cache of {busy:,.0f} sequences x {average:,.0f} tokens read",
+            num_steps * busy * average * job.kv_token_bytes,
+        ),
+    ]
     if ranks > 1:
-        volume = 2 * (ranks - 1) / ranks * busy * shape.hidden_size * job.weight_bytes
-        each = constants.collective_latency_s + volume / _link(ranks, chip, constants)
-        communication = 2 * shape.num_layers * each
-    prefill = 2 * shape.num_parameters * job.num_prompts / job.num_replicas * prompt
-    prefill /= ranks * chip.flops * constants.prefill_efficiency
-    return num_steps * (max(read, compute) + communication + constants.decode_overhead_s) + prefill
+        num_reduced = num_steps * 2 * shape.num_layers
+        volume = num_reduced * 2 * (ranks - 1) / ranks * busy * shape.hidden_size * job.weight_bytes
+        latency_s = constants.collective_latency_s
+        terms += [
+            machine.link("generate", "all-reduces, volume", volume, ranks),
+            Term.of_count("generate", "all-reduces, latency", num_reduced, "calls", latency_s),
+        ]
+    prompts = 2 * parameters * job.num_prompts / job.num_replicas * prompt
+    return terms + [
+        Term.of_count("generate", "decode steps, overhead", num_steps, "steps", constants.decode_overhead_s),
+        machine.flops("generate", "prompts", prompts, constants.prefill_efficiency),
+    ]
 
 
-def _update_s(job: Job, plan: Ledger, chip: Chip, constants: Constants) -> float:
+def _update(phase: str, job: Job, plan: Ledger, machine: _Machine) -> list[Term]:
     """Optimizer traffic, gradients scattered in fp32 and weights gathered over the data-parallel ranks."""
     held, ranks = num_held(job, plan.stage), job.data * job.context
-    traffic = 28 * held / ranks / (chip.memory_bandwidth * constants.decode_bandwidth)
-    if ranks == 1:
-        return traffic
-    volume = (4 + job.weight_bytes) * held * (ranks - 1) / ranks
-    return traffic + volume / _link(ranks * job.tensor, chip, constants)
+    terms = [machine.memory(phase, "optimizer state", job.num_updates * 28 * held / ranks)]
+    if ranks > 1:
+        volume = job.num_updates * (4 + job.weight_bytes) * held * (ranks - 1) / ranks
+        terms.append(machine.link(phase, "gradients and weights exchanged", volume, ranks * job.tensor))
+    return terms
 
 
-def _sync_s(job: Job, chip: Chip, constants: Constants) -> float:
-    if job.shares_weights:
-        return 0.0
+def _sync(job: Job, machine: _Machine) -> list[Term]:
+    """Once a step: the engine fetches the newest weights before it generates, however many updates there were."""
     received = job.shape.num_parameters * job.weight_bytes / job.generate_tensor
     kept = min(1.0, job.generate_tensor / (job.tensor * job.pipeline))  # what the rank has itself
+    if job.shares_weights:
+        kept = 1.0
     span = max(job.tensor * job.pipeline, job.generate_tensor)
-    return received * (1 - kept) / _link(span, chip, constants)
+    return [machine.link("sync", "weights received", received * (1 - kept), span)]

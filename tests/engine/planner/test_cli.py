@@ -49,6 +49,13 @@ def test_32b_on_one_node_of_h100_is_refused_with_what_would_do():
     assert "no layout of 8 such GPUs fits; 16 GPUs would do" in report["refusal"]
 
 
+def test_a_host_that_is_too_small_is_named_in_the_refusal():
+    report = cli.plan(make_run("Qwen3-8B"), 8, chip_of("h100"), Constants(), host_gb=4)
+    assert (
+        "(79 GiB): " in report["refusal"] and "of pinned host memory a GPU, of 3.7 GiB" in report["refusal"]
+    )
+
+
 def test_32b_without_tensor_parallelism_names_the_nearest_layout():
     report = plan(make_run(tensor=1, sequence=False), 16, "h200")
     near = report["nearest"]
@@ -129,6 +136,29 @@ def test_measured_constants_replace_the_assumed_ones(tmp_path):
     path.write_text('{"train_eficiency": 0.2}')
     with pytest.raises(UserError, match="train_eficiency=0.2; known are"):
         read_constants(path)
+
+
+def test_mean_lengths_are_taken_in_tokens_and_are_at_most_the_longest():
+    argv = ["r_align_32b", "--gpus=8", "--gpu=h200"]
+    half = cli.report_of(argv)["layout"]
+    known = cli.report_of([*argv, "--mean-prompt-tokens=3072", "--mean-new-tokens=4096"])["layout"]
+    assert known["time_s"] == pytest.approx(half["time_s"])  # what the default shares come to
+    with pytest.raises(UserError, match="mean_new_tokens = 9000: from 0 .* to the longest, 8192"):
+        cli.main([*argv, "--mean-new-tokens=9000"])
+    with pytest.raises(UserError, match="mean_prompt_tokens = -1"):
+        cli.main([*argv, "--mean-prompt-tokens=-1"])
+
+
+def test_terms_are_printed_for_the_asked_layout_and_the_best(capsys):
+    cli.main(["r_align_32b", "--gpus=8", "--gpu=h200", "--terms"])
+    shown = capsys.readouterr().out
+    asked, best = shown.split("\nterms of ")[1:]
+    assert asked.startswith("t8 p1 c1 d1, offload ") and best.startswith("t8 p1 c1 d1, generate 4, offload ")
+    for line in ("KV cache of ", "4.8 TB/s x 0.6", "989 TFLOP/s x 0.4", "15 us each"):
+        assert line in asked
+    assert "weights received" in best and "weights received" not in asked  # shared: nothing is moved
+    cli.main(["r_align_32b", "--gpus=8", "--gpu=h200"])
+    assert "terms of" not in capsys.readouterr().out
 
 
 def test_an_unknown_gpu_recipe_or_model_is_one_line():

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from ralign.engine.planner.cli import recipe_run
 from ralign.engine.planner.formulas import num_held
+from ralign.engine.planner.hardware import CHIPS, Constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
+from ralign.engine.planner.layouts import fitting
 from ralign.engine.planner.memory import ledger, wanted_kv_bytes
-from ralign.engine.planner.shapes import PUBLISHED
+from ralign.engine.planner.shapes import PUBLISHED, shape_of
 
 H200 = int(150.7e9)
 # The recipe's own layout, written out.
@@ -29,8 +32,9 @@ R_ALIGN_32B = Job(
     num_updates=1,
     has_reference=True,
     max_num_seqs=256,
+    max_num_batched_tokens=8192,
     bucket_bytes=256 << 20,
-    reserve_bytes=4 * GIB,
+    reserve_bytes=6 * GIB,
     utilization=0.9,
     kv_bytes=0,
     offload="auto",
@@ -137,7 +141,11 @@ def test_a_critic_is_held_beside_the_policy_in_every_phase_and_has_two_of_its_ow
     held = (vocab * hidden + layers * layer) / 8 + layers * (2 * hidden + 2 * 128) + 2 * hidden
     for phase, parts in plan.phases.items():
         assert parts["critic_weights"] == pytest.approx(2 * held, rel=1e-4), phase
-        assert ("critic_optimizer" in parts) == ("critic_gradients" in parts) == (phase != "generate")
+        assert (
+            ("critic_optimizer" in parts)
+            == ("critic_gradients" in parts)
+            == (phase not in ("start", "generate"))
+        )
     critic = plan.phases["critic"]
     assert critic["critic_gradients"] == pytest.approx(4 * held, rel=1e-4)
     assert critic["critic_optimizer"] == pytest.approx(12 * held, rel=1e-4)
@@ -145,3 +153,34 @@ def test_a_critic_is_held_beside_the_policy_in_every_phase_and_has_two_of_its_ow
     assert plan.host["critic_optimizer"] == critic["critic_optimizer"]
     assert plan.phases.keys() - alone.phases.keys() == {"values", "critic"}
     assert not any("critic" in name for parts in alone.phases.values() for name in parts)
+
+
+RECIPES = ("r_align_8b", "r_align_14b", "r_align_32b", "rlvr_14b", "actor_rlhf_8b")
+
+
+@pytest.mark.parametrize("chip", ["h100", "h200"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_accepted_layout_fits_while_the_engine_is_built(recipe, chip):
+    """Models come with gradients, the KV cache has what `generate` leaves: both at once would not fit."""
+    run, capacity = recipe_run(recipe), CHIPS[chip].memory_bytes
+    accepted = 0
+    for num_gpus in (8, 16, 32, 64):
+        job = Job.of(run, num_gpus, shape_of(run.model))
+        for layout in fitting(job, CHIPS[chip], Constants(), 256e9):
+            plan, start = layout.ledger, layout.ledger.phases["start"]
+            kept = {"gradients", "critic_gradients"} & start.keys()
+            assert bool(kept) == (not plan.offload), layout.settings()
+            assert not any(name.endswith("optimizer") for name in start)
+            assert start["kv_cache"] == plan.kv_bytes and start["reserve"] == 6 * GIB
+            assert sum(start.values()) <= capacity, layout.settings()
+            accepted += 1
+    assert accepted > 4
+
+
+def test_a_start_that_does_not_fit_is_a_problem():
+    """The 32B on H200 if gradients stayed while the engine is built: what this phase is there to refuse."""
+    plan = ledger(R_ALIGN_32B, H200)
+    assert plan.offload and not plan.problems()
+    kept = plan.phases["start"] | {"gradients": plan.phases["learn"]["gradients"]}
+    problems = replace(plan, phases={**plan.phases, "start": kept}).problems()
+    assert len(problems) == 1 and problems[0].startswith("start needs")

@@ -1,11 +1,11 @@
-"""docs/scaling.md shows what the planner says today."""
+"""docs/scale.md shows what the planner says today."""
 
 from pathlib import Path
 
 import pytest
 from ralign.engine.planner.scaling import HEAD, RECIPES, row
 
-DOC = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
+DOC = (Path(__file__).resolve().parents[3] / "docs" / "scale.md").read_text()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

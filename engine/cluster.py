@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from ralign.engine.device import check_own_gpus, own_device, prepare_cuda
 from ralign.engine.errors import UserError
 from torch.overrides import TorchFunctionMode
 
@@ -35,6 +36,7 @@ class Cluster:
     pp_group: dist.ProcessGroup
     cp_group: dist.ProcessGroup
     generation_timeout_s: float
+    deterministic: bool = False
 
     @property
     def tp_rank(self) -> int:
@@ -111,6 +113,7 @@ def start(
     context: int = 1,
     timeout_s: float = 1800.0,
     generation_timeout_s: float = 7200.0,
+    deterministic: bool = False,
 ) -> Cluster:
     """Join the world that torchrun describes (or a world of one) and lay out the parallel groups.
 
@@ -120,9 +123,10 @@ def start(
         context: ranks that share the tokens of a micro-batch.
         timeout_s: how long a collective may wait before the job ends.
         generation_timeout_s: the same where ranks wait for the one whose answers are the longest.
+        deterministic: training computes the same bits from the same inputs on CUDA, too.
 
     Raises:
-        UserError: the sizes do not divide the world.
+        UserError: the sizes do not divide the world; GPUs that torch cannot use, or fewer than processes.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -133,10 +137,8 @@ def start(
             f"parallel.tensor={tensor} x parallel.pipeline={pipeline} x parallel.context={context} does not "
             f"divide the {world_size} processes of this job"
         )
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    prepare_cuda(deterministic=deterministic)
+    device = own_device()
     if not dist.is_initialized():
         for name, value in {
             "RANK": "0",
@@ -148,6 +150,8 @@ def start(
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        if device.type == "cuda":
+            check_own_gpus(device)
     if parallel_state.is_initialized():  # another layout of the same processes
         parallel_state.destroy_model_parallel()
     with cuda_stand_in():
@@ -167,6 +171,7 @@ def start(
         dp_group=parallel_state.get_data_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         generation_timeout_s=generation_timeout_s,
+        deterministic=deterministic,
         cp_group=parallel_state.get_context_parallel_group(),
     )
 

@@ -151,7 +151,10 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
+    from ralign.engine.device import gpu_problem
 
+    if problem := gpu_problem():
+        raise UserError(problem)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -154,7 +154,8 @@ class ActorExperiment(Experiment):
                 max_num_seqs=config.server.max_num_seqs,
                 kv_cache_gib=actor.kv_cache_gib,
                 gpu_memory_utilization=actor.gpu_memory_utilization,
-            )
+            ),
+            self.generator,
         )
         before = judge.identity()
         yield judge

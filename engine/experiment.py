@@ -23,11 +23,13 @@ from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.errors import UserError
 from ralign.engine.evaluate import judge_pairs, summarise, write_judgments
 from ralign.engine.generator.generator import Generator
+from ralign.engine.generator.proof import prove_computation
 from ralign.engine.judging.factory import open_metarm
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.memory import MemoryPhases, plan_memory
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
+from ralign.engine.policy.offload import TrainingState
 from ralign.engine.policy.policy import Policy
 from ralign.engine.report.progress import Progress
 from ralign.engine.sft import SFT
@@ -54,6 +56,7 @@ class Experiment:
             # The watchdog is first: it leaves every rank's stack.
             timeout_s=run.faults.stall_s + 120,
             generation_timeout_s=run.faults.generation_stall_s + 120,
+            deterministic=run.deterministic,
         )
         self.progress = Progress(enabled=self.cluster.is_first_rank)
         if message := self.cluster.on_first_rank(lambda: open_folder(run)):
@@ -88,6 +91,13 @@ class Experiment:
             if run.has_critic:
                 self.critic = Critic(run.critic.hf_path or folder, self.cluster, **options)
                 check_vocabulary(self.policy, self.critic)
+            # Before the engine, whose KV cache takes the place of gradients that are away while generating.
+            self.training = [
+                TrainingState(model) for model in (self.policy, self.critic) if model is not None
+            ]
+            if plan.offload:
+                for state in self.training:
+                    state.leave()
             longest_answer = max(run.generator.max_new_tokens, run.eval.max_new_tokens)
             self.generator = Generator(
                 self.policy,
@@ -100,10 +110,12 @@ class Experiment:
                 can_sleep=plan.kv_sleep,
             )
             self.generator.verify()
+            prove_computation(self.policy, self.generator)
             for part in (self.policy, self.critic, self.generator):
                 if part is not None:
                     part.on_progress = self.watchdog.moves
-            self.memory = MemoryPhases(plan, self.policy, self.generator, self.critic)
+            self.memory = MemoryPhases(plan, self.generator, self.training)
+            self.memory.measure("start")
         self.stop = StopSignal()  # after the engine, which may take signals too
 
     def _new_model(self, pairs: Sequence[Pair], vocab_size: int) -> Path:
@@ -265,7 +277,8 @@ class Experiment:
 
     def load(self, folder: Path) -> None:
         """Weights of a checkpoint into policy and, being the same memory, engine; proved at once."""
-        self.policy.load(folder)
+        if not self.policy.has_weights_of(folder):  # a run's start was read when the model was made
+            self.policy.load(folder)
         self.generator.weights_updated()
         self.generator.verify()
 
@@ -306,6 +319,7 @@ class Experiment:
         dist.barrier()
         if self.metarm is not None:
             self.metarm.close()
+        self.memory.close()
         self.generator.close()
         cluster_module.stop()
 

@@ -6,6 +6,7 @@ measures the one that ends.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,9 +19,7 @@ from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import Ledger
 from ralign.engine.planner.shapes import read_shape
 from ralign.engine.planner.start import check_memory
-from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.offload import TrainingState
-from ralign.engine.policy.policy import Policy
 
 # Stage of a step -> phase of the ledger. In other stages (judge, checkpoint, ...) everything stays where it is.
 PHASE_OF = {
@@ -70,10 +69,9 @@ def plan_memory(run: Run, cluster: Cluster, folder: Path) -> Ledger:
 class MemoryPhases:
     """Moves and measures as a step goes on."""
 
-    def __init__(self, plan: Ledger, policy: Policy, generator: Generator, critic: Critic | None = None):
-        self.plan, self._generator = plan, generator
-        self._models = [policy] if critic is None else [policy, critic]
-        self._training = [TrainingState(model) for model in self._models]
+    def __init__(self, plan: Ledger, generator: Generator, training: Sequence[TrainingState]):
+        """`training`: of each trained model, as `TrainingState` they were before the generator was built."""
+        self.plan, self._generator, self._training = plan, generator, training
         self._phase: str | None = None
         self._measured: dict[str, tuple[int, int]] = {}
 
@@ -83,7 +81,7 @@ class MemoryPhases:
         if phase is None:
             return
         if self._phase is not None:
-            self._measure(self._phase)
+            self.measure(self._phase)
         self._phase = phase
         if phase == "generate":
             if self.plan.offload:
@@ -111,7 +109,7 @@ class MemoryPhases:
         """GiB of this rank by phase: `predicted` (with everything transient) and `used` (what the driver, or on
         CPU the kernel, counts for this process); `held_predicted` and `held`: weights, gradients, optimizer
         state and KV cache alone, by the ledger and by their storages."""
-        self._measure(self._phase)
+        self.measure(self._phase)
         values: dict[str, float] = {"host_pinned_predicted_gib": self.plan.host_bytes / GIB}
         for phase, (held, used) in self._measured.items():
             parts = self.plan.phases.get(phase, {})
@@ -123,11 +121,11 @@ class MemoryPhases:
         self._measured.clear()
         return {f"memory/{name}": value for name, value in values.items()}
 
-    def _measure(self, phase: str | None) -> None:
+    def measure(self, phase: str | None) -> None:
         """At a phase's end: what torch has freed but kept is still counted, so this is near the phase's peak."""
         if phase is None:
             return
-        device = self._models[0].cluster.device
+        device = self._generator.cluster.device
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             used = total - free
@@ -137,7 +135,14 @@ class MemoryPhases:
         self._measured[phase] = (max(held, before[0]), max(used, before[1]))
 
     def _held_bytes(self) -> int:
-        buffers = [buffer for model in self._models for buffer in model.model.buffers]
-        weights = sum(buffer.param_data.untyped_storage().nbytes() for buffer in buffers)
-        training = sum(state.optimizer_bytes() + state.gradient_bytes() for state in self._training)
-        return weights + training + self._generator.held_bytes()
+        held = sum(
+            state.weight_bytes() + state.optimizer_bytes() + state.gradient_bytes()
+            for state in self._training
+        )
+        return held + self._generator.held_bytes()
+
+    def close(self) -> None:
+        """Before the engine ends: nothing trains any more, and vLLM frees a cache that is awake without complaint."""
+        for state in self._training:
+            state.discard()
+        self._generator.kv_cache.wake()

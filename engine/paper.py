@@ -23,6 +23,7 @@ from ralign.engine.paper_config import PaperRun
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import Ledger
 from ralign.engine.policy.critic import Critic
+from ralign.engine.policy.offload import TrainingState
 from ralign.engine.report.metrics_log import read_metrics
 
 METHODS = {"rlvr": "label", "r_align": "r_align"}  # a judge's training -> the reward of its RL
@@ -84,7 +85,8 @@ class PaperExperiment(ActorExperiment):
         self.memory.before_training()  # whatever was away is back: the new phases begin with all on the device
         self.run = self.paper.actors
         self.critic = self._actors_critic() if self.run.has_critic else None
-        self.memory = MemoryPhases(self._actors_plan, self.policy, self.generator, self.critic)
+        self.training = [TrainingState(model) for model in (self.policy, self.critic) if model is not None]
+        self.memory = MemoryPhases(self._actors_plan, self.generator, self.training)
         self.say_residents(self._paid_by(self.policy.folder))
         self.load(self.policy.folder)
 

@@ -14,6 +14,7 @@ from ralign.engine.data.examples import decode_answers
 from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Generator, Rollout
+from ralign.engine.generator.proof import prove_computation
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.losses import ReinforceLoss, set_loss_rows
 from ralign.engine.packing import PackedBatch, Sample, flops_cost, materialise, plan
@@ -52,7 +53,7 @@ class Trainer:
         orders = run.algo.num_orders
         self.sampler = PromptSampler(len(examples) // orders, run.algo.num_prompts // orders, run.seed)
         self.loss = ReinforceLoss(run.algo, run.kernels.policy_loss)
-        self.num_steps_done, self.has_verified = 0, False
+        self.num_steps_done, self.has_verified, self.proof_is_due = 0, False, False
         assert (critic is not None) == run.has_critic
         self.ppo = PPO(run, cluster, critic) if critic is not None else None
         self.models: dict[str, TrainedModel] = {"policy": policy}
@@ -113,6 +114,9 @@ class Trainer:
 
     def generate(self) -> list[tuple[int, int, Rollout]]:
         """(example, group, rollout) of this engine's share of the step's prompts."""
+        if self.proof_is_due:  # here, where memory is the engine's
+            prove_computation(self.policy, self.generator)
+            self.proof_is_due = False
         algo, replicas = self.run.algo, self.generator.replicas
         orders = range(algo.num_orders)
         batch = [algo.num_orders * pair + order for pair in self.sampler.next_batch() for order in orders]
@@ -185,9 +189,13 @@ class Trainer:
                     batch.per_token["ref_logprobs"] = output[0]
 
     def verify_weights(self) -> None:
-        """After the first update of this process always; after every one if so configured."""
+        """After the first update of this process always; after every one if so configured.
+
+        After the first, what the engine computes is proved too, when it generates next.
+        """
         if not self.has_verified or self.run.generator.verify == "every":
             self.generator.verify()
+            self.proof_is_due = self.proof_is_due or not self.has_verified
             self.has_verified = True
 
     def state_dict(self) -> dict[str, Any]:

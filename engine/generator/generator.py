@@ -5,7 +5,7 @@ version is proved (checksum of what the engine reads against what the trainer wr
 the first update of every run and on demand.
 """
 
-import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import GeneratorConfig
+from ralign.engine.generator import engine_args
 from ralign.engine.generator.kv_cache import KVCache
 from ralign.engine.generator.replicas import Replicas
+from ralign.engine.generator.vllm_internals import named_request
 from ralign.engine.policy.policy import Policy
 
 
@@ -54,6 +56,21 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(numpy_state)
+
+
+def rollouts_crc(rollouts: Sequence[Rollout]) -> int:
+    """CRC-32 of all lengths, tokens and logprobs, to the bit."""
+    crc = 0
+    for rollout in rollouts:
+        crc = zlib.crc32(len(rollout.response_ids).to_bytes(8, "little"), crc)
+        crc = zlib.crc32(rollout.response_ids.tobytes(), crc)
+        crc = zlib.crc32(rollout.logprobs.tobytes(), crc)
+    return crc
+
+
+def _free_share(device: torch.device) -> float:
+    free, total = torch.cuda.mem_get_info(device)
+    return free / total
 
 
 class Generator:
@@ -94,46 +111,30 @@ class Generator:
         self.replicas = Replicas(cluster, self.tensor_size)
         self.weight_version = 0
         self.on_progress: Callable[[], None] = lambda: None
-        self._prepare_environment()
+        engine_args.prepare_environment(config)
         from ralign.engine.generator import cpu_engine, shared
         from vllm import LLM
 
         on_cpu = cluster.device.type == "cpu"
-        loader = (
-            shared.register_shared_loader(policy.vllm_parameters())
+        args = engine_args.engine_args(
+            config,
+            folder=str(Path(policy.folder)),
+            load_format=shared.register_shared_loader(policy.vllm_parameters())
             if self.is_shared
-            else shared.register_empty_loader()
+            else shared.register_empty_loader(tied=policy.hf_config.tie_word_embeddings),
+            tensor=self.tensor_size,
+            dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
+            max_model_len=max_model_len,
+            kv_bytes=kv_bytes or int(config.kv_cache_gib * 2**30),
+            on_cpu=on_cpu,
+            free_share=1.0 if on_cpu else _free_share(cluster.device),
+            can_sleep=can_sleep,
         )
         with cpu_engine.starting(cluster) if on_cpu else nullcontext():
-            self.llm = LLM(
-                model=str(Path(policy.folder)),
-                load_format=loader,
-                tensor_parallel_size=self.tensor_size,
-                distributed_executor_backend="external_launcher",
-                dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
-                max_model_len=max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                kv_cache_memory_bytes=kv_bytes or int(config.kv_cache_gib * 2**30),
-                enforce_eager=config.enforce_eager or on_cpu,
-                enable_prefix_caching=True,
-                skip_tokenizer_init=True,
-                # Ratios need the logprobs of the distribution that was sampled, temperature included.
-                logprobs_mode="processed_logprobs",
-                seed=0,
-                # It would schedule a batch ahead of the results, in some versions whenever these happen to be
-                # late: ranks of one engine would differ, and so would tokens of one seed. vLLM on CPU has it off.
-                async_scheduling=False,
-                **({"block_size": 32} if on_cpu else self._cuda_options(config, can_sleep)),
-            )
+            self.llm = LLM(**args)
         self.kv_cache = KVCache(self.llm, cluster.device, owns_weights=not self.is_shared)
         self._gather = None if self.is_shared else self._make_gather(bucket_bytes)
         self._is_stale = not self.is_shared
-
-    def _cuda_options(self, config: GeneratorConfig, can_sleep: bool) -> dict:
-        """The KV cache's size is given; vLLM only checks that this share of the GPU is free at its start."""
-        free, total = torch.cuda.mem_get_info(self.cluster.device)
-        share = min(config.gpu_memory_utilization, 0.95 * free / total)
-        return {"gpu_memory_utilization": share, "enable_sleep_mode": can_sleep}
 
     def _make_gather(self, bucket_bytes: int):
         from ralign.engine.generator import gather
@@ -150,10 +151,6 @@ class Generator:
             {name: x.data for name, x in target.items()},
             bucket_bytes,
         )
-
-    def _prepare_environment(self) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
     def generate(
         self,
@@ -203,11 +200,12 @@ class Generator:
                         index = order[output.request_id]
                         rollouts[index] = self._rollout(index // num_samples, output.outputs[0])
                         on_finished(index, rollouts[index])
+        self.replicas.check_same(rollouts_crc(rollouts))
         return rollouts
 
     def _enqueue(self, requests: list, sampling) -> list[str]:
-        """Request ids as the engine's outputs carry them: the engine appends a random part to those it returns."""
-        return [name.split("-")[0] for name in self.llm.enqueue(requests, sampling, use_tqdm=False)]
+        """Request ids as the engine's outputs carry them."""
+        return [named_request(name) for name in self.llm.enqueue(requests, sampling, use_tqdm=False)]
 
     def _rollout(self, prompt_index: int, completion) -> Rollout:
         # One logprob a position was asked for (logprobs=0: the sampled token), so the flat list is the sequence.
@@ -236,8 +234,12 @@ class Generator:
         them, once, however many updates there were.
         """
         self.weight_version += 1
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """As `weights_updated`, where the change is not an update and the version stays."""
         self._is_stale = not self.is_shared
-        assert self.llm.reset_prefix_cache(), "the prefix cache is in use while the weights change"
+        self.kv_cache.forget()
 
     def bring_weights(self) -> None:
         """See to it that the engine holds the newest weights; collective on the gather path, else nothing."""

@@ -8,6 +8,7 @@ emptied and made again.
 """
 
 import torch
+from ralign.engine.generator.vllm_internals import kv_cache_storages
 
 
 class KVCache:
@@ -26,13 +27,18 @@ class KVCache:
         self.is_awake = True
         self._weights_awake = True
 
+    def forget(self) -> None:
+        """Drop what was computed with weights that have changed. Nothing may be generating."""
+        is_dropped = self._llm.reset_prefix_cache()
+        assert is_dropped, "the KV cache is in use"
+
     def sleep(self) -> None:
         """Free it; what it held is forgotten. Nothing may be generating."""
         if not self.is_awake:
             return
-        assert self._llm.reset_prefix_cache(), "the KV cache is in use"
+        self.forget()
         if self._on_cpu:
-            storages = self._storages()
+            storages = kv_cache_storages(self._llm)
             self._sizes = [storage.nbytes() for storage in storages]
             for storage in storages:
                 storage.resize_(0)
@@ -52,7 +58,7 @@ class KVCache:
         if self.is_awake:
             return
         if self._on_cpu:
-            for storage, size in zip(self._storages(), self._sizes, strict=True):
+            for storage, size in zip(kv_cache_storages(self._llm), self._sizes, strict=True):
                 storage.resize_(size)
         else:
             self.wake_weights()
@@ -66,15 +72,7 @@ class KVCache:
     def num_bytes(self) -> int:
         """Bytes that the cache holds now."""
         if not self.is_awake:
-            return 0 if not self._on_cpu else sum(storage.nbytes() for storage in self._storages())
-        return sum(storage.nbytes() for storage in self._storages())
-
-    def _storages(self) -> list[torch.UntypedStorage]:
-        """Each storage once; layers may share one."""
-        caches = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner.kv_caches
-        tensors = [x for cache in caches for x in (cache if isinstance(cache, list | tuple) else [cache])]
-        storages: dict[int, torch.UntypedStorage] = {}
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            storages.setdefault(storage._cdata, storage)
-        return list(storages.values())
+            return (
+                0 if not self._on_cpu else sum(storage.nbytes() for storage in kv_cache_storages(self._llm))
+            )
+        return sum(storage.nbytes() for storage in kv_cache_storages(self._llm))

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from ralign.engine.cluster import Cluster
+from ralign.engine.errors import UserError
 
 
 class Replicas:
@@ -37,3 +38,22 @@ class Replicas:
         values: list = [None] * self.count
         dist.all_gather_object(values, value, group=self._peers)
         return values
+
+    def check_same(self, crc: int) -> None:
+        """What `crc` stands for must be the same on all ranks of this engine; collective over them.
+
+        Each of an engine's ranks schedules and samples by itself, from sums that an all-reduce gave it. One bit of
+        difference in a sum, and tensor-parallel ranks would train on different tokens, or wait for each other forever.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.tensor == 1:
+            return
+        crcs = [0] * self.tensor
+        dist.all_gather_object(crcs, crc, group=self.replica_groups[0])
+        if len(set(crcs)) > 1:
+            raise UserError(
+                f"the ranks of engine {self.index} sampled different tokens (CRC-32 {', '.join(map(hex, crcs))}): "
+                "their all-reduce does not add in one order; set generator.all_reduce=custom, or generator.tensor=1"
+            )

@@ -15,6 +15,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 LOAD_FORMAT = "ralign_shared"
 EMPTY_FORMAT = "ralign_empty"
+HEAD = "lm_head.weight"
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -45,8 +46,11 @@ def register_shared_loader(parameters: dict[str, Tensor]) -> str:
     return LOAD_FORMAT
 
 
-def register_empty_loader() -> str:
-    """A `load_format` that gives vLLM parameters of its own, all zero, for the gather path to fill."""
+def register_empty_loader(*, tied: bool) -> str:
+    """A `load_format` that gives vLLM parameters of its own, all zero, for the gather path to fill.
+
+    tied: the policy's output layer is its embedding.
+    """
 
     @register_model_loader(EMPTY_FORMAT)
     class EmptyLoader(BaseModelLoader):
@@ -54,6 +58,8 @@ def register_empty_loader() -> str:
             pass
 
         def load_weights(self, model: nn.Module, model_config) -> None:
+            if tied:
+                _tie_head(model)
             for parameter in model.parameters():
                 parameter.data.zero_()
 
@@ -62,6 +68,8 @@ def register_empty_loader() -> str:
 
 def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     """Replace every parameter of a vLLM model by the tensor of the same name; shapes and dtypes must agree."""
+    if HEAD not in parameters:
+        _tie_head(model)
     names = [name for name, _ in model.named_parameters()]
     missing, unknown = set(names) - set(parameters), set(parameters) - set(names)
     assert not missing and not unknown, (
@@ -74,6 +82,15 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
                 module._parameters[leaf] = views[id(old)]
     for name, tensor in _state(model):
         assert tensor.device.type != "meta", f"vLLM tensor {name} was never given memory"
+
+
+def _tie_head(model: nn.Module) -> None:
+    """The policy's head is its embedding, and so is the engine's.
+
+    vLLM unties them where the model's files hold a head beside a config that ties it, as some published ones do
+    (loading the policy has compared the two).
+    """
+    model.lm_head = model.lm_head.tie_weights(model.model.embed_tokens)
 
 
 def _view(name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:

@@ -8,21 +8,37 @@ import ctypes
 import gc
 import hashlib
 import sys
+from concurrent.futures import Future
+from contextlib import nullcontext
 
 from ralign.engine.evaluation.local_model import LocalModel, LocalModelConfig
+from ralign.engine.generator.engine_args import LOGITS_IN_FP32
+from ralign.engine.generator.generator import Generator
+from ralign.engine.generator.vllm_internals import detach_shutdown
+from ralign.engine.judging.judge import Reply, Request
 
 
 class ResidentJudge(LocalModel):
     """A `LocalModel` that shares the job's process groups, and leaves them in place when it closes."""
 
-    def __init__(self, config: LocalModelConfig):
-        """Collective over the job, after the generator was made."""
+    def __init__(self, config: LocalModelConfig, generator: Generator):
+        """Collective over the job, beside its `generator`."""
         assert config.tensor == 1, "ranks that share an engine would have to ask in the same order"
         import torch
+        from ralign.engine.generator.cpu_engine import unpacked_weights
 
-        # What compiling saves a small model on a CPU it takes to start.
-        eager = {} if torch.cuda.is_available() else {"enforce_eager": True}
-        super().__init__(config, distributed_executor_backend="external_launcher", **eager)
+        on_cpu = not torch.cuda.is_available()
+        options: dict = {"distributed_executor_backend": "external_launcher", **LOGITS_IN_FP32}
+        if on_cpu:  # what compiling saves a small model on a CPU it takes to start
+            options["enforce_eager"] = True
+        self._generator = generator
+        with unpacked_weights() if on_cpu else nullcontext():  # `identity` reads the parameters
+            super().__init__(config, **options)
+
+    def submit(self, request: Request) -> Future[Reply]:
+        # vLLM keeps one rotary table for both engines of the process, in the memory that the generator's sleep takes.
+        assert self._generator.kv_cache.is_awake, "the resident judge is asked while the generator sleeps"
+        return super().submit(request)
 
     def identity(self) -> str:
         """A short name of the weights that the engine reads: another one for other values."""
@@ -35,7 +51,7 @@ class ResidentJudge(LocalModel):
         """Give its memory back. vLLM's own shutdown would take the job's process groups down with it."""
         self._waiting.put(None)
         self._thread.join()
-        self._llm.llm_engine.engine_core._finalizer.detach()
+        detach_shutdown(self._llm)
         del self._llm
         gc.unfreeze()  # vLLM freezes what it makes
         gc.collect()

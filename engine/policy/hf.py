@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MAX_FILE_BYTES = 4 << 30
+_ROWS = 8192  # compared at once
 _INDEX = "model.safetensors.index.json"
 
 
@@ -36,10 +37,13 @@ def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
     """Copy this rank's slices of a folder's weights into the model's parameters, in place.
 
     Raises:
-        UserError: no safetensors files, a missing tensor, or a tensor of another shape.
+        UserError: no safetensors files, a missing tensor, a tensor of another shape, or an output layer in the files
+            that differs from the embedding to which config.json ties it.
     """
     files = _files_by_tensor(Path(folder))
     handles: dict[str, safe_open] = {}
+    if model.share_embeddings_and_output_weights and cluster.is_first_rank:
+        _check_tied(files, Path(folder))
     for _, parameter, row in parameter_slots(model, cluster):
         parts = parameter.data.split(part_sizes(model, parameter, row))
         for name, part in zip(row.hf, parts, strict=True):
@@ -62,6 +66,26 @@ def _files_by_tensor(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder}: neither {_INDEX} nor model.safetensors is there")
     with safe_open(single, framework="pt") as file:
         return dict.fromkeys(file.keys(), single.name)
+
+
+def _check_tied(files: dict[str, str], folder: Path) -> None:
+    """A head in the files of a tied model must be the embedding: otherwise its values would be lost in silence."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    if head not in files or embedding not in files:
+        return
+    with safe_open(folder / files[embedding], framework="pt") as first:
+        with safe_open(folder / files[head], framework="pt") as second:
+            one, other = first.get_slice(embedding), second.get_slice(head)
+            num_rows = one.get_shape()[0]
+            is_same = one.get_shape() == other.get_shape() and all(
+                torch.equal(one[start : start + _ROWS], other[start : start + _ROWS])
+                for start in range(0, num_rows, _ROWS)
+            )
+    if not is_same:
+        raise UserError(
+            f"{folder}: config.json says tie_word_embeddings, but {head} differs from {embedding} in the files; set "
+            "tie_word_embeddings to false there to train both"
+        )
 
 
 def part_sizes(model: PackedGPT, parameter: Tensor, row: Slot) -> list[int]:

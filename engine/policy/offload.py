@@ -8,6 +8,7 @@ Megatron holds (buckets, main gradients, shards) is valid again when the memory 
 from collections.abc import Iterator
 
 import torch
+from ralign.engine.policy.host_memory import HostMemory
 from ralign.engine.policy.trained import TrainedModel
 from torch import Tensor
 
@@ -18,7 +19,8 @@ class TrainingState:
     def __init__(self, model: TrainedModel):
         self._model = model
         self._device = model.cluster.device
-        self._host: list[Tensor] = []  # kept from step to step: pinning is slow
+        self._memory = HostMemory(pin=self._device.type == "cuda")
+        self._copies: list[Tensor] = []  # kept from step to step: pinning is slow
         self._away: list[tuple[Tensor, Tensor, int]] = []  # device tensor, its copy, bytes of its storage
         self._gradients: list[tuple[torch.UntypedStorage, int]] = []
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
@@ -68,6 +70,20 @@ class TrainingState:
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
+    def discard(self) -> None:
+        """Give the memory back for good: the model is not trained any more."""
+        self._away.clear()
+        self._gradients.clear()
+        self._model.end_training()
+        for buffer in self._model.model.buffers:
+            buffer.grad_data.untyped_storage().resize_(0)
+        if self._stream is not None:
+            torch.cuda.empty_cache()
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, which never leave the device."""
+        return sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._model.model.buffers)
+
     def optimizer_bytes(self) -> int:
         """Bytes of optimizer state on the device now."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._optimizer_tensors())
@@ -78,7 +94,7 @@ class TrainingState:
 
     def _optimizer_tensors(self) -> Iterator[Tensor]:
         """Moments and fp32 weights of their own memory; in fp32 the weights are the model's, and stay."""
-        optimizer = getattr(self._model, "optimizer", None)
+        optimizer = self._model.optimizer
         if optimizer is None:
             return
         weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._model.model.buffers}
@@ -91,9 +107,9 @@ class TrainingState:
                     yield tensor.data
 
     def _host_copy(self, index: int, tensor: Tensor) -> Tensor:
-        if index == len(self._host):
-            self._host.append(torch.empty(0))
-        if self._host[index].shape != tensor.shape or self._host[index].dtype != tensor.dtype:
-            pin = self._stream is not None
-            self._host[index] = torch.empty_like(tensor, device="cpu", pin_memory=pin)
-        return self._host[index]
+        """The place of the optimizer's tensor of this number; a stage's optimizer has the tensors of the last one's."""
+        if index == len(self._copies):
+            self._copies.append(self._memory.empty(tensor.shape, tensor.dtype))
+        copy = self._copies[index]
+        assert copy.shape == tensor.shape and copy.dtype == tensor.dtype
+        return copy

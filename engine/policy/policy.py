@@ -4,14 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from megatron.core.transformer import TransformerConfig
 from ralign.engine.cluster import Cluster
 from ralign.engine.packing import PackedBatch
 from ralign.engine.policy import hf
+from ralign.engine.policy.host_memory import HostMemory
 from ralign.engine.policy.model import PackedGPT
 from ralign.engine.policy.trained import TrainedModel
 from torch import Tensor
+
+REFERENCE_PART = 1 << 26  # elements copied at once: small enough to fill the blocks of host memory
 
 
 class Policy(TrainedModel):
@@ -20,6 +22,7 @@ class Policy(TrainedModel):
     def __init__(self, folder: str | Path, cluster: Cluster, *, temperature: float = 1.0, **options):
         """`temperature` divides the logits; `options` are those of `TrainedModel`."""
         self.temperature = temperature
+        self._reference: list[tuple[Tensor, Tensor]] | None = None  # part of the weights, its copy
         super().__init__(folder, cluster, **options)
 
     def _module(self, config: TransformerConfig) -> PackedGPT:
@@ -31,18 +34,22 @@ class Policy(TrainedModel):
 
     def freeze_reference(self) -> None:
         """Keep a copy of the weights as they are now, in (pinned) host memory, as the reference of KL terms."""
-        pin = self.cluster.device.type == "cuda"
-        self._reference = [
-            torch.empty_like(buffer.param_data, device="cpu", pin_memory=pin).copy_(buffer.param_data)
-            for buffer in self.model.buffers
-        ]
+        if self._reference is None:
+            memory = HostMemory(pin=self.cluster.device.type == "cuda")
+            self._reference = [
+                (part, memory.empty(part.shape, part.dtype))
+                for buffer in self.model.buffers
+                for part in buffer.param_data.split(REFERENCE_PART)
+            ]
+        for weights, copy in self._reference:
+            copy.copy_(weights)
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """While open, the model holds the reference's weights; afterwards its own, bit for bit."""
         own = [buffer.param_data.clone() for buffer in self.model.buffers]
-        for buffer, reference in zip(self.model.buffers, self._reference, strict=True):
-            buffer.param_data.copy_(reference, non_blocking=True)
+        for weights, copy in self._reference:
+            weights.copy_(copy, non_blocking=True)
         yield
         for buffer, weights in zip(self.model.buffers, own, strict=True):
             buffer.param_data.copy_(weights)

@@ -18,12 +18,15 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from ralign.engine.cluster import Cluster, cuda_stand_in, on_megatron
 from ralign.engine.config import KernelsConfig, OptimConfig
+from ralign.engine.device import deterministic_kernels
 from ralign.engine.losses import Loss
 from ralign.engine.packing import PackedBatch
 from ralign.engine.policy import hf
@@ -67,6 +70,10 @@ class TrainedModel(ABC):
         self.folder, self.kernels = Path(folder), kernels or KernelsConfig()
         self.on_progress: Callable[[], None] = lambda: None
         self.cluster = cluster
+        self.optimizer: MegatronOptimizer | None = None
+        self.schedule: OptimizerParamScheduler | None = None
+        self.num_skipped_updates = 0
+        self._weights_folder: Path | None = None  # where the weights were read, until an update changes them
         self.hf_config = AutoConfig.from_pretrained(folder)
         with cuda_stand_in():
             config = transformer_config(
@@ -82,7 +89,7 @@ class TrainedModel(ABC):
                 DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
                 module,
             )
-        hf.load(self.gpt, cluster, folder)
+        self.load(folder)
         self.pad_multiple = (cluster.tp_size if sequence_parallel else 1) * cluster.cp_size
 
     @abstractmethod
@@ -99,6 +106,10 @@ class TrainedModel(ABC):
         self.num_skipped_updates = 0
         self.optimizer = self.schedule = None  # an earlier stage's: the device does not hold two
         self.optimizer, self.schedule = make_optimizer(self.model, optim, num_steps)
+
+    def end_training(self) -> None:
+        """Drop the optimizer; the model can still be evaluated."""
+        self.optimizer = self.schedule = None
 
     def update(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> UpdateStats:
         """`forward_backward`, then `optimizer_step`."""
@@ -144,6 +155,7 @@ class TrainedModel(ABC):
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.num_skipped_updates += 1
             return stats
+        self._weights_folder = None
         for distributed in self.optimizer.chained_optimizers:
             if distributed.config.clip_grad > 0:
                 clip_grad_by_total_norm_fp32(
@@ -210,18 +222,19 @@ class TrainedModel(ABC):
             )
             return output, lambda tensor, **options: per_batch(batch, tensor, **options)
 
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter(micro_batches),
-            model=[self.model],
-            num_microbatches=len(micro_batches),
-            seq_length=max(
-                len(batch.input_ids) for batch in micro_batches
-            ),  # required, but the links know better
-            micro_batch_size=1,
-            **stage_links(self.model.config, self.cluster, micro_batches),
-            **schedule_options,
-        )
+        with deterministic_kernels(self.cluster.deterministic):
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iter(micro_batches),
+                model=[self.model],
+                num_microbatches=len(micro_batches),
+                seq_length=max(
+                    len(batch.input_ids) for batch in micro_batches
+                ),  # required, but the links know better
+                micro_batch_size=1,
+                **stage_links(self.model.config, self.cluster, micro_batches),
+                **schedule_options,
+            )
 
     def _reduce(self, reports: list[dict[str, float]]) -> dict[str, float]:
         """Sum (or min, max by name) over micro-batches and data-parallel ranks; on the host."""
@@ -256,6 +269,7 @@ class TrainedModel(ABC):
     @torch.no_grad()
     def resume_training(self, state: dict[str, int]) -> None:
         """Go on from `training_state`, after `sharded_state` was filled: the model takes its weights from there."""
+        self._weights_folder = None
         for *_, shard in optimizer_shards(self.optimizer):
             shard["step"].fill_(state["adam_step"])
         self.num_skipped_updates = state["num_skipped_updates"]
@@ -272,6 +286,11 @@ class TrainedModel(ABC):
     def load(self, folder: str | Path) -> None:
         """Overwrite the weights in place (a generator that shares them sees them at once)."""
         hf.load(self.gpt, self.cluster, folder)
+        self._weights_folder = Path(folder).resolve()
+
+    def has_weights_of(self, folder: str | Path) -> bool:
+        """Whether the weights are those that were read from `folder`: no update has changed them since."""
+        return self._weights_folder == Path(folder).resolve()
 
     def export(self, target: str | Path) -> None:
         """Write a Hugging Face folder; collective over all ranks."""

@@ -1,0 +1,45 @@
+"""Pinned host memory for what leaves the device, without the loss of rounding.
+
+torch's allocator of pinned memory rounds every request up to a power of two, so that 46 GiB of optimizer state take
+up to 64. Tensors lie here side by side in blocks that are a power of two already.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 1 << 30
+_ALIGNMENT = 64  # bytes; copies of aligned memory are the fastest
+
+
+class HostMemory:
+    """Tensors in host memory that live as long as this object."""
+
+    def __init__(self, *, pin: bool, block_bytes: int = BLOCK_BYTES):
+        """`pin`: for copies to and from a GPU; without, every tensor is an allocation of its own."""
+        self._pin, self._block_bytes = pin, block_bytes
+        self._blocks: list[Tensor] = []
+        self._used: list[int] = []  # bytes from each block's start
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, contiguous, in the first block that has room."""
+        size = math.prod(shape) * dtype.itemsize
+        if not self._pin:
+            return torch.empty(shape, dtype=dtype)
+        padded = -(-size // _ALIGNMENT) * _ALIGNMENT
+        block = next((i for i, used in enumerate(self._used) if used + padded <= len(self._blocks[i])), None)
+        if block is None:
+            block = self._add_block(padded)
+        start = self._used[block]
+        self._used[block] += padded
+        return self._blocks[block][start : start + size].view(dtype).view(*shape)
+
+    def _add_block(self, least_bytes: int) -> int:
+        size = self._block_bytes
+        while size < least_bytes:
+            size *= 2
+        self._blocks.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        self._used.append(0)
+        return len(self._blocks) - 1

@@ -4,6 +4,7 @@ The reward model's head is drawn, so that values differ from the first update on
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -83,7 +84,21 @@ def three_updates(
         batch.per_token["advantages"].double().pow(3).sum() for batch in batches
     )  # of what is whitened
     dist.all_reduce(cubes, group=cluster.dp_group)
-    return [ppo.metrics([ppo.learn(batches)]) | {"cubes": float(cubes)} for _ in range(3)]
+    rows = []
+    for _ in range(3):
+        margin = edge_margin(critic, batches, config.value_clip)
+        row = ppo.metrics([ppo.learn(batches)]) | {"cubes": float(cubes)}
+        rows.append(row | {"edge_margin": margin})
+    return rows
+
+
+def edge_margin(critic, batches, clip: float) -> float:
+    """How near any token's value is to the edge of its clip, where its gradient jumps (see layouts.py); on this rank."""
+    nearest = math.inf
+    for batch, values in zip(batches, critic.values(batches), strict=True):
+        moved = (values - batch.per_token["values"]).abs()[batch.per_token["weights"] != 0]
+        nearest = min(nearest, (moved - clip).abs().min().item() if len(moved) else math.inf)
+    return nearest
 
 
 def by_heart(folder) -> float:

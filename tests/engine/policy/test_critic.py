@@ -37,6 +37,9 @@ def test_every_layout_gives_the_same_updates(torchrun):
     assert len(reports) == 10
     assert len({row["critic/loss"] for row in reference}) == 3
     assert any(0 < row["critic/clipped_share"] < 1 for row in reference)
+    assert min(row["edge_margin"] for row in reference) > 5e-5, (
+        "rounding decides which values have a gradient"
+    )
     _compare(reports, reference)
 
 

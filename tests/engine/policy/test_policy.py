@@ -3,12 +3,20 @@
 import math
 
 import pytest
+import torch
+
+# Logprobs before the update and in it come from products of different rows. A CPU sums a row alike in both; a GPU's
+# library takes another kernel for another number of rows, so that there the ratio is 1 but for fp32's rounding.
+ON_POLICY = pytest.approx(1.0, abs=1e-4 if torch.cuda.is_available() else 0.0)
 
 
 def test_every_layout_gives_the_same_updates(torchrun):
     reports = torchrun("layouts", 1) | torchrun("layouts", 2) | torchrun("layouts", 4)
     reference = reports.pop("one")
     assert len(reports) == 13
+    assert min(row["edge_margin"] for row in reference) > 1e-4, (
+        "rounding decides what this data's tokens earn"
+    )
     for name, rows in reports.items():
         bf16 = "bf16" in name
         # In bf16 the first update is close to that in fp32; later ones start from other weights.
@@ -16,5 +24,5 @@ def test_every_layout_gives_the_same_updates(torchrun):
             for key in ("loss", "grad_norm"):
                 assert row[key] == pytest.approx(expected[key], rel=0.05 if bf16 else 1e-4), (name, step, key)
         assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows), name
-        assert rows[0]["ratio_extremes"] == [1.0, 1.0], name  # on-policy: exactly 1
-        assert rows[-1]["ratio_extremes"] != [1.0, 1.0], name
+        assert all(extreme == ON_POLICY for extreme in rows[0]["ratio_extremes"]), name
+        assert all(abs(extreme - 1) > 1e-3 for extreme in rows[-1]["ratio_extremes"]), name

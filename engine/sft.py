@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ralign.engine.clock import Clock
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
 from ralign.engine.data.examples import Example
@@ -12,7 +13,7 @@ from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.losses import supervised_loss
 from ralign.engine.packing import PackedBatch, Sample
 from ralign.engine.policy.policy import Policy
-from ralign.engine.trainer import Clock, pack
+from ralign.engine.trainer import pack
 from ralign.kernels.token_weights import token_weights
 
 
@@ -42,7 +43,7 @@ class SFT:
 
     def step(self) -> dict[str, float]:
         """One step; returns its metrics, the same on every rank but for times."""
-        clock = Clock(self.on_phase)
+        clock = Clock(self.cluster.device, self.on_phase)
         with clock.stage("plan"):
             micro_batches = self.plan()
         with clock.stage("forward_backward"):

@@ -1,6 +1,5 @@
 """One step of reinforcement learning: generate, judge, advantages, plan, learn. What is judged is the task's."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from ralign.engine.clock import Clock
 from ralign.engine.cluster import Cluster
 from ralign.engine.config import Run
 from ralign.engine.data.examples import decode_answers
@@ -67,7 +67,7 @@ class Trainer:
 
     def step(self) -> tuple[dict[str, float], list[Answered]]:
         """One step; returns its metrics (the same on every rank but for times) and all ranks' judged rollouts."""
-        clock = Clock(self.on_phase)
+        clock = Clock(self.cluster.device, self.on_phase)
         with ExitStack() as judging:
             with clock.stage("generate"):  # which makes room on the device before judges that share it wake
                 judging.enter_context(self.judging())
@@ -279,24 +279,3 @@ def policy_metrics(sums: dict[str, float]) -> dict[str, float]:
 def _with_outputs(policy: Policy, updates: list[list[PackedBatch]]):
     for micro_batches in updates:
         yield from zip(micro_batches, policy.logprobs(micro_batches), strict=True)
-
-
-class Clock:
-    """Wall time of each stage of a step; what no stage covers is `other`."""
-
-    def __init__(self, on_stage: Callable[[str], None] = lambda name: None):
-        self._on_stage = on_stage
-        self._start = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._on_stage(name)
-        start = time.perf_counter()
-        yield
-        self._stages[name] = self._stages.get(name, 0.0) + time.perf_counter() - start
-
-    def times_s(self) -> dict[str, float]:
-        total = time.perf_counter() - self._start
-        stages = self._stages | {"other": total - sum(self._stages.values()), "total": total}
-        return {f"time_s/{name}": seconds for name, seconds in stages.items()}

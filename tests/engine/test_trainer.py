@@ -11,7 +11,7 @@ from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.tasks import GenRMTask, JudgedRollout
-from ralign.engine.trainer import Clock, Trainer, policy_metrics
+from ralign.engine.trainer import Trainer, policy_metrics
 
 
 class NoPolicy:
@@ -116,10 +116,20 @@ def test_metrics_are_means_but_for_extremes():
     assert policy_metrics(sums) == {"entropy": 0.5, "num_tokens": 4.0, "ratio_max": 1.5}
 
 
-def test_the_clock_accounts_for_all_of_the_step():
-    clock = Clock()
-    with clock.stage("generate"):
-        sum(range(10000))
-    times = clock.times_s()
-    parts = times["time_s/generate"] + times["time_s/other"]
-    assert parts == pytest.approx(times["time_s/total"])
+def test_the_computation_is_proved_once_where_the_engine_generates_next(monkeypatch):
+    """After a process's first update, not at once: the KV cache may be asleep, its memory the optimizer's."""
+    calls: list = []
+    trainer = make_trainer()
+    trainer.generator = SimpleNamespace(
+        verify=lambda: calls.append("verify"),
+        replicas=SimpleNamespace(share_of=range, index=0),
+        generate=lambda *_, **__: calls.append("generate") or [],
+    )
+    monkeypatch.setattr("ralign.engine.trainer.prove_computation", lambda policy, generator: calls.append("prove"))
+    trainer.generate()
+    trainer.verify_weights()
+    assert calls == ["generate", "verify"]
+    for _ in range(2):
+        trainer.generate()
+        trainer.verify_weights()
+    assert calls == ["generate", "verify", "prove", "generate", "generate"]

@@ -23,7 +23,6 @@ from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.errors import UserError
 from ralign.engine.evaluate import judge_pairs, summarise, write_judgments
 from ralign.engine.generator.generator import Generator
-from ralign.engine.generator.proof import prove_computation
 from ralign.engine.judging.factory import open_metarm
 from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.memory import MemoryPhases, plan_memory
@@ -110,7 +109,7 @@ class Experiment:
                 can_sleep=plan.kv_sleep,
             )
             self.generator.verify()
-            prove_computation(self.policy, self.generator)
+            self.generator.prove()
             for part in (self.policy, self.critic, self.generator):
                 if part is not None:
                     part.on_progress = self.watchdog.moves

@@ -14,7 +14,6 @@ from ralign.engine.data.examples import decode_answers
 from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Generator, Rollout
-from ralign.engine.generator.proof import prove_computation
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.losses import ReinforceLoss, set_loss_rows
 from ralign.engine.packing import PackedBatch, Sample, flops_cost, materialise, plan
@@ -115,7 +114,7 @@ class Trainer:
     def generate(self) -> list[tuple[int, int, Rollout]]:
         """(example, group, rollout) of this engine's share of the step's prompts."""
         if self.proof_is_due:  # here, where memory is the engine's
-            prove_computation(self.policy, self.generator)
+            self.generator.prove()
             self.proof_is_due = False
         algo, replicas = self.run.algo, self.generator.replicas
         orders = range(algo.num_orders)

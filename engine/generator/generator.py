@@ -17,6 +17,7 @@ from ralign.engine.cluster import Cluster
 from ralign.engine.config import GeneratorConfig
 from ralign.engine.generator import engine_args
 from ralign.engine.generator.kv_cache import KVCache
+from ralign.engine.generator.proof import prove_computation
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.generator.vllm_internals import named_request
 from ralign.engine.policy.policy import Policy
@@ -262,6 +263,16 @@ class Generator:
                 f"weight version {self.weight_version}: the engine reads other values than the trainer wrote in "
                 f"{len(wrong)} of {len(written)} tensors, first {wrong[0]}"
             )
+
+    def prove(self) -> float:
+        """Prove that the engine computes with the trainer's weights, and as the trainer does (proof.py); collective.
+
+        It generates: memory must be the engine's. Returns the mean difference of a sampled token's logprob.
+
+        Raises:
+            RuntimeError: it computes otherwise.
+        """
+        return prove_computation(self.policy, self)
 
     def _checksums_shared(self) -> tuple[dict[str, int], dict[str, int]]:
         from ralign.engine.generator.checksum import checksums

@@ -9,10 +9,11 @@ computation (positions, norms, head, temperature) must agree.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from ralign.engine.generator.generator import Generator
+from ralign.engine.generator.replicas import Replicas
 from ralign.engine.generator.vllm_internals import layer_errors
 from ralign.engine.packing import Sample, materialise, plan
 from ralign.engine.policy.policy import Policy
@@ -27,7 +28,20 @@ LOGPROB_BOUNDS = {("fp32", "cpu"): 1e-4, ("fp32", "cuda"): 1e-2, ("bf16", "cpu")
 LAYER_BOUND = 0.05
 
 
-def prove_computation(policy: Policy, generator: Generator) -> float:
+class Engine(Protocol):
+    """What is asked of the generator."""
+
+    llm: Any
+    replicas: Replicas
+
+    def generate(self, prompts, *, num_samples, max_new_tokens, temperature, seed) -> list: ...
+
+    def weights_changed(self) -> None: ...
+
+    def bring_weights(self) -> None: ...
+
+
+def prove_computation(policy: Policy, generator: Engine) -> float:
     """Raises unless the engine computes as the trainer does, with the trainer's weights; collective over all ranks.
 
     Weights, random states and the version that rollouts carry are afterwards as they were.
@@ -58,7 +72,7 @@ def prove_computation(policy: Policy, generator: Generator) -> float:
     return difference
 
 
-def logprob_difference(policy: Policy, generator: Generator) -> float:
+def logprob_difference(policy: Policy, generator: Engine) -> float:
     """Mean |difference| over the tokens of a few sampled answers of every engine; the same on every rank."""
     cluster, replicas = policy.cluster, generator.replicas
     rng = np.random.default_rng(0)
@@ -88,7 +102,7 @@ def logprob_difference(policy: Policy, generator: Generator) -> float:
 
 
 @contextmanager
-def scrambled(policy: Policy, generator: Generator) -> Iterator[None]:
+def scrambled(policy: Policy, generator: Engine) -> Iterator[None]:
     """While open, the rows of every weight lie in reverse order, in place; afterwards as they were, to the bit."""
     _reverse_rows(policy)
     generator.weights_changed()

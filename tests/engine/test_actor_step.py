@@ -74,6 +74,9 @@ class FakeActor:
     def verify(self):
         pass
 
+    def prove(self):
+        pass
+
 
 class LosesATenth:
     """Likes larger tokens better, names the first seat in a fifth of its calls, and loses a tenth; remembers all."""

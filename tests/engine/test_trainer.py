@@ -116,16 +116,16 @@ def test_metrics_are_means_but_for_extremes():
     assert policy_metrics(sums) == {"entropy": 0.5, "num_tokens": 4.0, "ratio_max": 1.5}
 
 
-def test_the_computation_is_proved_once_where_the_engine_generates_next(monkeypatch):
+def test_the_computation_is_proved_once_where_the_engine_generates_next():
     """After a process's first update, not at once: the KV cache may be asleep, its memory the optimizer's."""
     calls: list = []
     trainer = make_trainer()
     trainer.generator = SimpleNamespace(
         verify=lambda: calls.append("verify"),
+        prove=lambda: calls.append("prove"),
         replicas=SimpleNamespace(share_of=range, index=0),
         generate=lambda *_, **__: calls.append("generate") or [],
     )
-    monkeypatch.setattr("ralign.engine.trainer.prove_computation", lambda policy, generator: calls.append("prove"))
     trainer.generate()
     trainer.verify_weights()
     assert calls == ["generate", "verify"]

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
 from ralign.engine.config import GeneratorConfig
-from ralign.engine.generator import proof
 from ralign.engine.generator.generator import Generator
 from ralign.engine.generator.vllm_internals import layer_errors
 from ralign.engine.policy.policy import Policy
@@ -35,7 +34,7 @@ def is_stopped(policy, generator, name: str) -> bool:
     kept: list = []
     generator.llm.apply_model(lambda model: kept.append(packed_privately(model, name)))
     try:
-        proof.prove_computation(policy, generator)
+        generator.prove()
     except RuntimeError as error:
         return f"first {name} " in str(error)
     finally:
@@ -67,14 +66,14 @@ def main(result: str, dtype: str, tensor: int, generate: int = 0) -> None:
     config = GeneratorConfig(kv_cache_gib=0.1, tensor=generate)
     generator = Generator(policy, cluster, config, max_model_len=128, eos_token_id=0)
     before = {name: weight.clone() for name, weight in policy.vllm_parameters().items()}
-    report = {"difference": proof.prove_computation(policy, generator)}
+    report = {"difference": generator.prove()}
     after = policy.vllm_parameters()
     report["restored"] = all(torch.equal(weight, before[name]) for name, weight in after.items())
     generator.verify()
     layers = list(generator.llm.apply_model(layer_errors)[0])
     report["stopped"] = {name: is_stopped(policy, generator, name) for name in layers}
     report["checksums_see_it"] = checksums_see_it(generator, layers[1])
-    report["repeated"] = proof.prove_computation(policy, generator)
+    report["repeated"] = generator.prove()
     if cluster.is_first_rank:
         Path(result).write_text(json.dumps(report))
     dist.barrier()

@@ -12,7 +12,6 @@ from ralign.engine import cluster as cluster_module
 from ralign.engine.config import GeneratorConfig
 from ralign.engine.errors import UserError
 from ralign.engine.generator.generator import Generator
-from ralign.engine.generator.proof import prove_computation
 from ralign.engine.policy.policy import Policy
 from safetensors.torch import load_file, save_file
 from tiny import make_model
@@ -40,7 +39,7 @@ def main(result: str, generate: int) -> None:
     generator.verify()
     report = {
         "untied_by_vllm": generator.llm.model_config.word_embeddings_untied_by_checkpoint,
-        "difference": prove_computation(policy, generator),
+        "difference": generator.prove(),
         "shared": generator.is_shared,
         "same_parameter": generator.llm.apply_model(
             lambda model: model.lm_head.weight is model.model.embed_tokens.weight

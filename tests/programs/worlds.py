@@ -92,6 +92,9 @@ class ScriptedGenerator:
     def verify(self):
         self.num_proofs += 1
 
+    def prove(self):
+        pass
+
 
 def make_world(folder: Path, first: bool):
     """(tokenizer, examples, answers); rank 0 writes the model's folder."""

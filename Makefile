@@ -14,18 +14,32 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 ifndef KIND
 KIND := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,cpu)
 endif
-REQUIREMENTS := $(if $(filter cuda,$(KIND)),requirements/cuda.txt,requirements/cpu.lock)
+REQUIREMENTS := requirements/$(KIND).lock
 # The demo and most distributed tests are two processes: half the cores each.
 ifndef OMP_NUM_THREADS
 export OMP_NUM_THREADS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 1 ? cores / 2 : 1)))
 endif
 
-.PHONY: help venv demo paper test test-all asan lint format clean
+# make demo and make paper start two processes; with GPUs each has one of its own, of those that this shell may use.
+ifndef NUM_PROCESSES
+NUM_PROCESSES := 2
+ifeq ($(KIND),cuda)
+NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true); \
+	if [ -n "$${CUDA_VISIBLE_DEVICES+set}" ]; then \
+		gpus=$$(tr , "\n" <<< "$$CUDA_VISIBLE_DEVICES" | grep -c "^[0-9A-Z]" || true); \
+	fi; \
+	echo $$((gpus < 2 ? 1 : 2)))
+endif
+endif
+
+.PHONY: help venv demo paper gpu test test-avx2 test-all asan lint format clean
 
 help:
-	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them (two processes)"
+	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
 	@echo "make paper   the paper's argument in miniature: judges, an actor for each, what would have told (docs/paper.md)"
+	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
 	@echo "make test    the tests that need no GPU and no minute each"
+	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
 	@echo "make test-all    also those that take minutes: kills, resume, servers, recipes, SLURM"
 	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
 	@echo "make fuzz    a long campaign against all parsers (RALIGN_FUZZ_INPUTS=100000 inputs)"
@@ -39,16 +53,27 @@ venv: $(VENV)/extension.stamp
 
 demo: venv
 	@echo "Demo: runs/ gets the results; make demo ARGS=--help lists all settings"
-	@$(VENV)/bin/torchrun --standalone --nproc-per-node 2 recipes/r_align_mini.py $(ARGS)
+	@$(VENV)/bin/torchrun --standalone --nproc-per-node $(NUM_PROCESSES) recipes/r_align_mini.py $(ARGS)
 	@report=$$(ls -t runs/*/report/index.html 2>/dev/null | head -n 1); \
 		if [ -n "$$report" ]; then echo "Report: $$report"; fi
 
 paper: venv
-	@$(VENV)/bin/torchrun --standalone --nproc-per-node 2 recipes/paper_in_miniature.py $(ARGS)
+	@$(VENV)/bin/torchrun --standalone --nproc-per-node $(NUM_PROCESSES) recipes/paper_in_miniature.py $(ARGS)
+
+# Exit status 2 on a machine without a GPU; --list tells the stages.
+gpu: venv
+	@$(PY) benchmarks/first_contact.py $(ARGS)
 
 test: venv
 	@$(VENV)/bin/pytest -m "not gpu and not slow" $(ARGS)
 	@$(if $(ARGS),,$(MAKE) --no-print-directory asan)
+
+# Results must not depend on the kind of CPU: the numeric tests once more, as on one without AVX-512 and AMX.
+NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/test_ppo.py
+test-avx2: venv
+	@echo "Numeric tests on AVX2"
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(VENV)/bin/pytest -m "not gpu and not slow" $(NUMERIC_TESTS) \
+		--ignore tests/kernels/test_under_interpreter.py --ignore tests/kernels/test_aot.py $(ARGS)
 
 # The sanitizers' libraries must be there before Python; libstdc++ too, or they miss its exceptions.
 asan: venv build/asan/_packing.so

@@ -1,6 +1,6 @@
 """All owed kernel figures of one GPU in one run: right results first, then times, memory and a verdict each.
 
-    python benchmarks/gpu_check.py [--out FILE.json]
+    python benchmarks/gpu_check.py [--out FILE.json] [--checks-only]
 
 Needs a CUDA device, torch and triton; nothing installed, no network; under eight minutes. Prints one table and
 writes JSON. Exit status 1 if a result is wrong; a missed target is shown, not an error.
@@ -9,29 +9,22 @@ writes JSON. Exit status 1 if a result is wrong; a missed target is shown, not a
 import argparse
 import datetime
 import json
-import statistics
 import sys
-import types
 from pathlib import Path
 
 import torch
+from source_tree import ROOT, make_importable
 
-ROOT = Path(__file__).resolve().parents[1]
-if "ralign" not in sys.modules:  # the folders are importable without an installation
-    package = types.ModuleType("ralign")
-    package.__path__ = [str(ROOT)]
-    sys.modules["ralign"] = package
-sys.path.insert(0, str(ROOT / "benchmarks"))
+make_importable()
 
-from kernel_cases import GPU, OBJECTIVE, linear_policy_loss_case, loss_inputs, make_cases  # noqa: E402
+import roofline  # noqa: E402
+from kernel_cases import OBJECTIVE, loss_inputs  # noqa: E402
 from ralign.kernels.advantages import KINDS, group_advantages  # noqa: E402
 from ralign.kernels.linear_logprob import linear_logprob  # noqa: E402
 from ralign.kernels.linear_policy_loss import linear_policy_loss  # noqa: E402
 from ralign.kernels.logprob import IGNORE, logprob  # noqa: E402
 from ralign.kernels.policy_loss import policy_loss  # noqa: E402
 from ralign.kernels.rms_norm import rms_norm  # noqa: E402
-
-NUM_ROUNDS = 10
 
 
 def values_and_gradients(op, leaves):
@@ -130,52 +123,6 @@ def correctness() -> list[dict]:
     return results
 
 
-def event_ms(call, num_calls: int = 1) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(num_calls):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / num_calls
-
-
-def time_ms(call, *, as_graph: bool) -> float:
-    """Median of single calls; of calls replayed from a CUDA graph where the host would be what is timed."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    if not as_graph:
-        return statistics.median(event_ms(call) for _ in range(NUM_ROUNDS))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            call()
-    return statistics.median(event_ms(graph.replay) for _ in range(NUM_ROUNDS)) / 20
-
-
-def ceilings() -> tuple[float, float]:
-    """Bytes a second of a large copy (read and written), operations a second of a bf16 product of random data."""
-    source = torch.randn(2**29, device="cuda")
-    target = torch.empty_like(source)
-    copy_ms = time_ms(lambda: target.copy_(source), as_graph=False)
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product_ms = time_ms(lambda: a @ b, as_graph=False)
-    return 2 * source.nbytes / copy_ms * 1e3, 2 * 8192**3 / product_ms * 1e3
-
-
-def extra_memory_gb() -> float:
-    """Most memory that linear_policy_loss holds beyond inputs, gradients and the fp32 sum of d_weight."""
-    case = linear_policy_loss_case("cuda", GPU)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    case.run["ralign"]()
-    torch.cuda.synchronize()
-    outputs = GPU.vocab * GPU.hidden * (4 + 2) + GPU.num_tokens * GPU.hidden * 2
-    return (torch.cuda.max_memory_allocated() - before - outputs) / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,46 +130,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=None, help="where the JSON goes (default: benchmarks/results/)"
     )
+    parser.add_argument("--checks-only", action="store_true", help="no times")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu_check.py needs a CUDA device, found none")
-    device = torch.cuda.get_device_name()
+    device, date = torch.cuda.get_device_name(), datetime.date.today().isoformat()
     checks = correctness()
     for result in checks:
         if not result["right"]:
             print(f"WRONG: {result['name']}: error {result['error_over_allowed']:.1f} times what is allowed")
     print(f"{sum(r['right'] for r in checks)} of {len(checks)} results right on {device}")
-    copy_rate, product_rate = ceilings()
-    print(f"copy {copy_rate / 1e12:.2f} TB/s, bf16 product {product_rate / 1e12:.0f} TFLOP/s\n")
-    print(f"{'case':<78}{'ms':>9}  {'of ceiling':>10}  target")
-    rows = []
-    for case in make_cases("cuda", GPU):
-        for name, call in case.run.items():
-            # Plain torch's loop over groups and its boolean tables read back sizes: no graph holds them.
-            as_graph = case.name in ("policy_loss, forward", "group_advantages") and name == "ralign"
-            ms = time_ms(call, as_graph=as_graph)
-            floor_s = case.num_bytes / copy_rate + case.num_flops / product_rate
-            target = case.target_ms if name == "ralign" else None
-            rows.append({
-                "case": case.name, "shape": case.shape, "implementation": name, "ms": ms, "target_ms": target,
-                "share_of_ceiling": floor_s / (ms / 1e3),
-            })  # fmt: skip
-            verdict = "" if target is None else f"{target:g} ms {'met' if ms <= target else 'MISSED'}"
-            label = f"{case.name}, {case.shape}: {name}"
-            print(f"{label:<78}{ms:9.3f}  {floor_s / (ms / 1e3):10.0%}  {verdict}", flush=True)
-        del case, call
-    memory_gb = extra_memory_gb()
-    print(
-        f"linear_policy_loss, extra memory {memory_gb:.2f} GB {'met' if memory_gb <= 0.6 else 'MISSED'} (0.6 GB)"
-    )
-    date = datetime.date.today().isoformat()
+    report = {"device": device, "date": date, "torch": torch.__version__, "checks": checks}
+    if not args.checks_only:
+        report |= roofline.measure(everyone=True)
     out = args.out or ROOT / "benchmarks" / "results" / f"{device.replace(' ', '-')}-{date}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = {
-        "device": device, "date": date, "torch": torch.__version__, "copy_bytes_per_s": copy_rate,
-        "matmul_flops_per_s": product_rate, "checks": checks, "times": rows,
-        "linear_policy_loss_extra_memory_gb": memory_gb,
-    }  # fmt: skip
     out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {out}")
     sys.exit(not all(result["right"] for result in checks))

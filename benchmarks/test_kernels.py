@@ -4,31 +4,14 @@
 measured copy bandwidth or matrix-product rate of this machine the median call reached.
 """
 
-import time
-
 import pytest
 import torch
 from kernel_cases import CASES, CPU, GPU, make_cases
+from timing import best_time_s, synchronize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = GPU if DEVICE == "cuda" else CPU
 NAMES = ("ralign", "ralign in two steps", "torch", "torch (loop over groups)", "torch.compile", "liger")
-
-
-def synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-def best_time_s(call, num_rounds: int = 5) -> float:
-    times = []
-    for _ in range(num_rounds):
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 @pytest.fixture(scope="module")

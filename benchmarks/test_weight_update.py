@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PROGRAM = Path(__file__).parent / "weight_update.py"
 
 
 @pytest.mark.benchmark(group="weight update")
 def test_weight_update(benchmark, tmp_path):
+    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
+        pytest.skip(f"starts 2 processes, one a GPU; found {torch.cuda.device_count()} GPU(s)")
     result = tmp_path / "result.json"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

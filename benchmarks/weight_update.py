@@ -7,7 +7,6 @@ engine copied once, the floor of anything that moves them.
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from ralign.engine import cluster as cluster_module
 from ralign.engine.generator import checksum, gather
 from ralign.engine.policy.policy import Policy
+from timing import timed_s
 
 SHAPE = dict(
     vocab_size=8000, hidden_size=1024, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=16,
@@ -25,13 +25,11 @@ NUM_ROUNDS = 5
 
 
 def seconds(function) -> float:
-    """The fastest of some rounds, on the slowest rank."""
+    """The fastest of some rounds, on the slowest rank, until the device is done."""
     best = float("inf")
     for _ in range(NUM_ROUNDS):
         dist.barrier()
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, timed_s(function))
     slowest = torch.tensor(best)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return slowest.item()

@@ -14,7 +14,11 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Run `tests/programs/NAME.py` on `num_processes` ranks; returns what its rank 0 wrote as JSON to argv[1]."""
+    """Run `tests/programs/NAME.py` on `num_processes` ranks; returns what its rank 0 wrote as JSON to argv[1].
+
+    On a GPU machine each rank has a GPU of its own: with fewer GPUs the test is skipped. `on_cpu` is for programs that
+    use none; they see none.
+    """
     return partial(_run_program, tmp_path)
 
 
@@ -24,7 +28,27 @@ def torchrun_module(tmp_path_factory):
     return partial(_run_program, tmp_path_factory.mktemp("programs"))
 
 
-def _run_program(folder: Path, name: str, num_processes: int, *args: str, timeout_s: float = 300):
+@pytest.fixture
+def needs_gpus():
+    """For tests that start their own processes: `needs_gpus(2)` skips where GPUs are there, but fewer than two."""
+    return _skip_without_gpus
+
+
+def _skip_without_gpus(num_processes: int) -> None:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < num_processes:
+        pytest.skip(f"starts {num_processes} processes, one a GPU; found {torch.cuda.device_count()} GPU(s)")
+
+
+def _run_program(
+    folder: Path, name: str, num_processes: int, *args: str, timeout_s: float = 300, on_cpu: bool = False
+):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if on_cpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        _skip_without_gpus(num_processes)
     result = folder / f"{name}.json"
     command = [
         sys.executable,
@@ -36,7 +60,7 @@ def _run_program(folder: Path, name: str, num_processes: int, *args: str, timeou
     command += [str(TESTS / "programs" / f"{name}.py"), str(result), *args]
     done = subprocess.run(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=env,
         capture_output=True,
         text=True,
         timeout=timeout_s,

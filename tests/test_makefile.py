@@ -35,9 +35,13 @@ def clone(tmp_path):
     return folder
 
 
-def _make(folder, *args):
+def _make(folder, *args, **environment):
     # A make that runs these tests must not hand its own variables down, ARGS of its command line among them.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "ARGS"}
+    kept_back = ("ARGS", "CUDA_VISIBLE_DEVICES", "NUM_PROCESSES")
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key not in kept_back
+    }
+    env |= environment
     return subprocess.run(["make", "-C", folder, *args], env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -120,6 +124,44 @@ def test_arguments_reach_the_recipe_and_the_tests(clone):
     assert 'pytest -m "not gpu and not slow" -k policy' in test
     assert "tests/programs/sanitized.py build/asan" in _make(clone, "-n", "test", "KIND=cpu").stdout
     assert "make demo" in _make(clone).stdout  # help is what plain make gives
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "visible", "num_processes"),
+    [
+        (0, None, 2),
+        (1, None, 1),
+        (2, None, 2),
+        (8, None, 2),
+        (8, "5", 1),
+        (8, "0,1,2", 2),
+        (8, "", 1),
+        (8, "-1", 1),
+    ],
+)
+def test_demo_and_paper_start_two_processes_and_no_more_than_gpus(clone, num_gpus, visible, num_processes):
+    """`visible` is CUDA_VISIBLE_DEVICES, which nvidia-smi does not heed."""
+    listed = "".join(
+        f"GPU {n}: NVIDIA H200 (UUID: GPU-{n})\n  MIG 1g.18gb Device 0\n" for n in range(num_gpus)
+    )
+    driver = clone / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text(f"#!/bin/sh\nprintf '{listed}'\n[ {num_gpus} -gt 0 ]\n")
+    driver.chmod(0o755)
+    environment = {"PATH": f"{driver.parent}:{os.environ['PATH']}"}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    for target, recipe in (("demo", "r_align_mini"), ("paper", "paper_in_miniature")):
+        printed = _make(clone, "-n", target, **environment).stdout
+        assert f"--nproc-per-node {num_processes} recipes/{recipe}.py" in printed
+    asked_for = _make(clone, "-n", "demo", "NUM_PROCESSES=4", **environment).stdout
+    assert "--nproc-per-node 4 recipes/r_align_mini.py" in asked_for
+
+
+def test_first_contact_gets_its_arguments(clone):
+    assert (
+        "benchmarks/first_contact.py --minutes 5"
+        in _make(clone, "-n", "gpu", "KIND=cpu", "ARGS=--minutes 5").stdout
+    )
 
 
 def test_ci_runs_the_test_command():

@@ -122,7 +122,7 @@ class Generator:
             folder=str(Path(policy.folder)),
             load_format=shared.register_shared_loader(policy.vllm_parameters())
             if self.is_shared
-            else shared.register_empty_loader(tied=policy.hf_config.tie_word_embeddings),
+            else shared.register_empty_loader(),
             tensor=self.tensor_size,
             dtype=str(policy.gpt.config.params_dtype).removeprefix("torch."),
             max_model_len=max_model_len,

@@ -46,10 +46,10 @@ def register_shared_loader(parameters: dict[str, Tensor]) -> str:
     return LOAD_FORMAT
 
 
-def register_empty_loader(*, tied: bool) -> str:
+def register_empty_loader() -> str:
     """A `load_format` that gives vLLM parameters of its own, all zero, for the gather path to fill.
 
-    tied: the policy's output layer is its embedding.
+    A head that vLLM untied it ties again: it compares head and embedding once they are loaded, and here both are zero.
     """
 
     @register_model_loader(EMPTY_FORMAT)
@@ -58,8 +58,6 @@ def register_empty_loader(*, tied: bool) -> str:
             pass
 
         def load_weights(self, model: nn.Module, model_config) -> None:
-            if tied:
-                _tie_head(model)
             for parameter in model.parameters():
                 parameter.data.zero_()
 

@@ -1,20 +1,51 @@
 """Every kernel test runs on both implementations of the ops: plain torch, and Triton where it can run.
 
-Triton runs on a GPU, and in its interpreter, which must be chosen before the kernels are imported:
+Triton runs on a GPU (`pytest -m gpu tests/kernels`, which needs torch, triton, pytest and hypothesis, and nothing of
+this project installed), and in its interpreter, which must be chosen before the kernels are imported:
 test_under_interpreter.py runs this folder again in a process of its own with TRITON_INTERPRET=1.
 """
 
 import importlib
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from source_tree import make_importable  # noqa: E402
+
+make_importable()
 
 OPS = ("advantages", "gae", "logprob", "policy_loss", "rms_norm")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.fixture(autouse=True, params=["torch", "triton"])
+class DrawsAsOnCuda(TorchFunctionMode):
+    """Refuses what fails where the default device is CUDA: a CPU generator for a tensor of the default device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        generator = kwargs.get("generator")
+        if func in _device_constructors() and generator is not None and kwargs.get("device") is None:
+            raise RuntimeError(
+                f"torch.{func.__name__} draws on the default device, which is CUDA on a GPU machine, with a generator "
+                f'on {generator.device}: give device="cpu", then move the tensor'
+            )
+        return func(*args, **kwargs)
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        "torch",
+        pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.gpu),
+    ],
+)
 def implementation(request, monkeypatch):
     """The implementation that "auto" stands for in this test."""
     if request.param == "triton" and not (INTERPRETED or torch.cuda.is_available()):
@@ -26,5 +57,6 @@ def implementation(request, monkeypatch):
         monkeypatch.setattr(module, "uses_triton", lambda *_: request.param == "triton")
     if request.param == "triton" and not INTERPRETED:
         torch.set_default_device("cuda")
-    yield request.param
+    with DrawsAsOnCuda():
+        yield request.param
     torch.set_default_device(None)

@@ -33,7 +33,8 @@ def test_equals_the_loop_over_groups(kind, batch):
 def test_order_and_failed_samples_change_nothing(kind, batch, seed):
     rewards, group_ids, valid = tensors(batch)
     before = group_advantages(rewards, group_ids, valid, kind=kind)
-    order = torch.randperm(2 * len(batch), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(2 * len(batch), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    order = order.to(torch.get_default_device())
     after = torch.empty(2 * len(batch))
     after[order] = group_advantages(
         torch.cat([rewards, torch.full_like(rewards, torch.nan)])[order],

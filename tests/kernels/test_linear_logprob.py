@@ -6,12 +6,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def inputs(num_tokens=19, hidden_size=8, vocab=53, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(num_tokens, hidden_size, generator=generator, dtype=torch.float64)
-    weight = torch.randn(vocab, hidden_size, generator=generator, dtype=torch.float64)
-    targets = torch.randint(0, vocab - 3, (num_tokens,), generator=generator)
+    generator, device = torch.Generator("cpu").manual_seed(0), torch.get_default_device()
+    hidden, weight = (
+        torch.randn(rows, hidden_size, generator=generator, dtype=torch.float64, device="cpu")
+        for rows in (num_tokens, vocab)
+    )
+    targets = torch.randint(0, vocab - 3, (num_tokens,), generator=generator, device="cpu").to(device)
     targets[::5] = IGNORE
-    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+    return hidden.to(device, dtype).requires_grad_(), weight.to(device, dtype).requires_grad_(), targets
 
 
 def gradients(op, hidden, weight, targets, **options):
@@ -122,8 +124,9 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_vocab_and_sequence_parallel(num_processes, torchrun):
-    """Logprobs, and the policy loss in one pass with the head; real gloo groups."""
-    cases = torchrun("vocab_parallel", num_processes)
+    """Logprobs, and the policy loss in one pass with the head; real groups: gloo's, or NCCL's on as many GPUs."""
+    on_cpu = torch.get_default_device().type == "cpu"
+    cases = torchrun("vocab_parallel", num_processes, "cpu" if on_cpu else "cuda", on_cpu=on_cpu)
     assert len(cases) == 15
     for name, case in cases.items():
         assert case["same_on_all_ranks"], name

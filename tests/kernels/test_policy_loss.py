@@ -69,11 +69,11 @@ def test_truncated_importance_sampling_by_hand(rollout, weight, capped):
 
 
 def batch(num_tokens, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+    options = {"generator": torch.Generator("cpu").manual_seed(seed), "dtype": dtype, "device": "cpu"}
     names = "logprobs old_logprobs advantages weights rollout_logprobs ref_logprobs entropy".split()
-    tensors = {name: torch.randn(num_tokens, generator=generator, dtype=dtype) / 2 for name in names}
-    tensors["weights"] = torch.rand(num_tokens, generator=generator, dtype=dtype) + 0.1
-    return tensors
+    tensors = {name: torch.randn(num_tokens, **options) / 2 for name in names}
+    tensors["weights"] = torch.rand(num_tokens, **options) + 0.1
+    return {name: x.to(torch.get_default_device()) for name, x in tensors.items()}
 
 
 OPTIONS = {"dual_clip": 1.5, "tis_cap": 1.3, "kl_coef": 0.3, "entropy_coef": 0.1}
@@ -95,7 +95,8 @@ def test_value_and_gradient_equal_autograd_of_the_papers_formula(kl_kind):
 def test_micro_batches_add_up_in_any_order(cuts, seed):
     whole = batch(50, seed)
     loss, metrics = policy_loss(**whole, **OPTIONS)
-    order = torch.randperm(50, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(50, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    order = order.to(torch.get_default_device())
     bounds = [0, *sorted(set(cuts)), 50]
     parts = [order[i:j] for i, j in zip(bounds, bounds[1:], strict=False)]
     results = [policy_loss(**{name: x[part] for name, x in whole.items()}, **OPTIONS) for part in parts]

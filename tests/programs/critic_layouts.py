@@ -93,7 +93,7 @@ def three_updates(
 
 
 def edge_margin(critic, batches, clip: float) -> float:
-    """How near any token's value is to the edge of its clip, where its gradient jumps (see layouts.py); on this rank."""
+    """How near a token's value is to the edge of its clip, where its gradient jumps (see layouts.py); on this rank."""
     nearest = math.inf
     for batch, values in zip(batches, critic.values(batches), strict=True):
         moved = (values - batch.per_token["values"]).abs()[batch.per_token["weights"] != 0]

@@ -1,7 +1,8 @@
 """Five updates of the policy loss on the same samples in every layout of the world; losses and grad norms.
 
 The gradient of a clipped objective jumps where a token's ratio crosses an edge. On samples that bring a token within
-rounding of one, two right layouts (or CPUs) may differ by that token's whole share: each row says how far the nearest is.
+rounding of one, two right layouts (or CPUs) may differ by that token's whole share: each row says how far the nearest
+is.
 
 Where a layout is `poisoned`, attention leaves the gradients of keys that belong to no sequence as CUDA's varlen kernels
 do: as they find the memory.

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 def hf_logits_diff(folder, policy, samples, batch) -> float:
     """Largest difference of the full logits' log-softmax at the response tokens and of the entropy."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    output = policy.logprobs([batch])[0]
+    output = policy.logprobs([batch])[0].cpu()  # the reference is there
     worst = 0.0
     for sample, logprobs, entropy in zip(
         samples, batch.unpack(output[0]), batch.unpack(output[1]), strict=True

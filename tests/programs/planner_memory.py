@@ -1,4 +1,7 @@
-"""What Megatron and autograd allocate on this rank in each phase, beside what the planner predicts; bytes."""
+"""What Megatron and autograd allocate on this rank in each phase, beside what the planner predicts; bytes.
+
+On CUDA every layout is in bf16: the formulas for a GPU count varlen attention, which refuses fp32.
+"""
 
 import json
 import sys
@@ -45,6 +48,9 @@ def least_peak(function) -> int:
 def compare(folder: Path, of_critic: bool, **parallel) -> dict:
     layout = ParallelConfig(**parallel)
     cluster = cluster_module.start(tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context)
+    on_gpu = cluster.device.type == "cuda"
+    if on_gpu:
+        layout.dtype = "bf16"
     kind = Critic if of_critic else Policy
     policy = kind(
         folder, cluster, dtype=layout.dtype, sequence_parallel=layout.sequence, recompute=layout.recompute
@@ -75,14 +81,14 @@ def compare(folder: Path, of_critic: bool, **parallel) -> dict:
     run.memory.reserve_gib = 0.0
     shape = shape_of_hf(json.loads((folder / "config.json").read_text()))
     job = Job.of(run, cluster.world_size, shape)
-    phases = _stage_ledger(job, cluster.pp_rank, 1 << 40, on_gpu=False).phases
+    phases = _stage_ledger(job, cluster.pp_rank, 1 << 40, on_gpu=on_gpu).phases
     learn, update, logprobs = phases["learn"], phases["update"], phases["logprobs"]
     if of_critic:
         job = job.of_critic()
         holders = ("weights", "gradients", "optimizer")
         learn = {name: phases["critic"][f"critic_{name}"] for name in holders}
-        learn |= pass_bytes(job, cluster.pp_rank, on_gpu=False)
-        update = {"optimizer_workspace": step_bytes(job, num_held(job, cluster.pp_rank), on_gpu=False)}
+        learn |= pass_bytes(job, cluster.pp_rank, on_gpu=on_gpu)
+        update = {"optimizer_workspace": step_bytes(job, num_held(job, cluster.pp_rank), on_gpu=on_gpu)}
         logprobs = phases["values"]
     state = [x for row in policy.optimizer.optimizer.state.values() for x in row.values() if x.ndim]
     masters = [x for group in policy.optimizer.optimizer.param_groups for x in group["params"]]

@@ -34,7 +34,7 @@ def bits(cluster, stage) -> list:
     """Checksums of every rank's weights, fp32 weights and moments."""
     pieces = pieces_of(stage)
     mine = {
-        name: [zlib.crc32(s.data.contiguous().numpy().tobytes()) for s in shards]
+        name: [zlib.crc32(s.data.contiguous().cpu().numpy().tobytes()) for s in shards]
         for name, shards in pieces.items()
     }
     mine |= {f"{name}'s identity": model.weights_identity() for name, model in stage.models.items()}
@@ -44,9 +44,9 @@ def bits(cluster, stage) -> list:
 
 
 def assembled(cluster, stage) -> dict[str, torch.Tensor]:
-    """Whole tensors of fp32 weights and moments, put together from every rank's rectangles."""
+    """Whole tensors of fp32 weights and moments in host memory, put together from every rank's rectangles."""
     mine = [
-        (s.key, s.global_shape, s.global_offset, s.data.clone(), s.replica_id)
+        (s.key, s.global_shape, s.global_offset, s.data.cpu().clone(), s.replica_id)
         for shards in pieces_of(stage).values()
         for s in shards
     ]

@@ -1,10 +1,12 @@
 """Trainer against generator before training and after each of five updates.
 
-argv[2:]: the trainer's tensor- and pipeline-parallel sizes, the generator's tensor-parallel size (0: the same).
+argv[2:]: the trainer's tensor- and pipeline-parallel sizes, the generator's tensor-parallel size (0: the same), and
+the weights' dtype, fp32 (the default) or bf16.
 """
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -39,35 +41,39 @@ def rollout_batches(generator, policy, cluster, prompts, seed):
     return pack(every, cluster, token_budget=1024, pad_multiple=policy.pad_multiple), rollouts
 
 
-def max_difference(policy, batches) -> float:
-    worst = 0.0
-    for batch, output in zip(batches, policy.logprobs(batches), strict=True):
-        difference = (output[0] - batch.per_token["rollout_logprobs"])[batch.targets >= 0]
-        worst = max(worst, difference.abs().max().item())
-    return worst
+def differences(policy, batches) -> tuple[float, float]:
+    """(mean, largest) |logprob of the trainer - logprob of the engine| over the sampled tokens."""
+    found = [
+        (output[0] - batch.per_token["rollout_logprobs"])[batch.targets >= 0].abs()
+        for batch, output in zip(batches, policy.logprobs(batches), strict=True)
+    ]
+    every = torch.cat(found)
+    return every.mean().item(), every.max().item()
 
 
-def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None:
+def main(result: str, tensor: str, pipeline: str = "1", generate: str = "0", dtype: str = "fp32") -> None:
     torch.set_num_threads(1)
-    cluster = cluster_module.start(tensor=tensor, pipeline=pipeline)
+    cluster = cluster_module.start(tensor=int(tensor), pipeline=int(pipeline))
     folder = Path(result).parent / "model"
     if cluster.is_first_rank:
         make_model(folder, "qwen3", tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
     dist.barrier()
-    policy = Policy(folder, cluster, temperature=TEMPERATURE)
-    generator = Generator(
-        policy, cluster, GeneratorConfig(kv_cache_gib=0.1, tensor=generate), max_model_len=128, eos_token_id=0
-    )
+    policy = Policy(folder, cluster, temperature=TEMPERATURE, dtype=dtype)
+    config = GeneratorConfig(kv_cache_gib=0.1, tensor=int(generate))
+    generator = Generator(policy, cluster, config, max_model_len=128, eos_token_id=0)
     policy.start_training(OptimConfig(lr=5e-3), num_steps=5)
     rng = np.random.default_rng(generator.replicas.index)
     prompts = [rng.integers(1, VOCAB, 12).tolist() for _ in range(8)]
 
     pointers = generator.llm.apply_model(lambda m: {n: p.data_ptr() for n, p in m.named_parameters()})[0]
     ours = {name: tensor.data_ptr() for name, tensor in policy.vllm_parameters().items()}
-    differences, versions = [], []
+    engine_dtypes = generator.llm.apply_model(lambda m: sorted({str(p.dtype) for p in m.parameters()}))[0]
+    means, largest, versions = [], [], []
     for step in range(6):
         batches, rollouts = rollout_batches(generator, policy, cluster, prompts, seed=step)
-        differences.append(max_difference(policy, batches))
+        mean, worst = differences(policy, batches)
+        means.append(mean)
+        largest.append(worst)
         versions.append(rollouts[0].weight_version)
         if step < 5:
             policy.update(batches, supervised_loss)
@@ -83,9 +89,11 @@ def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None
         return all((a.response_ids == b.response_ids).all() for a, b in zip(first, second, strict=True))
 
     everyone: list = [None] * cluster.world_size
-    dist.all_gather_object(everyone, differences)
+    dist.all_gather_object(everyone, (means, largest))
     report = {
-        "differences": everyone,
+        "mean_differences": [of_rank[0] for of_rank in everyone],
+        "max_differences": [of_rank[1] for of_rank in everyone],
+        "engine_dtypes": engine_dtypes,
         "versions": versions,
         "same_storage": pointers == ours == after,
         "num_shared": len(ours),
@@ -101,13 +109,17 @@ def main(result: str, tensor: int, pipeline: int = 1, generate: int = 0) -> None
 
 
 def seeds_of_every_rank(cluster) -> list[list[list[int]]]:
-    """[rank][call]: what vLLM's second model runner, CUDA's, seeds three requests with; calls with seeds 1, 1, 2."""
+    """[rank][call]: what vLLM's second model runner, CUDA's, seeds three requests with; calls with seeds 1, 1, 2.
+
+    A CPU has no memory that a GPU reads, too: there the runner's buffers are ordinary ones.
+    """
     from vllm import SamplingParams
     from vllm.v1.worker.gpu import buffer_utils
     from vllm.v1.worker.gpu.sample.states import SamplingStates
 
     def seeds(seed: int) -> list[int]:
-        with mock.patch.object(buffer_utils, "is_uva_available", lambda: False):
+        on_cpu = cluster.device.type == "cpu"
+        with mock.patch.object(buffer_utils, "is_uva_available", lambda: False) if on_cpu else nullcontext():
             states = SamplingStates(max_num_reqs=3, vocab_size=VOCAB)
         with seeded(seed, cluster.device):
             for index in range(3):
@@ -129,7 +141,7 @@ def detects_tampering(generator) -> bool:
     def tamper(model) -> None:
         norm = model.model.norm
         copy = norm.weight.data.clone()
-        copy.view(torch.int32)[3] ^= 1
+        copy.view(torch.int16 if copy.element_size() == 2 else torch.int32)[3] ^= 1
         norm._parameters["weight"] = torch.nn.Parameter(copy, requires_grad=False)
 
     generator.llm.apply_model(tamper)
@@ -141,4 +153,4 @@ def detects_tampering(generator) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

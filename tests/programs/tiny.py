@@ -44,5 +44,7 @@ def make_samples(num_samples: int, seed: int = 0) -> list[Sample]:
 
 
 def pack(samples, cluster, *, token_budget: int, pad_multiple: int):
+    """This rank's micro-batches, on the cluster's device."""
     layout = plan([len(s) for s in samples], token_budget=token_budget, dp_size=cluster.dp_size)
-    return materialise(samples, layout.of_rank(cluster.dp_rank), pad_multiple=pad_multiple)
+    mine = layout.of_rank(cluster.dp_rank)
+    return materialise(samples, mine, pad_multiple=pad_multiple, device=cluster.device)

@@ -40,7 +40,7 @@ def hf_values(folder: Path, samples) -> list[torch.Tensor]:
 
 def difference(critic: Critic, expected: list[torch.Tensor], batch) -> float:
     """Largest over all positions of all samples; the batch holds them in its own order."""
-    values, starts = critic.values([batch])[0], batch.cu_seqlens.tolist()
+    values, starts = critic.values([batch])[0].cpu(), batch.cu_seqlens.tolist()  # the reference is there
     wanted = [expected[index] for index in batch.indices]
     found = [values[start : start + len(x)] for start, x in zip(starts, wanted, strict=False)]
     return max((x - y).abs().max().item() for x, y in zip(found, wanted, strict=True))

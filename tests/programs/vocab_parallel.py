@@ -1,6 +1,6 @@
 """Vocab-parallel ops on real process groups, against the reference on the whole vocabulary; float64.
 
-Under TRITON_INTERPRET=1 the ops run their Triton kernels.
+argv[2]: cpu (gloo; under TRITON_INTERPRET=1 the ops run their Triton kernels) or cuda (NCCL, one GPU a rank).
 """
 
 import json
@@ -14,23 +14,34 @@ from ralign.kernels.linear_policy_loss import linear_policy_loss, linear_policy_
 from ralign.kernels.logprob import IGNORE, logprob, logprob_ref
 
 IMPLEMENTATION = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "auto"
-UPSTREAM = torch.linspace(-1, 2, 12, dtype=torch.float64)
+
+
+def upstream():
+    return torch.linspace(-1, 2, 12, dtype=torch.float64)
 
 
 def run(op, leaves, targets, **options):
     """Both outputs and the gradient of each leaf."""
     leaves = [x.clone().requires_grad_() for x in leaves]
     logprobs, entropy = op(*leaves, targets, temperature=0.7, **options)
-    grads = torch.autograd.grad((logprobs * UPSTREAM + entropy * UPSTREAM.flip(0)).sum(), leaves)
+    grads = torch.autograd.grad((logprobs * upstream() + entropy * upstream().flip(0)).sum(), leaves)
     return [logprobs.detach(), entropy.detach(), *grads]
 
 
 def run_loss(op, leaves, targets, **options):
     """The loss and the gradient of each leaf."""
     leaves = [x.clone().requires_grad_() for x in leaves]
-    old, weights = UPSTREAM.sin() - 3, (targets != IGNORE).double() / 12
+    old, weights = upstream().sin() - 3, (targets != IGNORE).double() / 12
     out = op(
-        *leaves, targets, old, UPSTREAM, weights, temperature=0.7, dual_clip=3.0, entropy_coef=0.1, **options
+        *leaves,
+        targets,
+        old,
+        upstream(),
+        weights,
+        temperature=0.7,
+        dual_clip=3.0,
+        entropy_coef=0.1,
+        **options,
     )
     loss = out[0] if isinstance(out, tuple) else out
     return [loss.detach(), *torch.autograd.grad(2 * loss, leaves)]
@@ -50,7 +61,10 @@ def compare(results, truth, num_shared=2) -> dict:
 
 
 def main():
-    dist.init_process_group("gloo")
+    if sys.argv[2] == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.set_default_device("cuda")
+    dist.init_process_group("nccl" if sys.argv[2] == "cuda" else "gloo")
     world, group = dist.get_world_size(), dist.group.WORLD
     torch.manual_seed(0)
     hidden = torch.randn(12, 5, dtype=torch.float64)

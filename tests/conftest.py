@@ -34,6 +34,12 @@ def needs_gpus():
     return _skip_without_gpus
 
 
+@pytest.fixture
+def two_gpus(needs_gpus):
+    """For files whose tests start two processes themselves."""
+    needs_gpus(2)
+
+
 def _skip_without_gpus(num_processes: int) -> None:
     import torch
 

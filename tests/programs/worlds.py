@@ -114,7 +114,7 @@ def make_world(folder: Path, first: bool):
 
 def make_stage(folder: Path, kind: str, layout: dict, dtype: str, num_steps: int = 6):
     """(cluster, policy, stage) with fresh weights; every rank."""
-    cluster = cluster_module.start(**layout)
+    cluster = cluster_module.start(**layout, deterministic=True)  # on a CPU it changes nothing
     tokenizer, examples, answers = make_world(folder / "model", cluster.is_first_rank)
     policy = Policy(folder / "model", cluster, dtype=dtype)
     run = stage_run(num_steps, kind)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ralign.engine.planner.cli import recipe_run
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "recipes" / "actor_rlhf_8b.py")
 

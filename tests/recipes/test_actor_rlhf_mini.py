@@ -15,6 +15,8 @@ from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.taught import teach
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "actor_rlhf_mini.py"
 SHORT = [

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "recipes" / "paper_in_miniature.py")
 _WORLD = ["num_train=400", "num_dev=8", "num_test=16"]

@@ -18,6 +18,8 @@ from ralign.engine.planner.cli import plan, recipe_run
 from ralign.engine.planner.hardware import CHIPS, Constants
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["r_align_8b", "r_align_14b", "r_align_32b", "rlvr_14b"]
 

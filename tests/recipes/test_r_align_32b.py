@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 # A rule judges (the managed judge has tests of its own); entropy gives a gradient where rewards are equal.
 SHORT = ["judge.metarm=rule", "algo.entropy_coef=0.1", "optim.lr=1e-3", "optim.warmup_steps=0", "num_steps=2"]

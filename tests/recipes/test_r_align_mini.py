@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 ROOT = Path(__file__).parents[2]
 SHORT = [
     "sft.num_steps=4", "num_steps=2", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=16",

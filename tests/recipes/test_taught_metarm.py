@@ -11,6 +11,8 @@ from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.judging.metrics import measure
 from ralign.engine.judging.verdicts import parse_verdict
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 TESTS = ("in_distribution", "unbiased", "adversarial")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
+
 PROGRAMS = Path(__file__).parents[2] / "programs"
 # In another layout sums are rounded in another order.
 RESHARDED_REL = 1e-5

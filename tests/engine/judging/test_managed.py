@@ -90,6 +90,8 @@ server = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 server += " start_new_session=True); time.sleep(600)"
 warden = [sys.executable, "-m", "ralign.engine.judging.warden"]
 import os
+
+pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
 process = subprocess.Popen([*warden, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
 print(process.pid, flush=True)
 time.sleep(600)

@@ -7,8 +7,12 @@
 On CUDA a Triton program takes whole rows (several, where they are short), reads each once and writes each once;
 in backward a fixed number of programs walk over all rows and keep a partial dweight each, added in order.
 
-Shapes: x [..., H], weight [H]; r is one number a row; R rows in all.
+Shapes: x [..., H], weight [H]; r is one number a row; R rows in all. Row i of x starts at element
+(i // INNER) · outer stride + (i mod INNER) · inner stride, so that the heads of a split QKV projection, [T, N, H] with
+more than N · H elements between tokens, are read where they are. INNER is 1 where the rows are evenly apart.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,83 +29,123 @@ def rms_norm_ref(x, weight, eps):
 
 
 @triton.jit
+def _row_starts(row, outer_stride, inner_stride, INNER: tl.constexpr):
+    """[ROWS, 1] int64: where the rows start, in elements. Division in 32 bits, products in 64."""
+    outer, inner = (row // INNER).to(tl.int64), (row % INNER).to(tl.int64)
+    return (outer * outer_stride + inner * inner_stride)[:, None]
+
+
+@triton.jit
 def _forward_kernel(
-    x, weight, y, inverse_rms, num_rows, row_stride, size,
-    EPS: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, y, inverse_rms, num_rows, outer_stride, inner_stride,
+    SIZE: tl.constexpr, INNER: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    columns = tl.arange(0, BLOCK)[None, :]
-    mask = (rows < num_rows + 0 * columns) & (columns < size + 0 * rows)
-    wide = tl.load(x + rows * row_stride + columns, mask=mask, other=0.0).to(ACC)
-    r = tl.rsqrt(tl.sum(wide * wide, 1) / size + EPS)
-    normed = (wide * r[:, None]).to(x.dtype.element_ty).to(ACC)
-    w = tl.load(weight + columns, mask=columns < size, other=0.0).to(ACC)
-    tl.store(y + rows * size + columns, normed * w, mask=mask)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = row.to(tl.int64)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    mask = (rows < num_rows + 0 * columns) & (columns < SIZE + 0 * rows)
+    starts = _row_starts(row, outer_stride, inner_stride, INNER)
+    wide = tl.load(x + starts + columns, mask=mask, other=0.0).to(ACC)
+    r = tl.rsqrt(tl.sum(wide * wide, 1) / SIZE + EPS)
+    normed = (wide * r[:, None]).to(x.dtype.element_ty).to(ACC)
+    w = tl.load(weight + columns, mask=columns < SIZE, other=0.0).to(ACC)
+    tl.store(y + rows * SIZE + columns, normed * w, mask=mask)
     tl.store(inverse_rms + row, r, mask=row < num_rows)
 
 
 @triton.jit
 def _backward_kernel(
-    x, weight, dy, inverse_rms, dx, partial_dweight, num_rows, x_row_stride, dy_row_stride, size, num_tiles,
-    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, dy, inverse_rms, dx, partial_dweight, num_rows, num_tiles,
+    x_outer_stride, x_inner_stride, dy_outer_stride, dy_inner_stride,
+    SIZE: tl.constexpr, X_INNER: tl.constexpr, DY_INNER: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
-    w = tl.load(weight + columns, mask=columns < size, other=0.0).to(ACC)
+    w = tl.load(weight + columns, mask=columns < SIZE, other=0.0).to(ACC)
     dweight = tl.zeros((ROWS, BLOCK), ACC)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         row = tile * ROWS + tl.arange(0, ROWS)
         rows = row.to(tl.int64)[:, None]
-        mask = (rows < num_rows + 0 * columns) & (columns < size + 0 * rows)
+        mask = (rows < num_rows + 0 * columns) & (columns < SIZE + 0 * rows)
         r = tl.load(inverse_rms + row, mask=row < num_rows, other=0.0)[:, None]
-        normed = tl.load(x + rows * x_row_stride + columns, mask=mask, other=0.0).to(ACC) * r
-        d = tl.load(dy + rows * dy_row_stride + columns, mask=mask, other=0.0).to(ACC)
+        x_starts = _row_starts(row, x_outer_stride, x_inner_stride, X_INNER)
+        normed = tl.load(x + x_starts + columns, mask=mask, other=0.0).to(ACC) * r
+        dy_starts = _row_starts(row, dy_outer_stride, dy_inner_stride, DY_INNER)
+        d = tl.load(dy + dy_starts + columns, mask=mask, other=0.0).to(ACC)
         g = d * w
-        mean = tl.sum(g * normed, 1)[:, None] / size
-        tl.store(dx + rows * size + columns, r * (g - normed * mean), mask=mask)
+        mean = tl.sum(g * normed, 1)[:, None] / SIZE
+        tl.store(dx + rows * SIZE + columns, r * (g - normed * mean), mask=mask)
         dweight += d * normed
     column = tl.arange(0, BLOCK)
-    tl.store(partial_dweight + tl.program_id(0) * size + column, tl.sum(dweight, 0), mask=column < size)
+    tl.store(partial_dweight + tl.program_id(0) * SIZE + column, tl.sum(dweight, 0), mask=column < SIZE)
 
 
 def _tiling(size):
-    """Rows a program takes at once, columns up to a power of two, warps. Above H = 8192 backward spills registers."""
+    """Rows a program takes at once, columns up to a power of two, warps. Above H = 8192 backward spills registers.
+
+    Short rows, several a program, leave 8 columns to a thread and not 16: each row has its own addresses to keep.
+    """
     block = triton.next_power_of_2(size)
     rows = max(1, 2048 // block)
-    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 512, 1), 16)}
+    columns_a_warp = 32 * (16 if rows == 1 else 8)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // columns_a_warp, 1), 16)}
+
+
+class _Rows(NamedTuple):
+    """A tensor [..., H] and where a kernel finds its rows: see the module's legend."""
+
+    tensor: torch.Tensor
+    inner: int
+    outer_stride: int
+    inner_stride: int
 
 
 def _rows(x):
-    """[..., H] -> [R, H] whose last dimension is contiguous; a copy only where it must be."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(1) == 1 else flat.contiguous()
+    """x itself where two strides reach its rows, else a copy."""
+    runs = []  # (size, stride) of the leading dimensions, neighbours that one stride steps through taken together
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if runs and runs[-1][1] == size * stride:
+            runs[-1] = runs[-1][0] * size, stride
+        elif size > 1:
+            runs.append((size, stride))
+    if len(runs) > 2 or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        return _rows(x.contiguous())
+    if len(runs) == 2:
+        (_, outer_stride), (inner, inner_stride) = runs
+        return _Rows(x, inner, outer_stride, inner_stride)
+    return _Rows(x, 1, runs[0][1] if runs else x.shape[-1], 1)
 
 
 def _forward_triton(x, weight, eps):
-    flat, dtype = _rows(x), torch.promote_types(x.dtype, torch.float32)
-    y = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
-    r = torch.empty(len(flat), dtype=dtype, device=x.device)
-    tiling = _tiling(x.shape[-1])
-    _forward_kernel[(triton.cdiv(len(flat), tiling["ROWS"]),)](
-        flat, weight, y, r, len(flat), flat.stride(0), x.shape[-1], EPS=eps, ACC=_acc(dtype), **tiling
-    )
-    return y.view(x.shape), r
+    rows, dtype = _rows(x), torch.promote_types(x.dtype, torch.float32)
+    size, num_rows = x.shape[-1], x.numel() // x.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    r = torch.empty(num_rows, dtype=dtype, device=x.device)
+    tiling = _tiling(size)
+    _forward_kernel[(triton.cdiv(num_rows, tiling["ROWS"]),)](
+        rows.tensor, weight, y, r, num_rows, rows.outer_stride, rows.inner_stride,
+        SIZE=size, INNER=rows.inner, EPS=eps, ACC=_acc(dtype), **tiling,
+    )  # fmt: skip
+    return y, r
 
 
 def _backward_triton(x, weight, r, dy):
-    flat, dy = _rows(x), _rows(dy)
-    tiling = _tiling(x.shape[-1])
-    num_tiles = triton.cdiv(len(flat), tiling["ROWS"])
+    x_rows, dy_rows = _rows(x), _rows(dy)
+    size, num_rows = x.shape[-1], x.numel() // x.shape[-1]
+    tiling = _tiling(size)
+    num_tiles = triton.cdiv(num_rows, tiling["ROWS"])
     # Two programs a multiprocessor keep its memory pipe full; a CPU (the interpreter) takes a few.
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
     num_programs = min(2 * multiprocessors, num_tiles)
-    dx = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
-    partial = torch.empty(num_programs, x.shape[-1], dtype=r.dtype, device=x.device)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    partial = torch.empty(num_programs, size, dtype=r.dtype, device=x.device)
     _backward_kernel[(num_programs,)](
-        flat, weight, dy, r, dx, partial, len(flat), flat.stride(0), dy.stride(0), x.shape[-1], num_tiles,
-        ACC=_acc(r.dtype), **tiling,
+        x_rows.tensor, weight, dy_rows.tensor, r, dx, partial, num_rows, num_tiles,
+        x_rows.outer_stride, x_rows.inner_stride, dy_rows.outer_stride, dy_rows.inner_stride,
+        SIZE=size, X_INNER=x_rows.inner, DY_INNER=dy_rows.inner, ACC=_acc(r.dtype), **tiling,
     )  # fmt: skip
-    return dx.view(x.shape), partial.sum(0).to(weight.dtype)
+    return dx, partial.sum(0).to(weight.dtype)
 
 
 def _acc(dtype):
@@ -142,7 +186,8 @@ def rms_norm(
 ) -> torch.Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension, differentiable in x and weight.
 
-    x: [..., H] float, at least one leading dimension. weight: [H] float. eps: added to the mean square.
+    x: [..., H] float, at least one leading dimension; on CUDA read in place where two strides reach its rows, as
+    with the heads of a split projection. weight: [H] float. eps: added to the mean square.
     implementation: "auto", "torch" or "triton"; see implementation.py.
     Returns x's shape and dtype; statistics in fp32 (float64 for float64). Saved for backward: x, weight and
     one number a row. Raises ValueError when the sizes do not fit. Formula: Zhang and Sennrich 2019

@@ -9,20 +9,15 @@ groups.  D: head size.
 """
 
 import functools
-import importlib.util
-import inspect
-import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
 from ralign.engine.policy.context import gather_keys
+from ralign.engine.policy.flash_attention import varlen_kernel
 from ralign.engine.policy.rope import apply_rotary
 from torch import Tensor
 from torch.nn import functional as F
-
-logger = logging.getLogger(__name__)
 
 PAD_WASTE = 1.25  # SDPA: sequences attend together while padding to the longest costs at most this factor
 
@@ -73,35 +68,18 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packed) -> Tenso
             `max_seqlen_kv`. A sequence with fewer queries than keys has its last ones.
 
     Returns:
-        [T, N, D]. On CUDA by `varlen_kernel`; on CPU, and in fp32, which those kernels refuse, by SDPA, sequences
-        of similar length together (on CUDA the host then waits once a micro-batch for their lengths).
+        [T, N, D]. On CUDA by `flash_attention.varlen_kernel`; on CPU, and in fp32, which those kernels refuse, by
+        SDPA, sequences of similar length together (on CUDA the host then waits once a micro-batch for their lengths).
     """
-    if query.device.type == "cuda" and query.dtype != torch.float32:
+    if _has_kernel(query):
+        kernel = varlen_kernel(query.device, query.dtype, query.shape[-1])
         lengths = (packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv)
-        return varlen_kernel()(query, key, value, *lengths)
+        return kernel(query, key, value, *lengths)
     return _attention_by_length(query, key, value, packed)
 
 
-@functools.cache
-def varlen_kernel() -> Callable[..., Tensor]:
-    """Causal attention of packed bf16 sequences on CUDA, called with query, key, value, `cu_seqlens` and longest
-    sequence of queries and of keys; it returns [T, N, D].
-
-    torch's own where it says that keys may have fewer heads than queries (2.12 and later), else flash-attn where it
-    is installed, else torch's all the same: that of 2.11 runs the same kernel and does not compare the heads. So
-    keys and values are repeated for no one, and autograd keeps them once.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    if not takes_groups and importlib.util.find_spec("flash_attn_2_cuda"):
-        from flash_attn import flash_attn_varlen_func
-
-        logger.info("packed attention: flash-attn")
-        return functools.partial(flash_attn_varlen_func, causal=True)
-    logger.info("packed attention: torch's varlen attention")
-    options = {"enable_gqa": True} if takes_groups else {}
-    return functools.partial(varlen_attn, window_size=(-1, 0), **options)
+def _has_kernel(query: Tensor) -> bool:
+    return query.device.type == "cuda" and query.dtype != torch.float32
 
 
 def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> Tensor:

@@ -2,6 +2,7 @@
 
 The launches are those of the public functions: they run here on CPU tensors with the launch itself recorded, not
 executed, so that the shapes of arguments, block sizes and warps compiled here are those that a GPU will get.
+`pytest -s` (or `-rP`) prints each kernel's registers and spills.
 """
 
 import os
@@ -98,9 +99,19 @@ def use_every_kernel(dtype):
     for kind in KINDS:
         group_advantages(torch.zeros(64), targets, targets == 0, kind=kind)
     gae(torch.zeros(64), torch.zeros(64), targets == 0, cu_seqlens)
-    for size in (128, 5120, 8192):
+    for size in (64, 128, 5120, 8192):
         x = torch.randn(64, size, dtype=dtype, requires_grad=True)
-        rms_norm(x, torch.ones(size, dtype=dtype, requires_grad=True), 1e-6).sum().backward()
+        norm_and_gradient(x, torch.randn(64, size, dtype=dtype))
+    for num_heads, num_groups, size in ((64, 8, 128), (40, 8, 128), (14, 2, 64)):
+        heads = [torch.randn(16, num_heads + 2 * num_groups, size, dtype=dtype) for _ in range(2)]
+        q_and_k = [x.split([num_heads, num_groups, num_groups], dim=1)[:2] for x in heads]
+        for x, dy in zip(*q_and_k, strict=True):  # as attention norms them, and a gradient of another layout
+            norm_and_gradient(x.requires_grad_(), dy)
+            norm_and_gradient(x, torch.randn(x.shape, dtype=dtype))
+
+
+def norm_and_gradient(x, dy):
+    rms_norm(x, torch.ones(x.shape[-1], dtype=x.dtype, requires_grad=True), 1e-6).backward(dy)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,10 @@ def test_every_kernel_compiles_without_spills(architecture, dtype, launches, tmp
         num_registers, stack_bytes = registers_and_stack(compiled, tmp_path)
         assert num_registers <= 255 and stack_bytes == 0, (kernel.__name__, num_registers, stack_bytes)
         seen.add(kernel.__name__)
+        sizes = ", ".join(f"{name}={value}" for name, value in kwargs.items())
+        print(
+            f"sm_{architecture} {kernel.__name__}: registers {num_registers}, spilled {stack_bytes} B ({sizes})"
+        )
     assert seen == {
         "_row_stats_kernel", "_merge_kernel", "_d_logits_kernel", "_policy_loss_kernel", "_sequence_kernel",
         "_advantages_kernel", "_forward_kernel", "_backward_kernel", "_gae_kernel",

@@ -1,80 +1,36 @@
-"""Which kernel packs attention on CUDA, and how it is called. Without a GPU the kernels are stood in for."""
+"""What packed attention gives by SDPA and by a kernel. Without a GPU the kernel is stood in for."""
 
-import inspect
-import sys
-from types import ModuleType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from ralign.engine.policy import attention
+from ralign.engine.policy import attention, flash_attention
 from ralign.engine.policy.context import sequence_bounds
-from torch.nn.attention import varlen
+
+BF16 = torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
 def _no_choice_is_kept():
-    attention.varlen_kernel.cache_clear()
+    flash_attention.varlen_kernel.cache_clear()
     yield
-    attention.varlen_kernel.cache_clear()
+    flash_attention.varlen_kernel.cache_clear()
 
 
-def call(kernel) -> object:
-    packed = SimpleNamespace(cu_seqlens_q="cu_q", cu_seqlens_kv="cu_k", max_seqlen_q=7, max_seqlen_kv=9)
-    return kernel("query", "key", "value", *vars(packed).values())
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
-def torch_2_11(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
-):
-    return "torch", window_size
-
-
-def torch_2_12(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
-):
-    return "torch", window_size, enable_gqa
-
-
-def install_flash_attn(monkeypatch) -> None:
-    """A compiled flash-attn 2."""
-    package, compiled = ModuleType("flash_attn"), ModuleType("flash_attn_2_cuda")
-    compiled.__spec__ = SimpleNamespace()
-    package.flash_attn_varlen_func = lambda *args, causal: ("flash-attn", args[3:], causal)
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setitem(sys.modules, "flash_attn_2_cuda", compiled)
-
-
-def test_torchs_kernel_where_keys_may_have_fewer_heads(monkeypatch):
-    install_flash_attn(monkeypatch)
-    monkeypatch.setattr(varlen, "varlen_attn", torch_2_12)
-    assert call(attention.varlen_kernel()) == ("torch", (-1, 0), True)
-
-
-def test_flash_attn_where_torchs_does_not_say_so(monkeypatch):
-    install_flash_attn(monkeypatch)
-    monkeypatch.setattr(varlen, "varlen_attn", torch_2_11)
-    assert call(attention.varlen_kernel()) == ("flash-attn", ("cu_q", "cu_k", 7, 9), True)
-
-
-def test_torchs_kernel_where_nothing_else_is_installed(monkeypatch):
-    # A package of that name without the compiled kernels (flash-attn 4 is one) is not what is wanted.
-    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    monkeypatch.setattr(varlen, "varlen_attn", torch_2_11)
-    assert call(attention.varlen_kernel()) == ("torch", (-1, 0))
-
-
-def test_the_installed_torch_takes_the_call():
-    kernel = attention.varlen_kernel()
-    bound = inspect.signature(kernel.func).bind(*range(7), **kernel.keywords)
-    assert bound.arguments["window_size"] == (-1, 0)
-
-
-@pytest.mark.parametrize("dtype, expected", [(torch.bfloat16, "kernel"), (torch.float32, "by length")])
+@pytest.mark.parametrize("dtype, expected", [(BF16, "kernel"), (torch.float32, "by length")])
 def test_fp32_on_a_gpu_goes_the_way_of_the_cpu(monkeypatch, dtype, expected):
     """The kernels compute in half precision alone."""
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: lambda *_: "kernel")
+    monkeypatch.setattr(attention, "varlen_kernel", lambda *_: lambda *_: "kernel")
     monkeypatch.setattr(attention, "_attention_by_length", lambda *_: "by length")
-    query = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    query = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 1, 128))
     packed = SimpleNamespace(cu_seqlens_q=0, cu_seqlens_kv=0, max_seqlen_q=0, max_seqlen_kv=0)
     assert attention.packed_attention(query, None, None, packed) == expected
 
@@ -88,24 +44,120 @@ def attend(attention_function, tensors, packed, dtype) -> list[torch.Tensor]:
     return [x.detach().float().cpu() for x in (out, query.grad, key.grad, value.grad)]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("ranks, rank", [(1, 0), (2, 0), (2, 1)])
-def test_the_kernel_agrees_with_sdpa(ranks, rank):
-    """Groups of 4 heads to a key, also where a rank has only the middle or the end of a sequence."""
-    device = torch.device("cuda")
-    generator = torch.Generator(device).manual_seed(0)
-    lengths = torch.tensor([300, 1, 77, 512, 38, 96])
-    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int().to(device)
-    share = int(lengths.sum()) // ranks
+def part_of_a_batch(lengths, ranks, rank, num_heads, num_groups, head_size, device="cpu"):
+    """Query, key and value as a context-parallel rank has them, and their bounds; some sequences lie before its part,
+    one or two are cut, some lie behind. The longest sequence is told of the whole micro-batch."""
+    generator = torch.Generator().manual_seed(0)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    share = int(cu_seqlens[-1]) // ranks
     own = slice(rank * share, (rank + 1) * share)
-    queries, keys = sequence_bounds(cu_seqlens, own)
-    longest = {"max_seqlen_q": 512, "max_seqlen_kv": 512}
+    queries, keys = (x.to(device) for x in sequence_bounds(cu_seqlens, own))
+    longest = {"max_seqlen_q": max(lengths), "max_seqlen_kv": max(lengths)}
     packed = SimpleNamespace(cu_seqlens_q=queries, cu_seqlens_kv=keys, **longest)
-    shapes = [(share, 8, 128), (own.stop, 2, 128), (own.stop, 2, 128)]
-    tensors = [torch.randn(shape, device=device, generator=generator) for shape in shapes]
+    sizes = [(share, num_heads), (own.stop, num_groups), (own.stop, num_groups)]
+    return [torch.randn(*size, head_size, generator=generator).to(device) for size in sizes], packed
+
+
+def flash_attn_4_reference(
+    q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, deterministic
+):
+    """What flash-attn 4 promises, a sequence at a time. Rows of no sequence are NaN, in the gradients as well."""
+    assert causal and not deterministic
+    output, lse = torch.full_like(q, float("nan")), torch.full(q.shape[:2], float("nan"))
+    for x, bounds in ((q, cu_seqlens_q), (k, cu_seqlens_k), (v, cu_seqlens_k)):
+        assert bounds.dtype == torch.int32 and bounds.is_contiguous()
+        x.register_hook(partial(lambda last, gradient: poisoned(gradient, last), int(bounds[-1])))
+    repeats = q.shape[1] // k.shape[1]
+    bounds = zip(cu_seqlens_q[:-1], cu_seqlens_q[1:], cu_seqlens_k[:-1], cu_seqlens_k[1:], strict=True)
+    for q_start, q_end, k_start, k_end in torch.tensor(list(bounds)).tolist():
+        num_queries, num_keys = q_end - q_start, k_end - k_start
+        assert num_queries <= max_seqlen_q and num_keys <= max_seqlen_k
+        keys, values = (x[k_start:k_end].repeat_interleave(repeats, 1).float() for x in (k, v))
+        scores = torch.einsum("qhd,khd->qhk", q[q_start:q_end].float(), keys) / q.shape[-1] ** 0.5
+        sees = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+        scores = scores.masked_fill(~sees[:, None], float("-inf"))
+        attended = torch.einsum("qhk,khd->qhd", scores.softmax(-1), values).to(q.dtype)
+        output = output.index_put((torch.arange(q_start, q_end),), attended)
+        lse[q_start:q_end] = scores.detach().logsumexp(-1)
+    return output, lse.t()
+
+
+def poisoned(gradient, last):
+    gradient = gradient.clone()
+    gradient[last:] = float("nan")
+    return gradient
+
+
+@pytest.mark.parametrize(("num_heads", "num_groups"), [(4, 4), (8, 2), (8, 1)])
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)])
+def test_packed_attention_by_flash_attn_4(ranks, rank, num_heads, num_groups, monkeypatch):
+    """With the package's promise in its place: outputs and gradients are SDPA's, on every context-parallel rank."""
+    kernel = partial(flash_attention._call_flash_attn_4, flash_attn_4_reference)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda *_: kernel)
+    monkeypatch.setattr(attention, "_has_kernel", lambda query: query.dtype == BF16)
+    tensors, packed = part_of_a_batch([30, 1, 7, 52, 3, 27], ranks, rank, num_heads, num_groups, 64)
     expected = attend(attention.packed_attention, tensors, packed, torch.float32)
-    plain = attend(attention._attention_by_length, tensors, packed, torch.bfloat16)
-    found = attend(attention.packed_attention, tensors, packed, torch.bfloat16)
+    plain = attend(attention._attention_by_length, tensors, packed, BF16)
+    found = attend(attention.packed_attention, tensors, packed, BF16)
     for right, torchs, ours in zip(expected, plain, found, strict=True):
         assert (ours - right).norm() <= 2 * (torchs - right).norm()
+
+
+def on_gpu(name, monkeypatch):
+    """Takes the kernel of that name, or skips the test."""
+    if name == "torch":
+        monkeypatch.setattr(flash_attention, "_installed", lambda _: False)
+    elif torch.cuda.get_device_capability()[0] not in (9, 10) or not flash_attention._installed(
+        "flash-attn-4"
+    ):
+        pytest.skip("flash-attn 4 needs compute capability 9 or 10, and the package")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+KERNELS = pytest.mark.parametrize("name", ["torch", "flash-attn-4"])
+LENGTHS = [300, 1, 77, 512, 38, 96]
+
+
+@pytest.mark.gpu
+@ON_GPU
+@KERNELS
+@pytest.mark.parametrize("head_size", flash_attention.HEAD_SIZES)
+@pytest.mark.parametrize(("num_heads", "num_groups"), [(4, 4), (8, 2), (8, 1), (10, 2)])
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+def test_a_kernel_agrees_with_sdpa(name, ranks, rank, num_heads, num_groups, head_size, monkeypatch):
+    """Also where a rank has only the middle or the end of a sequence; keys before its part have gradient 0."""
+    device = on_gpu(name, monkeypatch)
+    tensors, packed = part_of_a_batch(LENGTHS, ranks, rank, num_heads, num_groups, head_size, device)
+    expected = attend(attention.packed_attention, tensors, packed, torch.float32)
+    plain = attend(attention._attention_by_length, tensors, packed, BF16)
+    found = attend(attention.packed_attention, tensors, packed, BF16)
+    for right, torchs, ours in zip(expected, plain, found, strict=True):
+        assert (ours - right).norm() <= 2 * (torchs - right).norm()
+
+
+@pytest.mark.gpu
+@ON_GPU
+@KERNELS
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 1)])
+def test_deterministic_gradients_have_the_same_bits(name, ranks, rank, monkeypatch, deterministic):
+    """Long sequences, so that many programs add to one gradient of a query."""
+    device = on_gpu(name, monkeypatch)
+    tensors, packed = part_of_a_batch([4000, 6000, 100, 6284], ranks, rank, 16, 2, 128, device)
+    first, *others = (attend(attention.packed_attention, tensors, packed, BF16) for _ in range(5))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_views_of_a_projection_give_what_copies_give(monkeypatch):
+    """As attention has them: value is a part of the projection's output, with its row stride."""
+    device = on_gpu("flash-attn-4", monkeypatch)
+    _, packed = part_of_a_batch(LENGTHS, 1, 0, 8, 2, 128, device)
+    mixed = torch.randn(sum(LENGTHS), 12, 128, device=device, dtype=BF16)
+    views = mixed.split([8, 2, 2], dim=1)
+    copies = [x.contiguous() for x in views]
+    assert torch.equal(
+        attention.packed_attention(*views, packed), attention.packed_attention(*copies, packed)
+    )

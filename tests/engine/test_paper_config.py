@@ -40,7 +40,7 @@ def test_what_is_both_s_is_handed_down():
         (["actors.model.num_layers=2"], "actors.model.num_layers=2 differs from judges.model.num_layers=4"),
         (["judges.parallel.dtype=bf16"], "actors.parallel.dtype=fp32 differs from judges.parallel.dtype=bf16"),
         (["actors.kernels.advantages=torch"], "judges.kernels.advantages=auto"),
-        (["actors.memory.reserve_gib=1"], "judges.memory.reserve_gib=4.0"),
+        (["actors.memory.reserve_gib=1"], "judges.memory.reserve_gib=6.0"),
         (["actors.faults.stall_s=1"], "judges.faults.stall_s=1800.0"),
         (["actors.generator.temperature=0.7"], "temperature=0.7 differs from judges.generator.temperature=1.0"),
         (["actors.data.max_prompt_tokens=193"], "321 tokens, the judges' 320"),

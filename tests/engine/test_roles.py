@@ -53,7 +53,8 @@ def test_a_server_that_sleeps_takes_its_share_while_generating_alone(tmp_path):
     plan, heading, rows = _rows(run)
     assert plan.phases["generate"]["judge_weights"] == 3 * GIB
     sizes = dict(zip(heading[1:], rows["GenRM (managed)"], strict=True))
-    assert sizes == dict.fromkeys(plan.phases, "-") | {"generate": "20.00", "host": "3.00"}
+    awake = {"start": "20.00", "generate": "20.00"}
+    assert sizes == dict.fromkeys(plan.phases, "-") | awake | {"host": "3.00"}
     run.judge.server.sleep_level = 2
     assert "judge" not in _rows(run)[0].host
     # Without a GPU nothing sleeps.

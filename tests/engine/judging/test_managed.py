@@ -64,6 +64,7 @@ def wait_until_gone(pids, timeout_s: float) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_gpus")
 def test_a_killed_engine_loses_no_sample_and_the_server_ends_with_a_killed_job(tmp_path):
     judge, result = make_judge(tmp_path / "judge"), tmp_path / "result.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -90,8 +91,6 @@ server = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 server += " start_new_session=True); time.sleep(600)"
 warden = [sys.executable, "-m", "ralign.engine.judging.warden"]
 import os
-
-pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
 process = subprocess.Popen([*warden, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
 print(process.pid, flush=True)
 time.sleep(600)

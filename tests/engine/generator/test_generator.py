@@ -52,6 +52,11 @@ def test_they_agree_in_bf16_too(torchrun):
     assert report["same_storage"]
 
 
+def test_an_update_does_not_depend_on_asserts(torchrun):
+    """Without them, too, the prefix cache of the old weights is dropped."""
+    check(torchrun("shared_weights", 1, "1", "1", "0", DTYPE, timeout_s=400, optimize=True), DTYPE)
+
+
 def test_an_engine_in_another_layout_has_the_trainers_weights(torchrun):
     """TP 2 to 1; pipeline stages to 1 go through the 32B recipe's tests, and every layout through test_gather."""
     report = torchrun("shared_weights", 2, "2", "1", "1", DTYPE, timeout_s=400)

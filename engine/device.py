@@ -1,8 +1,11 @@
 """Which device this process trains on, and how CUDA's libraries compute there."""
 
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,19 @@ def prepare_cuda(*, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")  # in-switch sums and trees add in another order
+
+
+def prepare_cpu() -> None:
+    """Compiled kernels are kept apart by the CPU's vector instructions.
+
+    vLLM compiles a few with torch's Inductor, whose cache takes a kernel that was compiled for wider vectors for this
+    CPU's: tokens then index out of range under tensor parallelism.
+    """
+    default = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))
+    if (
+        os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default
+    ):  # torch itself sets the default when imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{torch.backends.cpu.get_cpu_capability()}"
 
 
 def gpu_problem() -> str | None:
@@ -42,6 +58,7 @@ def own_device() -> torch.device:
     if problem := gpu_problem():
         raise UserError(problem)
     if not torch.cuda.is_available():
+        prepare_cpu()
         return torch.device("cpu")
     local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local_rank >= num_gpus:

@@ -151,12 +151,13 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
-    from ralign.engine.device import gpu_problem
+    from ralign.engine.device import gpu_problem, prepare_cpu
 
     if problem := gpu_problem():
         raise UserError(problem)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
+        prepare_cpu()
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # vLLM's CPU worker reads this at start and refuses less than it would take by itself.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib))))

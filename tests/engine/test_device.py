@@ -1,6 +1,8 @@
 """Which device a process takes, and how mistakes about GPUs end; stubs stand for CUDA."""
 
+import getpass
 import os
+import tempfile
 
 import pytest
 import torch
@@ -97,3 +99,21 @@ def test_deterministic_kernels_are_asked_for_where_training_computes_and_nowhere
     assert not torch.are_deterministic_algorithms_enabled()
     with device.deterministic_kernels(False):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_kernels_compiled_for_one_kind_of_cpu_are_not_taken_on_another(monkeypatch):
+    folders = set()
+    for capability in ("AVX2", "AVX512"):
+        default = (
+            f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # as importing Inductor leaves it
+        )
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default)
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability
+        )
+        device.prepare_cpu()
+        folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(folders) == 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    device.prepare_cpu()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"

@@ -46,13 +46,13 @@ class _FakeCudaMode(FakeTensorMode):
 
 
 class _HostMemory(TorchFunctionMode):
-    """Pinned host memory is plain host memory, and real where values are written into it."""
+    """Host memory, pinned or not (whoever says which means it), is plain and real: values are written into it."""
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is Tensor.pin_memory:
             return args[0]
-        if kwargs.pop("pin_memory", False) and func is torch.empty:
+        if kwargs.pop("pin_memory", None) is not None and func is torch.empty:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         # Asked of the embedding and a tied head: in files by us, in the model by vLLM.

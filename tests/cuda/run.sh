@@ -19,9 +19,9 @@ timed() {
 timed "set-up (nothing to do after the first time)" make --no-print-directory VENV="$venv" KIND="$kind" venv
 timed "pip check" "$venv/bin/python" -m pip check
 # By themselves: the stubs of tests/cuda stand in the way of whoever asks for a real GPU.
-RALIGN_TEST_CUDA=1 timed "contract tests" "$venv/bin/pytest" tests/cuda "$@"
+RALIGN_TEST_CUDA=1 timed "contract tests" "$venv/bin/pytest" --disable-warnings tests/cuda "$@"
 if [ $# = 0 ]; then
-    timed "kernels compiled for sm_80, sm_90, sm_100" "$venv/bin/pytest" tests/kernels/test_aot.py -rP
+    timed "kernels compiled for sm_80, sm_90, sm_100" "$venv/bin/pytest" --disable-warnings tests/kernels/test_aot.py -rP
 fi
 
 printf '\n%s\n' "Tested without a GPU: $("$venv/bin/python" -m pip list 2>/dev/null |

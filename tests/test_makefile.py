@@ -230,6 +230,11 @@ def test_the_cuda_locks_take_no_cpu_build_of_torch():
         assert str(torch.specifier).startswith("===") and "+" not in str(torch.specifier)
 
 
+def test_gpu_machines_get_flash_attn_4():
+    """tests/cuda leaves its tests out where it is not installed."""
+    assert "flash-attn-4" in _pins("cuda.lock")
+
+
 @pytest.mark.parametrize("lock", ["cpu.lock", "cuda.lock", "cuda-oldest.lock"])
 def test_what_is_pinned_lies_within_the_range(lock):
     """One code base serves both kinds of machine: what was tried is in the range of cuda.txt."""

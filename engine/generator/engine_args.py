@@ -19,6 +19,8 @@ def prepare_environment(config: GeneratorConfig) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # vLLM would take FlashInfer's wherever it finds nvcc and ninja, and compile it at the first start.
     os.environ["VLLM_ALLREDUCE_USE_FLASHINFER"] = str(int(config.all_reduce == "flashinfer"))
+    if config.all_reduce == "custom":  # larger tensors would be summed in the switch, in no fixed order
+        os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
 
 
 def engine_args(

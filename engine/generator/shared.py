@@ -88,7 +88,9 @@ def _tie_head(model: nn.Module) -> None:
     vLLM unties them where the model's files hold a head beside a config that ties it, as some published ones do
     (loading the policy has compared the two).
     """
-    model.lm_head = model.lm_head.tie_weights(model.model.embed_tokens)
+    embedding = model.model.embed_tokens
+    if model.lm_head is not embedding:  # vLLM 0.26: a tied Qwen2's head is the embedding itself
+        model.lm_head = model.lm_head.tie_weights(embedding)
 
 
 def _view(name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:

@@ -29,11 +29,19 @@ def test_a_batch_has_room_for_a_token_of_every_sequence():
 
 @pytest.mark.parametrize(("all_reduce", "fused"), [("custom", False), ("flashinfer", True)])
 def test_the_setting_chooses_the_all_reduce(monkeypatch, all_reduce, fused):
-    for name in ("VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):
+    for name in (
+        "VLLM_ALLREDUCE_USE_SYMM_MEM",
+        "VLLM_ALLREDUCE_USE_FLASHINFER",
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_LOGGING_LEVEL",
+    ):
         monkeypatch.setenv(name, "1")
     config = GeneratorConfig(all_reduce=all_reduce)
     prepare_environment(config)
     assert os.environ["VLLM_ALLREDUCE_USE_FLASHINFER"] == str(int(fused))
+    assert os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] == str(
+        int(fused)
+    )  # as it was for flashinfer, 0 for custom
     assert make_args(config)["compilation_config"]["pass_config"] == {"fuse_allreduce_rms": fused}
 
 

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from ralign.engine.config import GeneratorConfig
+from ralign.engine.errors import UserError
 
 # As the trainer computes them. Rounded to bf16, logits alone move a logprob by up to 0.03 to 0.08.
 LOGITS_IN_FP32: dict[str, Any] = {"hf_overrides": {"head_dtype": "float32"}}
@@ -21,6 +22,19 @@ def prepare_environment(config: GeneratorConfig) -> None:
     os.environ["VLLM_ALLREDUCE_USE_FLASHINFER"] = str(int(config.all_reduce == "flashinfer"))
     if config.all_reduce == "custom":  # larger tensors would be summed in the switch, in no fixed order
         os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+
+
+def check_all_reduce(config: GeneratorConfig) -> None:
+    """Raises UserError for FlashInfer's all-reduce where vLLM would go without it, and say so in its log alone."""
+    if config.all_reduce != "flashinfer":
+        return
+    from vllm.utils.flashinfer import has_flashinfer
+
+    if not has_flashinfer():
+        raise UserError(
+            "generator.all_reduce=flashinfer: vLLM finds no FlashInfer that it can use; install flashinfer-cubin, "
+            "or put nvcc (CUDA_HOME) and ninja on the PATH"
+        )
 
 
 def engine_args(

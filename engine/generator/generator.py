@@ -117,6 +117,8 @@ class Generator:
         from vllm import LLM
 
         on_cpu = cluster.device.type == "cpu"
+        if not on_cpu:
+            engine_args.check_all_reduce(config)
         args = engine_args.engine_args(
             config,
             folder=str(Path(policy.folder)),

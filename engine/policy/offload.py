@@ -107,9 +107,9 @@ class TrainingState:
                     yield tensor.data
 
     def _host_copy(self, index: int, tensor: Tensor) -> Tensor:
-        """The place of the optimizer's tensor of this number; a stage's optimizer has the tensors of the last one's."""
+        """The place of the optimizer's tensor of this number, where the last stage's optimizer had one like it."""
         if index == len(self._copies):
             self._copies.append(self._memory.empty(tensor.shape, tensor.dtype))
-        copy = self._copies[index]
-        assert copy.shape == tensor.shape and copy.dtype == tensor.dtype
-        return copy
+        elif (self._copies[index].shape, self._copies[index].dtype) != (tensor.shape, tensor.dtype):
+            self._copies[index] = self._memory.empty(tensor.shape, tensor.dtype)
+        return self._copies[index]

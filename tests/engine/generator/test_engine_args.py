@@ -4,7 +4,13 @@ import os
 
 import pytest
 from ralign.engine.config import GeneratorConfig
-from ralign.engine.generator.engine_args import capture_sizes, engine_args, prepare_environment
+from ralign.engine.errors import UserError
+from ralign.engine.generator.engine_args import (
+    capture_sizes,
+    check_all_reduce,
+    engine_args,
+    prepare_environment,
+)
 
 
 def make_args(config: GeneratorConfig | None = None, **options) -> dict:
@@ -63,3 +69,16 @@ def test_without_graphs_none_are_captured():
 def test_the_share_of_a_gpu_is_at_most_what_is_free():
     assert make_args(free_share=0.5)["gpu_memory_utilization"] == pytest.approx(0.475)
     assert make_args()["gpu_memory_utilization"] == 0.9
+
+
+@pytest.mark.parametrize(("all_reduce", "found", "is_refused"), [
+    ("flashinfer", False, True), ("flashinfer", True, False), ("custom", False, False)
+])  # fmt: skip
+def test_a_missing_flashinfer_is_named_and_not_gone_without(monkeypatch, all_reduce, found, is_refused):
+    monkeypatch.setattr("vllm.utils.flashinfer.has_flashinfer", lambda: found)
+    config = GeneratorConfig(all_reduce=all_reduce)
+    if not is_refused:
+        check_all_reduce(config)
+        return
+    with pytest.raises(UserError, match="generator.all_reduce=flashinfer: .*nvcc"):
+        check_all_reduce(config)

@@ -51,7 +51,7 @@ def test_seeds_make_an_array_of_named_runs(capsys):
 
 
 def test_the_notice_covers_the_predicted_step_and_a_checkpoint(capsys):
-    """Half as long again as 2,379 s (docs/scaling.md's figure) and 12 bytes a parameter at 1 GB/s."""
+    """Half as long again as 2,392 s (docs/scale.md's figure) and 12 bytes a parameter at 1 GB/s."""
     submit._main(["--dry-run", "r_align_32b", "--nodes=1", "--gpu=h200", "--time=1-0"])
     shown = capsys.readouterr()
     needed_s = 2392 + 12 * 32.8

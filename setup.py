@@ -1,4 +1,4 @@
-"""Builds the C++ extension and maps the folders engine/ and kernels/ to ralign.engine and ralign.kernels."""
+"""Builds the C++ extension and maps the folders engine/, kernels/ and recipes/ into the package ralign."""
 
 from glob import glob
 
@@ -10,8 +10,11 @@ setup(
         "ralign.engine",
         *(f"ralign.engine.{name}" for name in find_packages("engine")),
         "ralign.kernels",
+        "ralign.recipes",
+        "ralign.recipes.common",
+        "ralign.recipes.paper",
     ],
-    package_dir={"ralign.engine": "engine", "ralign.kernels": "kernels"},
+    package_dir={"ralign.engine": "engine", "ralign.kernels": "kernels", "ralign.recipes": "recipes"},
     package_data={"ralign.engine.report": ["*.html"]},
     ext_modules=[
         Pybind11Extension(

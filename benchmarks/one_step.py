@@ -15,16 +15,14 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from source_tree import ROOT
-
-sys.path.insert(0, str(ROOT / "recipes"))
-
-from qwen3_genrm import made_once, r_align_run  # noqa: E402
-from ralign.engine.command_line import parse, run_main  # noqa: E402
-from ralign.engine.config import DataConfig, EvalConfig, GeneratorConfig, JudgeConfig, ModelConfig, Run  # noqa: E402
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld  # noqa: E402
-from ralign.engine.judging.prompts import load_template, render  # noqa: E402
-from ralign.engine.validation import validate  # noqa: E402
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, ModelConfig, Run
+from ralign.engine.config.validation import validate
+from ralign.engine.data.prompts import load_template, render
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.runtime.entry_point import run_main
+from ralign.recipes.qwen3_genrm import made_once, r_align_run
 
 NUM_STEPS = 2
 
@@ -86,9 +84,9 @@ def draw_model(folder: Path, model: ModelConfig, vocab_size: int, texts: list[st
 
 def steps(run: Run, pairs: list) -> dict:
     """Metrics of the last step, with the memory of its phases and of the start."""
-    from ralign.engine.experiment import Experiment
-    from ralign.engine.tasks import GenRMTask
-    from ralign.engine.trainer import Trainer
+    from ralign.engine.training.experiment import Experiment
+    from ralign.engine.training.tasks import GenRMTask
+    from ralign.engine.training.trainer import Trainer
 
     lab = Experiment(run, pairs, vocab_size=1024)
     measured = lab.memory.metrics()

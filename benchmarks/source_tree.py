@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_importable() -> None:
-    """`ralign.kernels` and `ralign.engine` can be imported from here on, in this process and in those it starts.
+    """Make the packages of ralign importable in this process and in those that it starts.
 
     Where ralign is installed nothing changes. Else a folder of links, removed at exit, goes on the import path.
     """
@@ -21,7 +21,7 @@ def make_importable() -> None:
     folder = Path(tempfile.mkdtemp(prefix="ralign-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "ralign").mkdir()
-    for name in ("engine", "kernels"):
+    for name in ("engine", "kernels", "recipes"):
         (folder / "ralign" / name).symlink_to(ROOT / name)
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))

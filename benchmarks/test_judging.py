@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from ralign.engine.judging.config import EndpointConfig
+from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request, ask
 

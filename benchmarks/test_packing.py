@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 from baselines_packing import first_fit_decreasing, karmarkar_karp, modified_first_fit_decreasing
-from ralign.engine.packing import Sample, materialise, plan
-from ralign.engine.packing_reference import KINDS, draw_lengths, martello_toth_bound
+from packing_reference import KINDS, draw_lengths, martello_toth_bound
+from ralign.engine.data.packing import Sample, materialise, plan
 from ralign.kernels import _packing
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
 from ralign.engine.generator import checksum, gather
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from timing import timed_s
 
 SHAPE = dict(
@@ -78,7 +78,7 @@ def measure(folder: Path, *, tensor: int = 1, pipeline: int = 1, generate: int =
 
 def measure_shared(folder: Path) -> dict:
     """A real engine on views of the trainer's parameters."""
-    from ralign.engine.config import GeneratorConfig
+    from ralign.engine.config.run import GeneratorConfig
     from ralign.engine.generator.generator import Generator
 
     cluster = cluster_module.start(tensor=2)

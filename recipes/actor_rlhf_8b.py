@@ -23,27 +23,28 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from qwen3_genrm import made_once
-from ralign.engine.actor_config import ActorConfig, ActorRun, check_actor
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import (
+from ralign.engine.actors.validation import check_actor
+from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
-    ServerConfig,
 )
-from ralign.engine.data.judgeworld import build_judgeworld
+from ralign.engine.config.validation import validate
 from ralign.engine.data.pairs import Pair, prompt_text
-from ralign.engine.errors import UserError
+from ralign.engine.data.worlds.judgeworld import build_judgeworld
 from ralign.engine.planner.start import require_gpus
-from ralign.engine.smoke import shrink, take_flag, teach_in_chat
-from ralign.engine.validation import validate
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
+from ralign.recipes.common.smoke import shrink, take_flag, teach_in_chat
+from ralign.recipes.qwen3_genrm import made_once
 
 LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=FOLDER"
 
@@ -141,7 +142,7 @@ def read(run: ActorRun) -> list[Pair]:
 def train(run: ActorRun, pairs: list[Pair]) -> None:
     import json
 
-    from ralign.engine.actor_experiment import ActorExperiment
+    from ralign.engine.actors.experiment import ActorExperiment
 
     lab = ActorExperiment(run, [], vocab_size=1024)
     held_out = lab.open_examples(pairs[: run.eval.num_pairs])
@@ -182,8 +183,8 @@ def smoke_run(world_size: int) -> ActorRun:
 
 def with_taught_genrm(run: ActorRun) -> ActorRun:
     """Tiny models that were taught, for seconds: a GenRM to give verdicts, an actor to pass notes on."""
-    from ralign.engine.judging.chat import pair_messages
-    from ralign.engine.judging.prompts import load_template
+    from ralign.engine.data.chat import pair_messages
+    from ralign.engine.data.prompts import load_template
 
     folder = Path(run.out) / f"{run.name}_models"
     pairs = build_judgeworld(run.data.world)["warm_start"]

@@ -17,20 +17,21 @@ import json
 import os
 import sys
 
-from ralign.engine.actor_config import ActorRun, check_actor
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import (
+from ralign.engine.actors.validation import check_actor
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     OptimConfig,
-    ServerConfig,
     SFTConfig,
 )
-from ralign.engine.validation import validate
+from ralign.engine.config.validation import validate
+from ralign.engine.runtime.entry_point import run_main
 
 
 def mini_run() -> ActorRun:
@@ -69,8 +70,8 @@ def main(argv: list[str]) -> None:
 
 
 def train(run: ActorRun) -> None:
-    from ralign.engine.actor_experiment import ActorExperiment
-    from ralign.engine.data.actorworld import build_notes
+    from ralign.engine.actors.experiment import ActorExperiment
+    from ralign.engine.data.worlds.actorworld import build_notes
 
     notes = build_notes(run.data.world)
     lab = ActorExperiment(run, notes["train"], vocab_size=1024)

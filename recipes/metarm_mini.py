@@ -15,10 +15,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import JudgeConfig, ModelConfig, ServerConfig
-from ralign.engine.data.judgeworld import JudgeWorldConfig
-from ralign.engine.errors import UserError
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import ModelConfig
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 
 def _model() -> ModelConfig:
@@ -52,10 +54,10 @@ def main(argv: list[str]) -> None:
     for name in ("num_steps", "batch_size"):
         if getattr(run, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(run, name)}")
-    from ralign.engine.data.judgeworld import build_judgeworld
+    from ralign.engine.data.worlds.judgeworld import build_judgeworld
     from ralign.engine.judging.mini_metarm import make_cases
     from ralign.engine.report.progress import Progress
-    from ralign.engine.taught import teach
+    from ralign.recipes.common.tiny_sft import teach
 
     world, folder, progress = build_judgeworld(run.world), Path(run.out) / "hf", Progress()
     cases = make_cases(world["warm_start"], num_per_pair=3, seed=run.seed)
@@ -82,8 +84,8 @@ def agreement(folder: Path, cases: list) -> dict:
     """How often the served model and the rule agree, and the outcomes of both."""
     from collections import Counter
 
-    from ralign.engine import cluster as cluster_module
     from ralign.engine.judging.factory import open_metarm
+    from ralign.engine.runtime import cluster as cluster_module
 
     config = JudgeConfig(
         metarm="managed",

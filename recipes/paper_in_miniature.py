@@ -8,7 +8,7 @@ of under a million parameters, for judges and actors alike.
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py seed=1 name=paper_seed1
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py actors.algo.advantages=gae name=paper_ppo
-    python -m ralign.engine.report.paper runs/paper_seed*/report/summary.json --out runs/pooled
+    python -m ralign.recipes.paper.report runs/paper_seed*/report/summary.json --out runs/pooled
 
 The third line's actors learn by PPO, as the paper's do; the last pools runs of several seeds.
 
@@ -20,21 +20,21 @@ by RLVR judges learn to lay out bullets and no better facts; those paid by R-Ali
 import os
 import sys
 
-from ralign.engine.actor_config import ActorConfig, ActorRun
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import (
+from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     OptimConfig,
-    ServerConfig,
     SFTConfig,
 )
-from ralign.engine.data.judgeworld import JudgeWorldConfig
-from ralign.engine.paper_config import JudgesRun, PaperRun
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
+from ralign.engine.runtime.entry_point import run_main
+from ralign.recipes.paper.config import JudgesRun, PaperRun
 
 
 def judges_run() -> JudgesRun:
@@ -104,11 +104,11 @@ def main(argv: list[str]) -> None:
 
 
 def reproduce(paper: PaperRun) -> None:
-    from ralign.engine.data.actorworld import build_notes
-    from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
-    from ralign.engine.paper import PaperExperiment
-    from ralign.engine.report.paper import write_paper_report
-    from ralign.engine.report.paper_transcripts import transcripts
+    from ralign.engine.data.worlds.actorworld import build_notes
+    from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
+    from ralign.recipes.paper.experiment import PaperExperiment
+    from ralign.recipes.paper.report import write_paper_report
+    from ralign.recipes.paper.transcripts import transcripts
 
     world, notes = build_judgeworld(paper.judges.data.world), build_notes(paper.actors.data.world)
     lab = PaperExperiment(paper, world["train"], vocab_size=1024)

@@ -11,24 +11,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ralign.engine.command_line import parse
-from ralign.engine.config import (
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
     Run,
-    ServerConfig,
 )
-from ralign.engine.data.judgeworld import build_judgeworld, decisive_factor
-from ralign.engine.errors import UserError
+from ralign.engine.config.validation import validate
+from ralign.engine.data.worlds.judgeworld import build_judgeworld, decisive_factor
 from ralign.engine.planner.start import require_gpus
-from ralign.engine.smoke import shrink, take_flag, teach_in_chat
-from ralign.engine.validation import validate
+from ralign.engine.runtime.errors import UserError
+from ralign.recipes.common.smoke import shrink, take_flag, teach_in_chat
 
 SMOKE_WAIT_S = 600.0
 
@@ -97,8 +96,8 @@ def start(default: Run, argv: list[str], doc: str, *, num_gpus: int, gpu: str) -
 
 def train(run: Run) -> None:
     from ralign.engine.data.pairs import read_pairs
-    from ralign.engine.experiment import Experiment
     from ralign.engine.report.report import write_report
+    from ralign.engine.training.experiment import Experiment
 
     if run.data.train:
         pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
@@ -141,8 +140,8 @@ def with_taught_models(run: Run) -> Run:
     pairs = build_judgeworld(run.data.world)["warm_start"]
 
     def teach_policy(path: Path) -> None:
-        from ralign.engine.judging.chat import pair_messages
-        from ralign.engine.judging.prompts import load_template
+        from ralign.engine.data.chat import pair_messages
+        from ralign.engine.data.prompts import load_template
 
         template = load_template(run.data.template)
         answers = [
@@ -155,7 +154,7 @@ def with_taught_models(run: Run) -> Run:
 
     def teach_judge(path: Path) -> None:
         from ralign.engine.judging.mini_metarm import make_cases
-        from ralign.engine.taught import teach
+        from ralign.recipes.common.tiny_sft import teach
 
         teach(path, [(case.prompt, case.answer) for case in make_cases(pairs, seed=run.seed)], num_steps=60)
 

@@ -16,9 +16,9 @@ In miniature, with the real layout as far as the processes allow, on two CPU cor
 
 import sys
 
-from qwen3_genrm import r_align_run, start
-from ralign.engine.command_line import run_main
-from ralign.engine.config import Run
+from ralign.engine.config.run import Run
+from ralign.engine.runtime.entry_point import run_main
+from ralign.recipes.qwen3_genrm import r_align_run, start
 
 
 def r_align_32b() -> Run:

@@ -14,9 +14,9 @@ Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_8b --gpus 8 --gpu h100`). In min
 
 import sys
 
-from qwen3_genrm import r_align_run, start
-from ralign.engine.command_line import run_main
-from ralign.engine.config import Run
+from ralign.engine.config.run import Run
+from ralign.engine.runtime.entry_point import run_main
+from ralign.recipes.qwen3_genrm import r_align_run, start
 
 
 def r_align_8b() -> Run:

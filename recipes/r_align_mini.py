@@ -20,20 +20,20 @@ there, but the whole path is used.
 import os
 import sys
 
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import (
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     ModelConfig,
     OptimConfig,
     Run,
-    ServerConfig,
     SFTConfig,
 )
-from ralign.engine.validation import validate
+from ralign.engine.config.validation import validate
+from ralign.engine.runtime.entry_point import run_main
 
 
 def judgeworld_run() -> Run:
@@ -93,9 +93,9 @@ def main(argv: list[str]) -> None:
 
 
 def compare_in_judgeworld(run: Run) -> None:
-    from ralign.engine.data.judgeworld import TESTS, build_judgeworld, warm_start_judgments
-    from ralign.engine.experiment import Experiment
+    from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
     from ralign.engine.report.report import write_report
+    from ralign.engine.training.experiment import Experiment
 
     world = build_judgeworld(run.data.world)
     lab = Experiment(run, world["train"], vocab_size=1024)
@@ -120,9 +120,9 @@ def compare_in_judgeworld(run: Run) -> None:
 
 def train_on_file(run: Run) -> None:
     from ralign.engine.data.pairs import read_pairs
-    from ralign.engine.errors import UserError
-    from ralign.engine.experiment import Experiment
     from ralign.engine.report.metrics_log import read_metrics
+    from ralign.engine.runtime.errors import UserError
+    from ralign.engine.training.experiment import Experiment
 
     if run.judge.metarm == "rule":
         raise UserError(

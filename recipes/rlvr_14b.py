@@ -14,10 +14,10 @@ Hardware: as for r_align_14b.py. In miniature, on two CPU cores:
 import sys
 from dataclasses import replace
 
-from qwen3_genrm import start
-from r_align_14b import r_align_14b
-from ralign.engine.command_line import run_main
-from ralign.engine.config import Run
+from ralign.engine.config.run import Run
+from ralign.engine.runtime.entry_point import run_main
+from ralign.recipes.qwen3_genrm import start
+from ralign.recipes.r_align_14b import r_align_14b
 
 
 def rlvr_14b() -> Run:

@@ -49,7 +49,7 @@ def test_kernels_is_not_a_package_that_others_could_import():
 
 
 def test_ralign_is_imported_from_this_repository():
-    for name in ("ralign.engine.packing", "ralign.kernels.logprob", "ralign.kernels._packing"):
+    for name in ("ralign.engine.data.packing", "ralign.kernels.logprob", "ralign.kernels._packing"):
         assert Path(importlib.util.find_spec(name).origin).is_relative_to(ROOT)
 
 
@@ -73,7 +73,7 @@ def test_every_module_imports_without_cuda_and_asks_for_no_device():
     code = "import importlib, sys, torch\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
     code += "assert not torch.cuda.is_initialized() and not torch.distributed.is_initialized()"
     modules = modules_of("engine") + modules_of("kernels")
-    assert "ralign.engine.packing" in modules and "ralign.kernels.rms_norm" in modules
+    assert "ralign.engine.data.packing" in modules and "ralign.kernels.rms_norm" in modules
     command = [sys.executable, "-c", code, *modules]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=env, capture_output=True, text=True)

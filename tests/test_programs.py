@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ralign.engine.packing import PackedBatch
+from ralign.engine.data.packing import PackedBatch
 from transformers import AutoModelForCausalLM
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -12,12 +12,12 @@ import argparse
 import sys
 
 from ralign.engine.check.report import Finding, as_json, as_text, worst
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
-from ralign.engine.options import Parser, positive
+from ralign.engine.config.command_line import SMOKE_FLAG, parse
+from ralign.engine.config.run import Run
 from ralign.engine.planner.hardware import CHIPS, Chip, chip_of
-from ralign.engine.smoke import FLAG
+from ralign.engine.runtime.argparse_utils import Parser, positive
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 
 def main() -> None:
@@ -39,9 +39,9 @@ def _main(argv: list[str]) -> None:
 
 def _run(recipe: str | None, settings: list[str]) -> Run | None:
     """The recipe's settings with what the command line changes; None without a recipe."""
-    if FLAG in settings:
+    if SMOKE_FLAG in settings:
         raise UserError(
-            f"{FLAG} makes its own model, data and judge: ralign-check without a recipe checks the machine for it"
+            f"{SMOKE_FLAG} makes its own model, data and judge: ralign-check without a recipe checks the machine for it"
         )
     if recipe is None or "=" in recipe or recipe.startswith("-"):
         given = [word for word in (recipe, *settings) if word]

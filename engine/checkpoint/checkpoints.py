@@ -15,9 +15,9 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from ralign.engine.checkpoint import folders, writer
 from ralign.engine.checkpoint.rng import rng_state, set_rng_state
-from ralign.engine.cluster import Cluster
-from ralign.engine.errors import UserError
-from ralign.engine.policy.trained import TrainedModel
+from ralign.engine.policy.megatron_model import TrainedModel
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.errors import UserError
 
 
 class Checkpoints:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ralign.engine.checkpoint import folders
-from ralign.engine.command_line import run_main
-from ralign.engine.errors import UserError
-from ralign.engine.options import Parser
+from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 MAX_FILE_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"

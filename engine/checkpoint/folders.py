@@ -18,7 +18,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 _ROOM_BYTES = 1 << 20

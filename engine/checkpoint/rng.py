@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
-from ralign.engine.cluster import on_megatron
+from ralign.engine.runtime.cuda_stand_in import on_megatron
 
 
 def rng_state() -> dict:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ralign.engine.checkpoint import folders
-from ralign.engine.config import Run, save_config
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import Run, save_config
+from ralign.engine.runtime.errors import UserError
 
 FINISHED = "finished.json"
 # What does not change what is learned, beyond rounding: an interrupted run may go on with other values of these.

@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from ralign.engine.checkpoint.folders import crc32_of
-from ralign.engine.cluster import on_megatron
+from ralign.engine.runtime.cuda_stand_in import on_megatron
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ralign.engine.data.pairs import Pair, prompt_text, scan_pairs
 from ralign.engine.data.swap import why_not_swapped
-from ralign.engine.judging.verdicts import parse_verdict, visible
+from ralign.engine.data.verdicts import parse_verdict, visible
 
 _UNBALANCED = 0.1  # share of label A this far from one half is worth a word
 

@@ -6,10 +6,10 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from ralign.engine.command_line import run_main
 from ralign.engine.data.converters import LAYOUTS
-from ralign.engine.errors import UserError
-from ralign.engine.options import Parser
+from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 _CONVERT = """\
 Converts a published preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON

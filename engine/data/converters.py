@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.data.pairs import BadLine, Pair, Side, parse_pair
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 Row = Mapping[str, Any]
 _AT_SIGN = re.compile(r"@([Rr]esponse) ?([12])\b")

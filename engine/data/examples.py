@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ralign.engine.data.chat import as_text, pair_messages
 from ralign.engine.data.pairs import Pair
-from ralign.engine.errors import UserError
-from ralign.engine.judging.chat import as_text, pair_messages
+from ralign.engine.runtime.errors import UserError
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

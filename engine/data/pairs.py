@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ralign.engine.data.chat import as_text
 from ralign.engine.data.pairs import Pair
-from ralign.engine.judging.chat import as_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 class PromptSampler:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.data.side_names import find_names, speaks_of
-from ralign.engine.judging.verdicts import visible
+from ralign.engine.data.verdicts import visible
 
 _OTHER = {"A": "B", "a": "b", "1": "2", "One": "Two", "1st": "2nd"}
 _OTHER |= {"first": "second", "First": "Second", "FIRST": "SECOND"}
@@ -74,7 +74,7 @@ def swap_sides(pair: Pair) -> Pair:
         meta=meta,
     )
     if pair.source == "judgeworld" and pair.gt_judgment:
-        from ralign.engine.data.judgeworld import oracle_judge
+        from ralign.engine.data.worlds.judgeworld import oracle_judge
 
         return replace(swapped, gt_judgment=oracle_judge(swapped))
     return swapped

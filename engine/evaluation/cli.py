@@ -3,11 +3,11 @@
 import argparse
 import json
 
-from ralign.engine.command_line import run_main
-from ralign.engine.evaluation.asking import add_scoring
+from ralign.engine.evaluation.cli_options import add_scoring
 from ralign.engine.evaluation.metarm_cli import add_metarm
 from ralign.engine.evaluation.run_cli import add_run
-from ralign.engine.options import Parser
+from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.runtime.entry_point import run_main
 
 _SCORE = """\
 L-Acc, S-Corr and F-Score of judged files, as the released R-Align evaluator defines them, with 95 % bootstrap

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.errors import UserError
-from ralign.engine.line_log import LineLog
+from ralign.engine.runtime.append_log import LineLog
+from ralign.engine.runtime.errors import UserError
 
 
 class Journal:

@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from ralign.engine.errors import UserError
-from ralign.engine.evaluation.asking import add_endpoint_options, add_metarm_options, read_metarm
-from ralign.engine.options import positive
+from ralign.engine.evaluation.cli_options import add_endpoint_options, add_metarm_options, read_metarm
+from ralign.engine.runtime.argparse_utils import positive
+from ralign.engine.runtime.errors import UserError
 
 _METARM = """\
 Accuracy of a MetaRM on rationales built from pairs whose error is known (RM-Bench chat): one that names the true
@@ -39,9 +39,9 @@ def add_metarm(commands) -> None:
 
 def _metarm(args: argparse.Namespace) -> None:
     from ralign.engine.data.pairs import read_pairs
-    from ralign.engine.evaluation.metarm_test import build_cases, measure_metarm
-    from ralign.engine.evaluation.metarms import build_reviewer
+    from ralign.engine.evaluation.metarm_probe import build_cases, measure_metarm
     from ralign.engine.evaluation.records import write_records
+    from ralign.engine.evaluation.reviewers import build_reviewer
     from ralign.engine.report.progress import Progress
 
     cases = build_cases(read_pairs(args.file)[: args.limit])

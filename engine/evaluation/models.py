@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ralign.engine.config.judge import EndpointConfig, check_endpoint
 from ralign.engine.data.pairs import BadLine, parse_object
-from ralign.engine.errors import UserError
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.local_model import LocalModel, LocalModelConfig
-from ralign.engine.judging.config import EndpointConfig, check_endpoint
 from ralign.engine.judging.judge import Judge
+from ralign.engine.judging.local_model import LocalModel, LocalModelConfig
+from ralign.engine.runtime.errors import UserError
 
 KINDS = "a Hugging Face folder, endpoint:URL#MODEL or judged:FILE"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.errors import UserError
 from ralign.engine.evaluation.records import released_name, subset_of, write_records
 from ralign.engine.evaluation.score import Judged, compare_models, score
 from ralign.engine.report.browser import write_browser
 from ralign.engine.report.metrics_csv import write_csv
 from ralign.engine.report.plots import plot_judgments
 from ralign.engine.report.summary import make_summary, write_summary
+from ralign.engine.runtime.errors import UserError
 
 
 def summarise(

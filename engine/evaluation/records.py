@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.data.pairs import SIDES, BadLine, Side, parse_object
-from ralign.engine.errors import UserError
 from ralign.engine.judging.metarm import Outcome
+from ralign.engine.runtime.errors import UserError
 
 SUBSET_FIELD = "source"
 _SUBSET_KEYS = ("subset", "domain", "category", "dataset", "name")

@@ -12,19 +12,19 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ralign.engine.data.chat import pair_messages
 from ralign.engine.data.pairs import Pair, other_side
-from ralign.engine.errors import UserError
+from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.records import metarm_fields
-from ralign.engine.judging.chat import pair_messages
 from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.judging.verdicts import parse_verdict
 from ralign.engine.report.progress import Progress
+from ralign.engine.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from ralign.engine.evaluation.metarms import Reviewer
+    from ralign.engine.evaluation.reviewers import Reviewer
 
 
 @dataclass(kw_only=True, slots=True)

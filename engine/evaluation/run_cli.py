@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from ralign.engine.errors import UserError
-from ralign.engine.evaluation.asking import (
+from ralign.engine.evaluation.cli_options import (
     add_endpoint_options,
     add_metarm_options,
     add_scoring,
     endpoint_fields,
     read_metarm,
 )
-from ralign.engine.options import positive
+from ralign.engine.runtime.argparse_utils import positive
+from ralign.engine.runtime.errors import UserError
 
 _RUN = """\
 Judges pairs files with models, lets a MetaRM review every right verdict, and writes judged files, tables, plot and
@@ -72,10 +72,10 @@ def add_run(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ralign.engine.data.prompts import load_template
     from ralign.engine.evaluation.output import summarise, write_outputs, write_released
     from ralign.engine.evaluation.run_models import judge_model, open_evaluations, open_metarm
     from ralign.engine.evaluation.score import read_files
-    from ralign.engine.judging.prompts import load_template
     from ralign.engine.report.progress import Progress
     from ralign.engine.report.terminal import print_summary
 

@@ -6,14 +6,14 @@ from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.data.metarm_prompts import load_metarm_template
 from ralign.engine.data.pairs import Pair
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.metarms import Reviewer, build_reviewer
 from ralign.engine.evaluation.models import Model, hash_of, parse_endpoint
 from ralign.engine.evaluation.records import write_records
+from ralign.engine.evaluation.reviewers import Reviewer, build_reviewer
 from ralign.engine.evaluation.run import Evaluation
-from ralign.engine.judging.config import JudgeConfig
-from ralign.engine.judging.lm_metarm import load_metarm_template
 from ralign.engine.report.progress import Progress
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ralign.engine.errors import UserError
 from ralign.engine.evaluation.compare import compare
 from ralign.engine.evaluation.records import JudgedPair, by_subset, read_judged, test_of
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.metrics import categorise, measure
+from ralign.engine.runtime.errors import UserError
 
 Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
-from ralign.engine.cluster import Cluster
 from ralign.engine.generator.vllm_internals import (
     CPU_GEMM,
     SHM_NAME,
     linear_reads_its_weight,
     replaced,
 )
+from ralign.engine.runtime.cluster import Cluster
 
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -7,8 +7,8 @@ tokens, is set here and not left to vLLM's defaults, which change between releas
 import os
 from typing import Any
 
-from ralign.engine.config import GeneratorConfig
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import GeneratorConfig
+from ralign.engine.runtime.errors import UserError
 
 # As the trainer computes them. Rounded to bf16, logits alone move a logprob by up to 0.03 to 0.08.
 LOGITS_IN_FP32: dict[str, Any] = {"hf_overrides": {"head_dtype": "float32"}}

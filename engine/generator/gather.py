@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from ralign.engine.cluster import Cluster
-from ralign.engine.errors import UserError
 from ralign.engine.policy import hf
 from ralign.engine.policy.model import PackedGPT
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.errors import UserError
 from torch import Tensor
 
 NUM_SLOTS = 2  # buckets under way at once

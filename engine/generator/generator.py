@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ralign.engine.cluster import Cluster
-from ralign.engine.config import GeneratorConfig
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator import engine_args
 from ralign.engine.generator.kv_cache import KVCache
 from ralign.engine.generator.proof import prove_computation
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.generator.vllm_internals import named_request
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime.cluster import Cluster
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ralign.engine.data.packing import Sample, materialise, plan
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.generator.vllm_internals import layer_errors
-from ralign.engine.packing import Sample, materialise, plan
 from ralign.engine.policy.policy import Policy
 
 NUM_PROMPTS, PROMPT_TOKENS = 4, 8

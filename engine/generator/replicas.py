@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 import torch.distributed as dist
-from ralign.engine.cluster import Cluster
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.errors import UserError
 
 
 class Replicas:

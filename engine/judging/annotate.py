@@ -23,17 +23,18 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from ralign.engine.command_line import parse, run_main
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import EndpointConfig, check_endpoint, extra_fields
 from ralign.engine.data.pairs import Pair, context_turns, other_side, prompt_text, read_pairs, write_pairs
-from ralign.engine.errors import UserError
+from ralign.engine.data.prompts import read_template
+from ralign.engine.data.verdicts import all_verdicts, visible
 from ralign.engine.judging.cache import cache_key
-from ralign.engine.judging.config import EndpointConfig, check_endpoint, extra_fields
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Reply, Request
-from ralign.engine.judging.prompts import read_template
-from ralign.engine.judging.verdicts import all_verdicts, visible
-from ralign.engine.line_log import LineLog
 from ralign.engine.report.progress import Progress
+from ralign.engine.runtime.append_log import LineLog
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 NEEDED = ("prompt", "response_A", "response_B", "label")
 NONE = "(none)"

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ralign.engine.errors import UserError
 from ralign.engine.judging.judge import Reply
+from ralign.engine.runtime.errors import UserError
 
 _LOCK_TIMEOUT_S = 60.0
 _SCHEMA = """

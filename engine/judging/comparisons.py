@@ -42,8 +42,8 @@ from enum import Enum
 from typing import Literal, get_args
 
 import numpy as np
-from ralign.engine.errors import UserError
 from ralign.engine.judging.bradley_terry import bradley_terry
+from ralign.engine.runtime.errors import UserError
 
 Scheme = Literal["reference", "circular", "all_pairs", "knockout"]
 Seats = Literal["random", "both", "agree"]

@@ -25,10 +25,10 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
+from ralign.engine.config.judge import EndpointConfig, extra_fields
 from ralign.engine.judging.cache import ReplyCache, cache_key
 from ralign.engine.judging.client import Address, ChatClient, Failure, estimated_tokens
 from ralign.engine.judging.client_process import ClientProcess
-from ralign.engine.judging.config import EndpointConfig, extra_fields
 from ralign.engine.judging.judge import Reply, Request, Usage
 
 MAX_RETRY_AFTER_S = 120.0

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ralign.engine.cluster import Cluster
-from ralign.engine.judging.config import JudgeConfig
+from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.metarm import MetaRM, RuleMetaRM
+from ralign.engine.runtime.cluster import Cluster
 
 
 def open_metarm(config: JudgeConfig, cluster: Cluster, folder: Path, num_askers: int = 1) -> MetaRM | None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

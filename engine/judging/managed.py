@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
-from ralign.engine.cluster import Cluster
-from ralign.engine.judging.config import JudgeConfig
+from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Reply, Request, Usage
 from ralign.engine.judging.server import Server, death_note
+from ralign.engine.runtime.cluster import Cluster
 
 
 class ManagedJudge:

@@ -12,8 +12,8 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from ralign.engine.data.pairs import Pair
-from ralign.engine.errors import UserError
-from ralign.engine.judging.verdicts import visible
+from ralign.engine.data.verdicts import visible
+from ralign.engine.runtime.errors import UserError
 
 
 class Outcome(Enum):

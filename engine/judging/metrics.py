@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ralign.engine.errors import UserError
 from ralign.engine.judging.metarm import Outcome
+from ralign.engine.runtime.errors import UserError
 
 NUM_CATEGORIES = 4
 _WRONG, _CORRECT, _INCORRECT, _FAILED = range(NUM_CATEGORIES)

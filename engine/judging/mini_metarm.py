@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ralign.engine.data.judgeworld import VALUES, cue_judge, decisive_factor
+from ralign.engine.data.metarm_prompts import COMPACT, render_review
 from ralign.engine.data.pairs import SIDES, Pair, other_side
-from ralign.engine.errors import UserError
-from ralign.engine.judging.lm_metarm import COMPACT, render_review
+from ralign.engine.data.verdicts import visible
+from ralign.engine.data.worlds.judgeworld import VALUES, cue_judge, decisive_factor
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors, factor_sentences
-from ralign.engine.judging.verdicts import visible
+from ralign.engine.runtime.errors import UserError
 
 MAX_FACTORS = 3
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ralign.engine.judging.chat import Messages
+from ralign.engine.data.chat import Messages
+from ralign.engine.data.verdicts import parse_verdict, visible
 from ralign.engine.judging.comparisons import (
     REFERENCE,
     Answer,
@@ -19,7 +20,6 @@ from ralign.engine.judging.comparisons import (
     length_penalty,
 )
 from ralign.engine.judging.judge import Judge, JudgeStopped, Reply, Request
-from ralign.engine.judging.verdicts import parse_verdict, visible
 
 _ANSWERS = {"A": Answer.FIRST, "B": Answer.SECOND, None: Answer.UNPARSABLE}
 

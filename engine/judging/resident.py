@@ -11,11 +11,11 @@ import sys
 from concurrent.futures import Future
 from contextlib import nullcontext
 
-from ralign.engine.evaluation.local_model import LocalModel, LocalModelConfig
 from ralign.engine.generator.engine_args import LOGITS_IN_FP32
 from ralign.engine.generator.generator import Generator
 from ralign.engine.generator.vllm_internals import detach_shutdown
 from ralign.engine.judging.judge import Reply, Request
+from ralign.engine.judging.local_model import LocalModel, LocalModelConfig
 
 
 class ResidentJudge(LocalModel):

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch.distributed as dist
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import MetaRM, Outcome
-from ralign.engine.judging.verdicts import parse_verdict
 
 
 class Replicas(Protocol):

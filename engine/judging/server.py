@@ -18,9 +18,9 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from ralign.engine.errors import UserError
-from ralign.engine.judging.config import JudgeConfig
+from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.runtime.errors import UserError
 
 _LOOK_S = 0.5
 _SLEEP_TIMEOUT_S = 300.0
@@ -80,7 +80,7 @@ class Server:
             env["CUDA_VISIBLE_DEVICES"] = self.config.server.devices
         if not torch.cuda.is_available():
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        warden = [sys.executable, "-m", "ralign.engine.judging.warden", str(os.getpid())]
+        warden = [sys.executable, "-m", "ralign.engine.judging.process_guard", str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*warden, *server_command(self.config, self.host, self.port)],

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ralign.engine.command_line import parse, run_main
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.run import Run
+from ralign.engine.config.validation import validate
 from ralign.engine.planner import layouts
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read_constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import shape_of
 from ralign.engine.planner.terms import terms_rows
-from ralign.engine.validation import validate
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 HOST_GB = 256.0  # a GPU's share of a node with 2 TB

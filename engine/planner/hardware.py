@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from ralign.engine.planner.judges import GIB, ResidentJudge
 from ralign.engine.planner.shapes import Shape, shape_of_folder
 
 if TYPE_CHECKING:
-    from ralign.engine.config import Run
+    from ralign.engine.config.run import Run
 
 BYTES = {"bf16": 2, "fp32": 4}
 

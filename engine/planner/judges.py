@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
-    from ralign.engine.config import Run
+    from ralign.engine.config.run import Run
 
 GIB = 2**30
 

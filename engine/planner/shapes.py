@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from ralign.engine.config import ModelConfig
+    from ralign.engine.config.run import ModelConfig
 
-VOCAB_PADDING = 64  # as engine/policy/names.py pads it
+VOCAB_PADDING = 64  # as engine/policy/param_names.py pads it
 
 
 @dataclass(frozen=True, kw_only=True)

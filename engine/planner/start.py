@@ -4,14 +4,14 @@ import os
 import sys
 from dataclasses import replace
 
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import Run
 from ralign.engine.planner import cli, layouts
 from ralign.engine.planner.hardware import CHIPS, Constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import Ledger, ledger
 from ralign.engine.planner.shapes import Shape
+from ralign.engine.runtime.errors import UserError
 
 
 def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
@@ -25,7 +25,7 @@ def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
         UserError: no GPU here, GPUs that torch cannot use, fewer than processes, or fewer processes than `num_gpus`.
     """
     import torch
-    from ralign.engine.device import gpu_problem
+    from ralign.engine.runtime.device import gpu_problem
 
     if problem := gpu_problem():
         raise UserError(problem)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
-from ralign.engine.cluster import Cluster
-from ralign.engine.packing import PackedBatch, to_device
+from ralign.engine.data.packing import PackedBatch, to_device
+from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
 
 # torch 2.13 renamed it; 2.11 and 2.12 know the old name alone.

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core.transformer import TransformerConfig
-from ralign.engine.cluster import Cluster
-from ralign.engine.config import KernelsConfig
-from ralign.engine.packing import PackedBatch
+from ralign.engine.config.run import KernelsConfig
+from ralign.engine.data.packing import PackedBatch
 from ralign.engine.policy.context import gather_tokens
+from ralign.engine.policy.megatron_model import TrainedModel
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.trained import TrainedModel
+from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 from torch import Tensor
 
 logger = logging.getLogger(__name__)

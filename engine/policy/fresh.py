@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from ralign.engine.config import ModelConfig
+from ralign.engine.config.run import ModelConfig
 
 
 def create_model_folder(folder: str | Path, model: ModelConfig, tokenizer, seed: int) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine.cluster import Cluster
-from ralign.engine.errors import UserError
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.names import Slot, slot
+from ralign.engine.policy.param_names import Slot, slot
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.errors import UserError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor

@@ -17,14 +17,14 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from ralign.engine.cluster import Cluster
-from ralign.engine.config import KernelsConfig
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import KernelsConfig
 from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
 from ralign.engine.policy.context import gather_tokens
-from ralign.engine.policy.names import padded_vocab_size
 from ralign.engine.policy.norm import RMSNorm
+from ralign.engine.policy.param_names import padded_vocab_size
 from ralign.engine.policy.rope import head_size, inverse_frequencies, rotary_table
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.errors import UserError
 from ralign.kernels.linear_logprob import linear_logprob
 from torch import Tensor
 from transformers import PretrainedConfig

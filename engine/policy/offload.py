@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from ralign.engine.policy.host_memory import HostMemory
-from ralign.engine.policy.trained import TrainedModel
+from ralign.engine.policy.megatron_model import TrainedModel
 from torch import Tensor
 
 

@@ -10,8 +10,8 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
-from ralign.engine.cluster import Cluster
-from ralign.engine.packing import PackedBatch
+from ralign.engine.data.packing import PackedBatch
+from ralign.engine.runtime.cluster import Cluster
 
 Shape = tuple[int, int, int]
 

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron.core.transformer import TransformerConfig
-from ralign.engine.cluster import Cluster
-from ralign.engine.packing import PackedBatch
+from ralign.engine.data.packing import PackedBatch
 from ralign.engine.policy import hf
 from ralign.engine.policy.host_memory import HostMemory
+from ralign.engine.policy.megatron_model import TrainedModel
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.trained import TrainedModel
+from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
 
 REFERENCE_PART = 1 << 26  # elements copied at once: small enough to fill the blocks of host memory

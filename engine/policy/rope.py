@@ -1,7 +1,7 @@
 """Rotary position embeddings of packed tokens, from each token's own position in its sequence."""
 
 import torch
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

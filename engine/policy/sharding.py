@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedTensor
-from ralign.engine.cluster import Cluster
 from ralign.engine.policy import hf
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.names import Slot
+from ralign.engine.policy.param_names import Slot
+from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
 
 STATES = ("param", "exp_avg", "exp_avg_sq")  # Megatron's names: fp32 weights, first and second moment

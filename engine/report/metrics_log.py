@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor", "critic")
 

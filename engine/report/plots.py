@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from ralign.engine.errors import UserError
 from ralign.engine.report.metrics_log import read_metrics, series
 from ralign.engine.report.summary import display, percent, tests_of
+from ralign.engine.runtime.errors import UserError
 
 CURVES = {
     "reward/mean": "Reward",

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
 SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}

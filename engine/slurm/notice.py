@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ralign.engine.command_line import parse
-from ralign.engine.config import Run
-from ralign.engine.errors import UserError
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.run import Run
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Chip, Constants
+from ralign.engine.runtime.errors import UserError
 
 DEFAULT_S = 1200
 MAX_S = 65535  # sbatch --signal

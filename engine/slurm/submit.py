@@ -13,10 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ralign.engine.command_line import run_main
-from ralign.engine.errors import UserError
-from ralign.engine.options import Parser, positive
 from ralign.engine.planner.hardware import chip_of
+from ralign.engine.runtime.argparse_utils import Parser, positive
+from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.errors import UserError
 from ralign.engine.slurm import notice
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")  # minutes, or [days-]hours:minutes:seconds

@@ -139,7 +139,7 @@ def fake_world(*, size: int, rank: int = 0, **layout: int) -> Iterator:
 
     Collectives of tensors return at once; those of Python objects see this rank's own object in every place.
     """
-    from ralign.engine import cluster as cluster_module
+    from ralign.engine.runtime import cluster as cluster_module
 
     new_group = dist.new_group
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from ralign.engine.config import GeneratorConfig
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.engine_args import capture_sizes, engine_args, prepare_environment
 
 pytestmark = pytest.mark.usefixtures("h100")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import fake_cuda, fake_world
-from ralign.engine.config import AlgoConfig, CriticConfig, KernelsConfig, OptimConfig
-from ralign.engine.losses import ReinforceLoss, supervised_loss
-from ralign.engine.packing import Sample, materialise, plan
-from ralign.engine.ppo import add_advantages
-from ralign.engine.trainer import pack
+from ralign.engine.algorithms.losses import ReinforceLoss, supervised_loss
+from ralign.engine.algorithms.ppo import add_advantages
+from ralign.engine.config.run import AlgoConfig, CriticConfig, KernelsConfig, OptimConfig
+from ralign.engine.data.packing import Sample, materialise, plan
+from ralign.engine.training.trainer import pack
 from tiny import VOCAB, make_samples
 from tiny import pack as tiny_pack
 
@@ -166,7 +166,7 @@ def test_training_state_leaves_and_comes_back(model_folder, launches, dtype, mon
 @pytest.mark.parametrize("layout", ["one", "tp2", "first stage", "last stage"])
 def test_critic(model_folder, launches, layout):
     """Values, advantages from them, and the critic's own update."""
-    from ralign.engine.losses import ValueLoss
+    from ralign.engine.algorithms.losses import ValueLoss
     from ralign.engine.policy.critic import Critic
 
     rng = np.random.default_rng(0)

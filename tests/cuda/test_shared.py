@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_cuda import fake_cuda, fake_world
-from ralign.engine.config import GeneratorConfig
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.engine_args import engine_args, prepare_environment
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 from packaging.version import Version
-from ralign.engine.config import GeneratorConfig
+from ralign.engine.config.run import GeneratorConfig
 
 IS_OLDER = Version(version("vllm")) < Version("0.32")
 pytestmark = [

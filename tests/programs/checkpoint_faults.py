@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
+from ralign.engine.algorithms.losses import SupervisedLoss, supervised_loss
 from ralign.engine.checkpoint import folders
 from ralign.engine.checkpoint.checkpoints import Checkpoints
-from ralign.engine.errors import UserError
-from ralign.engine.losses import SupervisedLoss, supervised_loss
+from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.runtime.errors import UserError
 from worlds import make_stage, one_step
 
 

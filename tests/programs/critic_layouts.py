@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, CriticConfig, OptimConfig, Run
+from ralign.engine.algorithms.ppo import PPO
+from ralign.engine.config.run import AlgoConfig, CriticConfig, OptimConfig, Run
 from ralign.engine.policy.critic import Critic
-from ralign.engine.ppo import PPO
+from ralign.engine.runtime import cluster as cluster_module
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_samples, pack
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from measure import peak_bytes
-from ralign.engine import cluster as cluster_module
 from ralign.engine.generator import checksum, gather
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from tiny import make_model
 
 # (tensor, pipeline, context) of the trainer -> tensor of the engine

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.trainer import Trainer
+from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.training.trainer import Trainer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import make_stage

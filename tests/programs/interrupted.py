@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from ralign.engine import cluster as cluster_module
 from ralign.engine.checkpoint.checkpoints import Checkpoints
 from ralign.engine.report.metrics_log import MetricsLog
+from ralign.engine.runtime import cluster as cluster_module
 from worlds import make_stage
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, KernelsConfig, OptimConfig
-from ralign.engine.losses import ReinforceLoss
+from ralign.engine.algorithms.losses import ReinforceLoss
+from ralign.engine.config.run import AlgoConfig, KernelsConfig, OptimConfig
 from ralign.engine.policy import attention
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from tiny import make_model, make_samples, pack
 
 LAYOUTS = {

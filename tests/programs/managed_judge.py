@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import Run
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.run import Run
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import read_pairs
 from ralign.engine.generator.generator import Rollout
-from ralign.engine.judging.config import JudgeConfig, ServerConfig
 from ralign.engine.judging.lm_metarm import LanguageMetaRM
 from ralign.engine.judging.managed import ManagedJudge
-from ralign.engine.tasks import Answered, GenRMTask, JudgedRollout
+from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.training.tasks import Answered, GenRMTask, JudgedRollout
 
 
 class WatchedMetaRM(LanguageMetaRM):

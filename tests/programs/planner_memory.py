@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from measure import peak_bytes
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
-from ralign.engine.losses import ValueLoss, supervised_loss
-from ralign.engine.packing import Sample
+from ralign.engine.algorithms.losses import ValueLoss, supervised_loss
+from ralign.engine.config.run import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
+from ralign.engine.data.packing import Sample
 from ralign.engine.planner.formulas import num_held, pass_bytes, step_bytes
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.memory import _stage_ledger
 from ralign.engine.planner.shapes import shape_of_hf
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from tiny import make_model, pack
 
 PROMPT, RESPONSE, NUM_SAMPLES = 64, 192, 4

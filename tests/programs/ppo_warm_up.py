@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from ralign.engine import cluster as cluster_module
+from ralign.engine.runtime import cluster as cluster_module
 from worlds import make_stage
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import GeneratorConfig
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.generator import Generator
 from ralign.engine.generator.vllm_internals import layer_errors
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from tiny import make_model
 from torch.nn import functional as F
 

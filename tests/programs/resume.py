@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
 from ralign.engine.checkpoint.checkpoints import Checkpoints
+from ralign.engine.runtime import cluster as cluster_module
 from worlds import LAYOUTS, make_stage, one_step
 
 SAVED, LAST = 3, 6

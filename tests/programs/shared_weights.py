@@ -13,12 +13,12 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import GeneratorConfig, OptimConfig
+from ralign.engine.algorithms.losses import supervised_loss
+from ralign.engine.config.run import GeneratorConfig, OptimConfig
+from ralign.engine.data.packing import Sample
 from ralign.engine.generator.generator import Generator, seeded
-from ralign.engine.losses import supervised_loss
-from ralign.engine.packing import Sample
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
 from tiny import VOCAB, make_model, pack
 
 TEMPERATURE = 0.7

@@ -7,22 +7,22 @@ import json
 import sys
 from pathlib import Path
 
-from ralign.engine import experiment
-from ralign.engine.config import (
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     EvalConfig,
     GeneratorConfig,
-    JudgeConfig,
     MemoryConfig,
     ModelConfig,
     Run,
 )
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.config.validation import validate
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Generator
 from ralign.engine.policy.offload import TrainingState
 from ralign.engine.report.metrics_log import read_metrics
-from ralign.engine.validation import validate
+from ralign.engine.training import experiment
 
 MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_query_groups=2, head_dim=32)
 WORLD = JudgeWorldConfig(num_train=8, num_warm_start=8, num_dev=8, num_test=8)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import GeneratorConfig
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.generator import Generator
 from ralign.engine.policy.policy import Policy
+from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.runtime.errors import UserError
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from ralign.engine.packing import Sample, materialise, plan
+from ralign.engine.data.packing import Sample, materialise, plan
 
 VOCAB = 301  # not a multiple of the vocabulary padding
 

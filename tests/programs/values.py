@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
 from ralign.engine.policy.critic import Critic
+from ralign.engine.runtime import cluster as cluster_module
 from safetensors.torch import load_file
 from tiny import make_model, make_samples, pack
 from transformers import AutoConfig, AutoModelForSequenceClassification

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from ralign.engine import cluster as cluster_module
-from ralign.engine.config import (
+from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     GeneratorConfig,
@@ -15,18 +14,19 @@ from ralign.engine.config import (
     SFTConfig,
 )
 from ralign.engine.data.examples import encode, encode_answer
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judgment
+from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judgment
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.metarm import RuleMetaRM
-from ralign.engine.judging.prompts import load_template, render
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
-from ralign.engine.sft import SFT
-from ralign.engine.tasks import GenRMTask
-from ralign.engine.trainer import Trainer
+from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.training.sft import SFT
+from ralign.engine.training.tasks import GenRMTask
+from ralign.engine.training.trainer import Trainer
 
 MODEL = ModelConfig(
     num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_query_groups=2, head_dim=32,

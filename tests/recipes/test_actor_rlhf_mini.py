@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ralign.engine.config import ModelConfig
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
-from ralign.engine.judging.prompts import load_template, render
-from ralign.engine.taught import teach
+from ralign.engine.config.run import ModelConfig
+from ralign.engine.data.prompts import load_template, render
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.recipes.common.tiny_sft import teach
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed

@@ -10,12 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from ralign.engine import taught
 from ralign.engine.data.examples import encode
-from ralign.engine.data.judgeworld import build_judgeworld
-from ralign.engine.judging.prompts import load_template
+from ralign.engine.data.prompts import load_template
+from ralign.engine.data.worlds.judgeworld import build_judgeworld
 from ralign.engine.planner.cli import plan, recipe_run
 from ralign.engine.planner.hardware import CHIPS, Constants
+from ralign.recipes.common import tiny_sft as taught
 from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed

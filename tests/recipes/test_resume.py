@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from ralign.engine.checkpoint import export
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
-from ralign.engine.errors import UserError
-from ralign.engine.judging.prompts import load_template, render
-from ralign.engine.taught import teach
+from ralign.engine.data.prompts import load_template, render
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.runtime.errors import UserError
+from ralign.recipes.common.tiny_sft import teach
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.judging.metrics import measure
-from ralign.engine.judging.verdicts import parse_verdict
 
 pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ralign.engine.check.machine import Gpu, Machine, SharedMemory, Torch
 from ralign.engine.check.packages import LOCKS, read_lock
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.data.pairs import write_pairs
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.planner.shapes import PUBLISHED
 
 GIB = 2**30

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ralign.engine.check import cli
 from ralign.engine.check.report import as_text
-from ralign.engine.command_line import parse
+from ralign.engine.config.command_line import parse
 from ralign.engine.planner.cli import recipe_run
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "check.md"

@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from ralign.engine.actor_config import ActorRun
 from ralign.engine.check.folders import check_critic, check_data, check_model
 from ralign.engine.check.machine import Torch
-from ralign.engine.config import DataConfig, EvalConfig, GeneratorConfig, ModelConfig, Run
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, ModelConfig, Run
 
 TORCH = Torch(version="2.13.0")
 

@@ -4,10 +4,11 @@ import socket
 from dataclasses import replace
 
 import pytest
-from ralign.engine.actor_config import ActorConfig, ActorRun
 from ralign.engine.check.judge import check_judge
 from ralign.engine.check.report import as_json, as_text
-from ralign.engine.config import DataConfig, JudgeConfig, ModelConfig, Run
+from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import DataConfig, ModelConfig, Run
 
 MODEL = "openai/gpt-oss-120b"
 RIGHT, WRONG = "sk-right-0123456789", "sk-wrong-9876543210"

@@ -7,7 +7,7 @@ import pytest
 from ralign.engine.check import plan
 from ralign.engine.check.machine import Gpu
 from ralign.engine.check.plan import check_disk, check_plan, chip_of_gpus, default_num_gpus, needs_gpus
-from ralign.engine.config import CheckpointConfig, ModelConfig, ParallelConfig, Run
+from ralign.engine.config.run import CheckpointConfig, ModelConfig, ParallelConfig, Run
 from ralign.engine.planner.cli import recipe_run
 from ralign.engine.planner.hardware import CHIPS
 

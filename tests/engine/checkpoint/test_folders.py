@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from ralign.engine.checkpoint import folders
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 def make(folder, step, score=None):

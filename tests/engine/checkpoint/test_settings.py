@@ -5,8 +5,8 @@ import json
 import pytest
 from ralign.engine.checkpoint import folders
 from ralign.engine.checkpoint.settings import mark_finished, open_folder
-from ralign.engine.config import OptimConfig, ParallelConfig, Run
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import OptimConfig, ParallelConfig, Run
+from ralign.engine.runtime.errors import UserError
 
 
 def begun(tmp_path, **settings) -> Run:

@@ -6,20 +6,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ralign.engine.actor import ActorExample, ActorTask
-from ralign.engine.actor_config import ActorConfig, ActorRun
-from ralign.engine.config import DataConfig, Run
+from ralign.engine.actors.task import ActorExample, ActorTask
+from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.run import DataConfig, Run
+from ralign.engine.data.chat import as_text, pair_messages
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.prompts import FULL
 from ralign.engine.data.questions import OpenQuestion
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.run import Evaluation
-from ralign.engine.experiment import Experiment
-from ralign.engine.judging.chat import as_text, pair_messages
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.judge import Reply, Usage
 from ralign.engine.judging.pairwise import PairwiseReward
-from ralign.engine.judging.prompts import FULL
-from ralign.engine.tasks import Answered
+from ralign.engine.training.experiment import Experiment
+from ralign.engine.training.tasks import Answered
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

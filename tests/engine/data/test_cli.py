@@ -7,7 +7,7 @@ import sys
 import pytest
 from ralign.engine.data.cli import _main
 from ralign.engine.data.pairs import Pair, read_pairs, write_pairs
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 def pair(number, *, prompt=None, label="A", golden=None, response_b="Peru."):

@@ -4,7 +4,7 @@ import pytest
 from ralign.engine.data.cli import _main
 from ralign.engine.data.converters import LAYOUTS, convert, load_rows
 from ralign.engine.data.pairs import read_pairs
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 _HELPSTEER3 = [
     {

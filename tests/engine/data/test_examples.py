@@ -4,15 +4,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from ralign.engine.config import DataConfig, ModelConfig, Run, validate
+from ralign.engine.config.run import DataConfig, ModelConfig, Run
+from ralign.engine.config.validation import validate
+from ralign.engine.data.chat import pair_messages
 from ralign.engine.data.examples import decode_answers, encode, encode_answer
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.prompts import FULL, load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer
-from ralign.engine.errors import UserError
-from ralign.engine.evaluation.local_model import LocalModel
-from ralign.engine.judging.chat import pair_messages
 from ralign.engine.judging.judge import Request
-from ralign.engine.judging.prompts import FULL, load_template, render
+from ralign.engine.judging.local_model import LocalModel
+from ralign.engine.runtime.errors import UserError
 
 # Qwen3's, without its tools: turns between special tokens, thinking switched off by an empty thought.
 QWEN_LIKE = (

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from ralign.engine.data.pairs import Pair, context_turns, prompt_text, read_pairs, write_pairs
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 def record(**changes):

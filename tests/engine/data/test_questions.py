@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.questions import OpenQuestion
-from ralign.engine.errors import UserError
-from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.runtime.errors import UserError
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 

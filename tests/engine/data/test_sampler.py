@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ralign.engine.data.sampler import PromptSampler
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 
 
 @given(num_items=st.integers(1, 30), batch_size=st.integers(1, 50), seed=st.integers(0, 9))

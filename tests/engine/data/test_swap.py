@@ -3,12 +3,12 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.side_names import speaks_of
 from ralign.engine.data.swap import rename, swap_all, swap_names, swap_sides, why_not_swapped
+from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
-from ralign.engine.judging.verdicts import parse_verdict
 
 # text -> the text about the same responses in the other order
 RENAMED = {

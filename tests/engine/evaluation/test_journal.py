@@ -1,6 +1,6 @@
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.evaluation.journal import Journal
+from ralign.engine.runtime.errors import UserError
 
 
 def test_records_survive_and_a_cut_line_is_dropped(tmp_path):

@@ -10,15 +10,15 @@ import time
 from dataclasses import replace
 
 import pytest
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.metarm_prompts import load_metarm_template, render_review
 from ralign.engine.data.pairs import other_side, write_pairs
+from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.swap import swap_sides
-from ralign.engine.errors import UserError
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
 from ralign.engine.evaluation.cli import _main
 from ralign.engine.evaluation.score import read_files
-from ralign.engine.judging.lm_metarm import load_metarm_template, render_review
 from ralign.engine.judging.metarm import RuleMetaRM
-from ralign.engine.judging.prompts import load_template, render
+from ralign.engine.runtime.errors import UserError
 
 NUM_PAIRS = 40
 _COMPACT = load_template("compact")
@@ -360,7 +360,7 @@ def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, s
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     """A folder with a two-layer Qwen3 of random weights and a tokenizer of JudgeWorld's words."""
-    from ralign.engine.config import ModelConfig
+    from ralign.engine.config.run import ModelConfig
     from ralign.engine.data.tokenizer import build_tokenizer
     from ralign.engine.policy.fresh import create_model_folder
 

@@ -1,10 +1,10 @@
 """Options of `ralign-eval run`: engines that share a GPU."""
 
 import pytest
-from ralign.engine.errors import UserError
-from ralign.engine.evaluation.asking import read_metarm
+from ralign.engine.evaluation.cli_options import read_metarm
 from ralign.engine.evaluation.run_cli import _models, add_run
-from ralign.engine.options import Parser
+from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.runtime.errors import UserError
 
 
 @pytest.fixture

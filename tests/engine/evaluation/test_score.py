@@ -9,11 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.evaluation.cli import _main
 from ralign.engine.evaluation.compare import compare
 from ralign.engine.evaluation.score import compare_models, read_files, score
 from ralign.engine.judging.metrics import categorise
+from ralign.engine.runtime.errors import UserError
 
 NUM_ROWS = 2400
 _KINDS = ("Correct", "Incorrect", "CallFail", "ParseFail", "wrong", "unparsable")

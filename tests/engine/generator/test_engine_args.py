@@ -3,14 +3,14 @@
 import os
 
 import pytest
-from ralign.engine.config import GeneratorConfig
-from ralign.engine.errors import UserError
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.engine_args import (
     capture_sizes,
     check_all_reduce,
     engine_args,
     prepare_environment,
 )
+from ralign.engine.runtime.errors import UserError
 
 
 def make_args(config: GeneratorConfig | None = None, **options) -> dict:

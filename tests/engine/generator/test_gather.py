@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.generator.gather import Sharding, World, pieces, schedule
+from ralign.engine.runtime.errors import UserError
 
 BUCKET_BYTES = 8192  # of tests/programs/gather.py
 

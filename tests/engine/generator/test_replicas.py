@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.generator import replicas
 from ralign.engine.generator.generator import Rollout, rollouts_crc
 from ralign.engine.generator.replicas import Replicas
+from ralign.engine.runtime.errors import UserError
 
 
 def make_rollout(ids, logprobs) -> Rollout:

@@ -8,8 +8,8 @@ import time
 from concurrent.futures import Future
 
 import pytest
+from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.data.pairs import Pair, read_pairs
-from ralign.engine.errors import UserError
 from ralign.engine.judging.annotate import (
     GOLDEN,
     AnnotateConfig,
@@ -20,8 +20,8 @@ from ralign.engine.judging.annotate import (
     reason_to_reject,
     render,
 )
-from ralign.engine.judging.config import EndpointConfig
 from ralign.engine.judging.judge import JudgeStopped, Reply
+from ralign.engine.runtime.errors import UserError
 
 COMMAND = [sys.executable, "-c", "from ralign.engine.judging.annotate import main; main()"]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.judging.bradley_terry import bradley_terry
 from ralign.engine.judging.comparisons import (
     REFERENCE,
@@ -17,6 +16,7 @@ from ralign.engine.judging.comparisons import (
     cache_order,
     length_penalty,
 )
+from ralign.engine.runtime.errors import UserError
 
 SCHEMES = ("reference", "circular", "all_pairs", "knockout")
 SEATS = ("random", "both", "agree")

@@ -9,11 +9,11 @@ import time
 
 import psutil
 import pytest
+from ralign.engine.config.judge import EndpointConfig
+from ralign.engine.data.verdicts import visible
 from ralign.engine.judging.client import MAX_REPLY_BYTES, Failure, read_completion
-from ralign.engine.judging.config import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request, ask
-from ralign.engine.judging.verdicts import visible
 
 
 @pytest.fixture(params=[0, 1], ids=["thread", "process"])
@@ -271,7 +271,7 @@ def test_client_processes_end_with_a_killed_asker(fake_endpoint, tmp_path):
 
 _ASKER = """
 import sys
-from ralign.engine.judging.config import EndpointConfig
+from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Request
 url, cache, start, num, num_processes = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])

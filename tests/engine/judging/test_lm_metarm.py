@@ -7,21 +7,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ralign.engine.config.judge import EndpointConfig
+from ralign.engine.data.metarm_prompts import SECTIONS, TAGS, TEMPLATES, load_metarm_template, render_review
 from ralign.engine.data.pairs import Pair
-from ralign.engine.errors import UserError
-from ralign.engine.judging.config import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import Reply
-from ralign.engine.judging.lm_metarm import (
-    SECTIONS,
-    TAGS,
-    TEMPLATES,
-    LanguageMetaRM,
-    load_metarm_template,
-    parse_review,
-    render_review,
-)
+from ralign.engine.judging.lm_metarm import LanguageMetaRM, parse_review
 from ralign.engine.judging.metarm import Outcome
+from ralign.engine.runtime.errors import UserError
 
 PAIR = Pair(
     id="p",

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.data.metarm_prompts import COMPACT, render_review
 from ralign.engine.data.pairs import Pair, write_pairs
-from ralign.engine.errors import UserError
-from ralign.engine.judging.config import JudgeConfig, ServerConfig
-from ralign.engine.judging.lm_metarm import COMPACT, render_review
 from ralign.engine.judging.managed import fingerprint
 from ralign.engine.judging.server import Server, server_command
-from ralign.engine.taught import teach
+from ralign.engine.runtime.errors import UserError
+from ralign.recipes.common.tiny_sft import teach
 
 PROGRAMS = Path(__file__).parents[2] / "programs"
 WORDS = "red blue pink gold grey teal".split()
@@ -89,7 +89,7 @@ _JOB = """
 import subprocess, sys, time
 server = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
 server += " start_new_session=True); time.sleep(600)"
-warden = [sys.executable, "-m", "ralign.engine.judging.warden"]
+warden = [sys.executable, "-m", "ralign.engine.judging.process_guard"]
 import os
 process = subprocess.Popen([*warden, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
 print(process.pid, flush=True)

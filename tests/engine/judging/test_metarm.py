@@ -1,7 +1,12 @@
 import pytest
-from ralign.engine.data.judgeworld import JudgeWorldConfig, build_judgeworld, decisive_factor, oracle_judge
-from ralign.engine.errors import UserError
+from ralign.engine.data.worlds.judgeworld import (
+    JudgeWorldConfig,
+    build_judgeworld,
+    decisive_factor,
+    oracle_judge,
+)
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
+from ralign.engine.runtime.errors import UserError
 
 GOLDEN = r"Facts: pet fox A dog B fox differs. A is wrong: pet should be fox. \boxed{B}"
 

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.metrics import measure
+from ralign.engine.runtime.errors import UserError
 
 # (verdict, label, outcome) -> how many
 _MIX = {

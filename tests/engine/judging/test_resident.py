@@ -4,8 +4,8 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from ralign.engine.evaluation.local_model import LocalModel
 from ralign.engine.judging.judge import Request
+from ralign.engine.judging.local_model import LocalModel
 from ralign.engine.judging.resident import ResidentJudge
 
 

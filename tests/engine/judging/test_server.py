@@ -5,8 +5,8 @@ import time
 
 import psutil
 import pytest
+from ralign.engine.config.judge import EndpointConfig, JudgeConfig, ServerConfig
 from ralign.engine.judging import server as server_module
-from ralign.engine.judging.config import EndpointConfig, JudgeConfig, ServerConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Request, ask
 from ralign.engine.judging.server import Server, death_note

@@ -8,19 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from ralign.engine.config import (
-    AlgoConfig,
-    DataConfig,
-    GeneratorConfig,
-    JudgeConfig,
-    ModelConfig,
-    ParallelConfig,
-    Run,
-)
-from ralign.engine.errors import UserError
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import AlgoConfig, DataConfig, GeneratorConfig, ModelConfig, ParallelConfig, Run
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Constants, chip_of, read_constants
 from ralign.engine.planner.judges import GIB
+from ralign.engine.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 

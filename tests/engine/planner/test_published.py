@@ -4,13 +4,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from published_runs import RUNS, command, comparison, terms
 from ralign.engine.planner import cli
-from ralign.engine.planner.published import RUNS, command, comparison, terms
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
 SECTION = DOC.split("## The plan against a published run\n")[1].split("\n## ")[0]
 BLOCKS = SECTION.split("```\n")[1::2]  # the fenced ones
-AGAIN = "print it again: python -m ralign.engine.planner.published"
+AGAIN = "print it again: python -m published_runs"
 
 
 def test_the_printed_comparison_is_the_planner_s():

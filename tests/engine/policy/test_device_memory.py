@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from ralign.engine.packing import to_device
-from ralign.engine.policy import trained
+from ralign.engine.data.packing import to_device
+from ralign.engine.policy import megatron_model
 from ralign.engine.policy.policy import Policy
 
 
@@ -70,6 +70,6 @@ def test_an_old_optimizer_is_gone_before_the_new_one_is_made(monkeypatch):
         assert old() is None
         return Optimizer(), None
 
-    monkeypatch.setattr(trained, "make_optimizer", make_optimizer)
+    monkeypatch.setattr(megatron_model, "make_optimizer", make_optimizer)
     policy.start_training(None, 1)
     assert isinstance(policy.optimizer, Optimizer)

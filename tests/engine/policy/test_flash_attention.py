@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from ralign.engine.errors import UserError
 from ralign.engine.policy import flash_attention
+from ralign.engine.runtime.errors import UserError
 from torch.nn.attention import varlen
 
 BF16, FP16 = torch.bfloat16, torch.float16

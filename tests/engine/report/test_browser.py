@@ -5,8 +5,8 @@ import shutil
 import time
 
 import pytest
+from ralign.engine.data.verdicts import visible
 from ralign.engine.judging.metrics import measure
-from ralign.engine.judging.verdicts import visible
 from ralign.engine.report.browser import write_browser
 from ralign.engine.report.summary import make_summary
 

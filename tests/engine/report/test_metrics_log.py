@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from ralign.engine.errors import UserError
 from ralign.engine.report.metrics_log import MetricsLog, read_metrics, series
+from ralign.engine.runtime.errors import UserError
 
 
 def test_lines_are_sorted_json_and_read_back(tmp_path):

@@ -9,7 +9,6 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from ralign.engine.errors import UserError
 from ralign.engine.judging.metrics import measure
 from ralign.engine.report import plots
 from ralign.engine.report.html import write_html
@@ -17,6 +16,7 @@ from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.report.plots import plot_judgments, plot_training
 from ralign.engine.report.summary import make_summary, read_summary, write_summary
 from ralign.engine.report.terminal import print_summary
+from ralign.engine.runtime.errors import UserError
 from rich.console import Console
 
 _TESTS = ("in_distribution", "unbiased", "adversarial")

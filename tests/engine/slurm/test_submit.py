@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from ralign.engine.errors import UserError
+from ralign.engine.runtime.errors import UserError
 from ralign.engine.slurm import notice, submit
 
 ROOT = Path(__file__).parents[3]

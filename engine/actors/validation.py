@@ -1,0 +1,110 @@
+"""Refuses settings of an actor's training that cannot work, before any model is built."""
+
+import json
+from pathlib import Path
+
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.judge import check_endpoint
+from ralign.engine.runtime.errors import UserError
+
+
+def check_actor(run: ActorRun) -> None:
+    """Raises UserError for a judge that cannot be asked, before any model is built."""
+    actor = run.actor
+    for name in ("error_rate", "habit_rate", "cue_share"):
+        if not 0 <= (value := getattr(actor, name)) <= 1:
+            raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
+    if run.algo.both_orders:
+        raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
+    if actor.watch_every < 0:
+        raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
+    if actor.num_tries < 1:
+        raise UserError(f"actor.num_tries must be at least 1, got {actor.num_tries}")
+    if actor.length_penalty < 0:
+        raise UserError(f"actor.length_penalty must not be negative, got {actor.length_penalty}")
+    if actor.length_penalty and run.algo.num_samples < 2:
+        raise UserError(
+            f"actor.length_penalty={actor.length_penalty} compares lengths within a group:"
+            f" algo.num_samples must be at least 2, got {run.algo.num_samples}"
+        )
+    if run.judge.metarm not in ("none", "rule"):
+        raise UserError(
+            f"judge.metarm={run.judge.metarm}: an actor's training asks no MetaRM; its GenRM is actor.genrm,"
+            " and actor.judge says where it answers"
+        )
+    if actor.genrm is None:
+        return
+    from ralign.engine.data.prompts import load_template
+    from ralign.engine.judging.comparisons import Schedule
+
+    Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, seats=actor.seats, value=actor.value)
+    load_template(actor.template)
+    if actor.judge == "endpoint":
+        run.judge.model = actor.genrm
+        check_endpoint(run.judge, "judge", needs_url=True)
+    elif (
+        not (_is_hub_name(actor.genrm) and actor.judge == "managed")
+        and not (Path(actor.genrm) / "config.json").is_file()
+    ):
+        raise UserError(f"actor.genrm={actor.genrm}: no Hugging Face folder (config.json is missing)")
+    tensor = run.generator.tensor or run.parallel.tensor
+    if actor.judge == "process" and tensor > 1:
+        raise UserError(
+            f"actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
+            "use actor.judge=managed"
+        )
+    if actor.judge != "endpoint":
+        check_context(run)
+
+
+def check_context(run: ActorRun) -> None:
+    """UserError if the longest question and its answer do not fit the GenRM: such a comparison would fail each time.
+
+    Prompt and answers count in the actor's tokens, the template in the GenRM's. Not known here: what a server that
+    runs already takes, and how long fixed answers are.
+    """
+    folder, limit = Path(run.actor.genrm), run.judge.server.max_model_len
+    is_folder = (folder / "config.json").is_file()
+    if limit is None and is_folder:
+        limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
+            "max_position_embeddings"
+        )
+    if limit is None:
+        return
+    template = _num_template_tokens(run) if is_folder else 0
+    answer, prompt = run.generator.max_new_tokens, run.data.max_prompt_tokens
+    longest = prompt + 2 * answer + template + run.judge.max_new_tokens
+    if longest > limit:
+        raise UserError(
+            f"the GenRM takes {limit} tokens (judge.server.max_model_len, or the model's), but a comparison may need"
+            f" {longest}: data.max_prompt_tokens={prompt}, 2 x generator.max_new_tokens={answer}, {template} of the"
+            f" template and judge.max_new_tokens={run.judge.max_new_tokens}"
+        )
+
+
+def _num_template_tokens(run: ActorRun) -> int:
+    """Tokens of a question without prompt and answers, as the GenRM reads it."""
+    from ralign.engine.data.chat import as_text, pair_messages
+    from ralign.engine.data.pairs import Pair
+    from ralign.engine.data.prompts import load_template
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.actor.genrm)
+    empty = Pair(
+        id="",
+        source="",
+        conversations=[{"role": "user", "content": ""}],
+        response_A="",
+        response_B="",
+        gt_label="A",
+        gt_judgment="",
+    )
+    messages = pair_messages(load_template(run.actor.template), empty)
+    question = as_text(messages, tokenizer, chat=bool(tokenizer.chat_template))
+    return len(tokenizer(question, add_special_tokens=False)["input_ids"])
+
+
+def _is_hub_name(name: str) -> bool:
+    """ORG/NAME, and no folder of that name is begun here (then a mistyped folder is the likelier)."""
+    organisation, slash, model = name.partition("/")
+    return bool(organisation and slash and model and "/" not in model) and not Path(organisation).exists()

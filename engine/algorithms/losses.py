@@ -1,0 +1,139 @@
+"""Loss functions of a packed micro-batch. Denominators are those of the global batch and are in `weights`.
+
+The policy's come in two forms that give the same numbers: from logprobs and entropy, and, a quarter cheaper, from
+the hidden states and the LM head's weight in one pass (`from_hidden`, where `folds` says that there is one).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ralign.engine.config.run import AlgoConfig
+from ralign.engine.data.packing import PackedBatch, Sample, to_device
+from ralign.engine.policy.megatron_model import Metrics
+from ralign.kernels.linear_policy_loss import linear_policy_loss
+from ralign.kernels.policy_loss import policy_loss
+from ralign.kernels.value_loss import value_loss
+from torch import Tensor
+
+
+class SupervisedLoss:
+    """Mean negative log-likelihood of the response tokens of the global batch (this micro-batch's share)."""
+
+    folds = True
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
+        weights = batch.per_token["weights"]
+        return -(logprobs * weights).sum(), {"num_tokens": (weights != 0).sum()}
+
+    def from_hidden(
+        self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
+    ) -> tuple[Tensor, Metrics]:
+        # CISPO's loss of a token is ratio · advantage · −logprob: with both 1 it is the negative log-likelihood.
+        weights = batch.per_token["weights"]
+        loss, _, _, metrics = linear_policy_loss(
+            hidden, weight, batch.targets, None, torch.ones_like(weights), weights,
+            rows=batch.loss_rows, kind="cispo", **head,
+        )  # fmt: skip
+        return loss, {"num_tokens": metrics["num_tokens"]}
+
+
+supervised_loss = SupervisedLoss()
+
+
+class ReinforceLoss:
+    """The policy loss with a run's settings.
+
+    The batch brings `weights`, `advantages` and `rollout_logprobs` per token; `old_logprobs` when the samples
+    serve more than one update (else the policy is its own old policy, and the ratio is exactly 1);
+    `ref_logprobs` when there is a KL term.
+    """
+
+    def __init__(self, algo: AlgoConfig, implementation: str = "auto"):
+        self.by_sequence = algo.ratio == "sequence"
+        self.implementation = implementation
+        self.objective = {
+            "kind": algo.objective,
+            "clip_low": algo.clip_low,
+            "clip_high": algo.clip_high,
+            "dual_clip": algo.dual_clip,
+            "tis_cap": algo.tis_cap,
+            "kl_coef": algo.kl_coef,
+            "kl_kind": algo.kl_kind,
+            "entropy_coef": algo.entropy_coef,
+        }
+
+    @property
+    def folds(self) -> bool:
+        """A sequence's ratio needs all its tokens before any gradient."""
+        return not self.by_sequence
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a token of advantage 0 has a gradient all the same."""
+        return bool(self.objective["kl_coef"] or self.objective["entropy_coef"])
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
+        per_token = batch.per_token
+        return policy_loss(
+            logprobs,
+            per_token.get("old_logprobs", logprobs.detach()),
+            per_token["advantages"],
+            per_token["weights"],
+            rollout_logprobs=per_token["rollout_logprobs"],
+            ref_logprobs=per_token.get("ref_logprobs"),
+            entropy=entropy,
+            cu_seqlens=batch.cu_seqlens if self.by_sequence else None,
+            implementation=self.implementation,
+            **self.objective,
+        )
+
+    def from_hidden(
+        self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
+    ) -> tuple[Tensor, Metrics]:
+        per_token = batch.per_token
+        loss, _, _, metrics = linear_policy_loss(
+            hidden,
+            weight,
+            batch.targets,
+            per_token.get("old_logprobs"),
+            per_token["advantages"],
+            per_token["weights"],
+            rollout_logprobs=per_token["rollout_logprobs"],
+            ref_logprobs=per_token.get("ref_logprobs"),
+            rows=batch.loss_rows,
+            **self.objective,
+            **head,
+        )
+        return loss, metrics
+
+
+class ValueLoss:
+    """The critic's loss. The batch brings `weights`, `values` (before the first update) and `returns` per token."""
+
+    folds = False  # there is no LM head to fold into
+
+    def __init__(self, value_clip: float | None):
+        self.value_clip = value_clip
+
+    def __call__(self, values: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
+        """values [T] of the micro-batch."""
+        old_values, returns, weights = (batch.per_token[name] for name in ("values", "returns", "weights"))
+        return value_loss(values, old_values, returns, weights, clip=self.value_clip)
+
+
+def set_loss_rows(batch: PackedBatch, samples: Sequence[Sample], *, needs_all: bool) -> None:
+    """Which rows the loss needs, from what the host knows of the samples: the device is not waited for.
+
+    needs_all: a token of advantage 0 has a gradient too. (A loss without advantages gives every token one.)
+    """
+    mine = [samples[i].per_sample for i in batch.indices]
+    counted = np.array([values["weights"] != 0 for values in mine], dtype=bool)
+    learns = np.array([needs_all or values.get("advantages", 1.0) != 0 for values in mine], dtype=bool)
+
+    def rows(chosen: np.ndarray) -> Tensor:
+        bounds = zip(batch.row_starts[chosen], batch.row_counts[chosen], strict=True)
+        parts = [np.arange(start, start + count) for start, count in bounds]
+        return to_device(np.concatenate([np.zeros(0, dtype=np.int64), *parts]), batch.targets.device)
+
+    batch.loss_rows = rows(counted & learns), rows(counted & ~learns)

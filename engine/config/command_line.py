@@ -1,0 +1,151 @@
+"""From a command line to settings: `field.sub=value` overrides, `--help`, and how a user's mistake ends.
+
+tyro reads the dataclasses (types, defaults, the text under each field) and parses the values. It wants
+`--optim.lr 2e-6`; recipes also take `optim.lr=2e-6`, which is what this file translates.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, make_dataclass, replace
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from ralign.engine.runtime.entry_point import rank
+from ralign.engine.runtime.errors import UserError
+
+RunT = TypeVar("RunT")
+
+SMOKE_FLAG = "--smoke"  # of the recipes for GPUs: the recipe in miniature on CPU
+
+_HOW = "Settings are given as field.sub=value, for example optim.lr=2e-6 (or --optim.lr 2e-6)."
+
+
+def parse(default: RunT, argv: Sequence[str], description: str | None = None) -> RunT:
+    """Applies the overrides in `argv` to `default`, a tree of dataclasses.
+
+    `a.b=value`, `--a.b=value` and `--a.b value` mean the same; the last of several wins. `None` empties an
+    optional field. `--help` (on rank 0) prints `description` and every field with meaning and default, and
+    exits with status 0. Raises UserError for an unknown name, a value of the wrong type,
+    and what a dataclass itself refuses.
+    """
+    if "-h" in argv or "--help" in argv:
+        text = "\n\n".join(part.strip() for part in (description or type(default).__doc__ or "", _HOW))
+        _help(default, text)
+    annotations = _leaves(type(default))
+    values = {}
+    for name, value in _overrides(argv):
+        if name not in annotations:
+            raise UserError(_unknown(name, value, annotations))
+        values[name] = _value(name, value, annotations[name])
+    return _replace(default, values)
+
+
+def _help(default: Any, description: str) -> NoReturn:
+    tyro.cli(
+        type(default),
+        default=default,
+        args=["--help"],
+        prog=os.path.basename(sys.argv[0]),
+        description=description,
+        use_underscores=True,
+        console_outputs=rank() == 0,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    raise AssertionError("--help exits")
+
+
+def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every setting under a dataclass by its dotted name, with its type."""
+    leaves: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        hint = hints[item.name]
+        if is_dataclass(hint):
+            leaves |= _leaves(hint, f"{prefix}{item.name}.")
+        else:
+            leaves[prefix + item.name] = hint
+    return leaves
+
+
+def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Splits the command line into (name, value)."""
+    overrides = []
+    tokens = iter(argv)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if not equals and not token.startswith("--"):
+            raise UserError(f"cannot read {token!r}: settings are given as field.sub=value (see --help)")
+        if not equals:
+            following = next(tokens, None)
+            if following is None:
+                raise UserError(f"{token} needs a value (see --help)")
+            value = following
+        overrides.append((name.removeprefix("--").replace("-", "_"), value))
+    return overrides
+
+
+def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
+    inside = [leaf for leaf in annotations if leaf.startswith(f"{name}.")]
+    if inside:
+        return f"{name} is a group of settings: give one of {', '.join(inside)}"
+    close = difflib.get_close_matches(name, annotations, n=3)
+    same_end = [leaf for leaf in annotations if leaf.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = " or ".join(dict.fromkeys(same_end[:3] or close))
+    return f"unknown setting {name}={value}" + (f": did you mean {hint}?" if hint else " (--help lists all)")
+
+
+def _spell(value: str, annotation: Any) -> str:
+    """The value as tyro spells it: True and False, None, whatever the case."""
+    literals = {"true": "True", "false": "False"} if annotation is bool else {}
+    if types.NoneType in get_args(annotation):
+        literals |= {"none": "None", "null": "None"}
+    return literals.get(value.lower(), value)
+
+
+def _value(name: str, text: str, annotation: Any) -> Any:
+    """What tyro makes of one value."""
+    leaf = make_dataclass("Leaf", [("value", annotation)])
+    try:
+        # tyro explains a bad value in a box of many lines; ours is one.
+        with contextlib.redirect_stderr(io.StringIO()):
+            if get_origin(annotation) is tuple:
+                args = ["--value", *text.split(",")]
+            else:
+                args = [f"--value={_spell(text, annotation)}"]
+            parsed = tyro.cli(leaf, args=args, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        raise UserError(f"{name}={text}: expected {_expected(annotation)}") from None
+    return parsed.value
+
+
+def _replace(node: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """A copy of the tree with the values set, each dataclass built once, so that it checks the final ones."""
+    changes = {}
+    for item in fields(node):
+        name, value = prefix + item.name, getattr(node, item.name)
+        if is_dataclass(value):
+            changes[item.name] = _replace(value, values, f"{name}.")
+        elif name in values:
+            changes[item.name] = values[name]
+    try:
+        return replace(node, **changes)
+    except UserError as error:
+        raise UserError(f"{prefix.removesuffix('.')}: {error}") from None
+
+
+def _expected(annotation: Any) -> str:
+    if annotation is types.NoneType:
+        return "None"
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(annotation)))}"
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_expected(option) for option in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"{_expected(get_args(annotation)[0])}, or several with commas between"
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    return plain.get(annotation, str(annotation))

@@ -1,0 +1,185 @@
+"""A Hugging Face folder as a `Judge`: vLLM in this process, every request answered as soon as it is finished."""
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ralign.engine.data.chat import as_text
+from ralign.engine.judging.judge import Reply, Request, Usage
+from ralign.engine.runtime.errors import UserError
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class LocalModelConfig:
+    """A model to load, and how it is sampled."""
+
+    folder: str
+    temperature: float
+    max_new_tokens: int
+    seed: int = 0
+    plain: bool = False  # the text as it is, though the tokenizer has a chat template
+    tensor: int = 1
+    max_model_len: int | None = None  # None: the model's
+    max_num_seqs: int = 256
+    kv_cache_gib: float = 4.0  # without a GPU
+    gpu_memory_utilization: float = 0.9
+
+
+class _Refused(Exception):
+    """Why one request is not for this model."""
+
+
+class LocalModel:
+    """Requests go to one thread, which runs the engine; answers depend on seed and request alone."""
+
+    def __init__(self, config: LocalModelConfig, **engine_options: Any) -> None:
+        """Loads the model; `engine_options` are vLLM's. UserError if the folder holds none."""
+        if not (Path(config.folder) / "config.json").is_file():
+            raise UserError(f"{config.folder} is no Hugging Face model folder: it has no config.json")
+        self.config = config
+        self.usage = Usage()
+        self.stop_reason: str | None = None
+        self._llm = _load(config, engine_options)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._max_model_len = self._llm.model_config.max_model_len
+        self._chat = not config.plain and bool(self._tokenizer.chat_template)
+        self._waiting: queue.SimpleQueue[tuple[Request, Future[Reply]] | None] = queue.SimpleQueue()
+        self._running: dict[str, Future[Reply]] = {}
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="local-model", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Future[Reply]:
+        future: Future[Reply] = Future()
+        if self._broken is not None:
+            future.set_exception(self._broken)
+        else:
+            self._waiting.put((request, future))
+        return future
+
+    def close(self) -> None:
+        """Ends the engine and gives its memory back; what is under way is dropped."""
+        self._waiting.put(None)
+        self._thread.join()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _serve(self) -> None:
+        try:
+            while self._take():
+                for output in self._llm.llm_engine.step():
+                    if output.finished:
+                        self._finish(self._running.pop(output.request_id), output)
+        except BaseException as error:  # a bug, or the engine is dead: whoever waits must hear of it
+            self._broken = error
+            while not self._waiting.empty():
+                if (item := self._waiting.get()) is not None:
+                    item[1].set_exception(error)
+            for future in self._running.values():
+                future.set_exception(error)
+            raise
+
+    def _take(self) -> bool:
+        """Hands the engine what came in; waits when there is nothing to do. False at the end."""
+        while not self._running or not self._waiting.empty():
+            item = self._waiting.get()
+            if item is None:
+                return False
+            request, future = item
+            name = str(self.usage.num_calls + len(self._running))
+            self._running[name] = future  # from here on it is answered, whatever happens
+            try:
+                prompt_ids = self._prompt(request)
+            except _Refused as refused:
+                self.usage.num_failed += 1
+                self._running.pop(name).set_result(Reply(failed=True, problem=str(refused)))
+                continue
+            self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, self._sampling(request))
+        return True
+
+    def _prompt(self, request: Request) -> list[int]:
+        """The prompt's tokens; `_Refused` if the model cannot be asked this."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt_ids = self._encode(request)
+        except TemplateError as error:
+            raise _Refused(f"the chat template refuses it: {error}") from error
+        if len(prompt_ids) >= self._max_model_len:
+            raise _Refused(f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}")
+        return prompt_ids
+
+    def _encode(self, request: Request) -> list[int]:
+        text = as_text(request.messages, self._tokenizer, chat=self._chat)
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        content = json.dumps([self.config.seed, request.messages, request.attempt])
+        return SamplingParams(
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_new_tokens,
+            seed=int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big"),
+        )
+
+    def _finish(self, future: Future[Reply], output: Any) -> None:
+        completion = output.outputs[0]
+        self.usage.num_calls += 1
+        self.usage.num_prompt_tokens += len(output.prompt_token_ids)
+        self.usage.num_answer_tokens += len(completion.token_ids)
+        future.set_result(
+            Reply(
+                text=completion.text,
+                finish_reason=str(completion.finish_reason),
+                num_prompt_tokens=len(output.prompt_token_ids),
+                num_answer_tokens=len(completion.token_ids),
+            )
+        )
+
+
+def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
+    from ralign.engine.runtime.device import gpu_problem, prepare_cpu
+
+    if problem := gpu_problem():
+        raise UserError(problem)
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        prepare_cpu()
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # vLLM's CPU worker reads this at start and refuses less than it would take by itself.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib))))
+    from vllm import LLM
+
+    return LLM(
+        model=config.folder,
+        tensor_parallel_size=config.tensor,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        enable_prefix_caching=True,
+        seed=config.seed,
+        **engine_options,
+        **(
+            {
+                "block_size": 32,
+                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+                # A prompt in chunks makes vLLM take back draws of the request's own generator, which torch's
+                # CPU generators cannot do.
+                "enable_chunked_prefill": False,
+            }
+            if on_cpu
+            else {"gpu_memory_utilization": config.gpu_memory_utilization}
+        ),
+    )

@@ -1,0 +1,334 @@
+"""What every trained model is: a sharded Megatron model with its optimizer, that turns micro-batches into updates.
+
+Denominators live in the loss function alone: nothing here divides by micro-batches, ranks or tokens, so an
+update does not depend on how the batch was split.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+from ralign.engine.config.run import KernelsConfig, OptimConfig
+from ralign.engine.data.packing import PackedBatch
+from ralign.engine.policy import hf
+from ralign.engine.policy.context import own_tokens, packed_params
+from ralign.engine.policy.model import PackedGPT, transformer_config
+from ralign.engine.policy.optimizer import make_optimizer
+from ralign.engine.policy.pipeline import stage_links
+from ralign.engine.policy.sharding import identity, optimizer_shards, sharded_optimizer_state
+from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.cuda_stand_in import cuda_stand_in, on_megatron
+from ralign.engine.runtime.device import deterministic_kernels
+from torch import Tensor
+from transformers import AutoConfig
+
+Metrics = dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """A loss, its metrics as sums, and whether `from_hidden` may take the place of the call."""
+
+    folds: bool
+
+    def __call__(self, *output_and_batch: Tensor | PackedBatch) -> tuple[Tensor, Metrics]:
+        """The rows [T] of the model's output (the policy's: logprobs and entropy), then the micro-batch."""
+        ...
+
+    def from_hidden(
+        self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
+    ) -> tuple[Tensor, Metrics]:
+        """hidden [T, H], weight [V_local, H]; `head`: what `linear_policy_loss` asks about the LM head."""
+        ...
+
+
+@dataclass(kw_only=True, frozen=True)
+class UpdateStats:
+    """What one optimizer step reports: `metrics` as the loss gave them, summed over the global batch."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    metrics: dict[str, float]
+
+
+class TrainedModel(ABC):
+    """A Hugging Face model on Megatron-core, sharded over the cluster's groups.
+
+    Attributes:
+        on_progress: called as each micro-batch begins, for a watchdog.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cluster: Cluster,
+        *,
+        dtype: str = "fp32",
+        sequence_parallel: bool = False,
+        recompute: bool = False,
+        kernels: KernelsConfig | None = None,
+    ):
+        """Build the model and read its weights from `folder` (see `transformer_config` for what is refused)."""
+        self.folder, self.kernels = Path(folder), kernels or KernelsConfig()
+        self.on_progress: Callable[[], None] = lambda: None
+        self.cluster = cluster
+        self.optimizer: MegatronOptimizer | None = None
+        self.schedule: OptimizerParamScheduler | None = None
+        self.num_skipped_updates = 0
+        self._weights_folder: Path | None = None  # where the weights were read, until an update changes them
+        self.hf_config = AutoConfig.from_pretrained(folder)
+        with cuda_stand_in():
+            config = transformer_config(
+                self.hf_config, cluster, dtype=dtype, sequence_parallel=sequence_parallel, recompute=recompute
+            )
+            # Our losses carry their own denominators; this flag keeps Megatron from dividing by micro-batches.
+            config.calculate_per_token_loss = True
+            config.finalize_model_grads_func = _finalize_without_scaling
+            module = self._module(config).to(cluster.device)
+            _mark_sharded(module, cluster)
+            self.model = DistributedDataParallel(
+                config,
+                DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+                module,
+            )
+        self.load(folder)
+        self.pad_multiple = (cluster.tp_size if sequence_parallel else 1) * cluster.cp_size
+
+    @abstractmethod
+    def _module(self, config: TransformerConfig) -> PackedGPT:
+        """This rank's part of the model; its last stage gives [k, T], what losses are called with row by row."""
+
+    @property
+    def gpt(self) -> PackedGPT:
+        return self.model.module
+
+    @on_megatron
+    def start_training(self, optim: OptimConfig, num_steps: int) -> None:
+        """A fresh Adam (master weights from the model as it is now) and a fresh learning-rate schedule."""
+        self.num_skipped_updates = 0
+        self.optimizer = self.schedule = None  # an earlier stage's: the device does not hold two
+        self.optimizer, self.schedule = make_optimizer(self.model, optim, num_steps)
+
+    def end_training(self) -> None:
+        """Drop the optimizer; the model can still be evaluated."""
+        self.optimizer = self.schedule = None
+
+    def update(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> UpdateStats:
+        """`forward_backward`, then `optimizer_step`."""
+        self.forward_backward(micro_batches, loss_function)
+        return self.optimizer_step()
+
+    @on_megatron
+    def forward_backward(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> None:
+        """Gradients of this rank's micro-batches, reduced over the job; every rank brings the same number.
+
+        Loss and metrics stay on the device until `optimizer_step` reads them with the gradient's norm: the host
+        waits for the device once an update.
+        """
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        # Context-parallel ranks hold a part of the tokens each, and the loss wants them all.
+        folds = self.kernels.fold_loss and loss_function.folds and self.cluster.cp_size == 1
+
+        def compute_loss(batch: PackedBatch, output: Tensor | tuple[Tensor, dict[str, Tensor]]):
+            loss, metrics = output if folds else loss_function(*output.unbind(), batch)
+            one = torch.ones((), dtype=torch.int, device=loss.device)
+            return loss, one, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
+
+        from_hidden = loss_function.from_hidden if folds else None
+        self._reports = self._run(micro_batches, compute_loss, from_hidden, forward_only=False)
+
+    @on_megatron
+    def optimizer_step(self) -> UpdateStats:
+        """Clip, step, gather parameters.
+
+        Loss and metrics are the same on every rank, each summed over micro-batches and ranks (a metric whose
+        name ends in `_min` or `_max` is the extreme instead); the norm is the gradient's before clipping.
+        Where loss or gradient is not finite, weights, moments and schedule stay as they are and
+        `num_skipped_updates` counts it; every rank sees the same loss and norm, so all decide alike.
+        """
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.prepare_grads()
+        reports, squared_norm = self._read(self._reports, self._squared_grad_norm())
+        metrics, grad_norm = self._reduce(reports), math.sqrt(squared_norm)
+        loss = metrics.pop("loss")
+        stats = UpdateStats(loss=loss, grad_norm=grad_norm, lr=lr, metrics=metrics)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.num_skipped_updates += 1
+            return stats
+        self._weights_folder = None
+        for distributed in self.optimizer.chained_optimizers:
+            if distributed.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    distributed.get_parameters(), distributed.config.clip_grad, grad_norm
+                )
+        self.optimizer.step_with_ready_grads()
+        self.schedule.step(1)
+        return stats
+
+    def _squared_grad_norm(self) -> Tensor:
+        """The whole gradient's, on the device: Megatron's own norm comes to the host by itself."""
+        total = torch.zeros((), dtype=torch.float32, device=self.cluster.device)
+        for distributed in self.optimizer.chained_optimizers:
+            grads = distributed.get_main_grads_for_grad_norm()
+            part = (
+                torch.stack(torch._foreach_norm(grads)).square().sum() if grads else torch.zeros_like(total)
+            )
+            dist.all_reduce(part, group=distributed.get_grad_stats_parallel_group())
+            total += part
+        return total
+
+    @staticmethod
+    def _read(reports: list[dict[str, Tensor]], number: Tensor) -> tuple[list[dict[str, float]], float]:
+        """Everything on the host, in one copy."""
+        values = [value.float() for report in reports for value in report.values()]
+        host = torch.stack([*values, number]).tolist()
+        numbers = iter(host)
+        return [{name: next(numbers) for name in report} for report in reports], host[-1]
+
+    @on_megatron
+    @torch.no_grad()
+    def outputs(self, micro_batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """[k, T] fp32 of the last stage for each micro-batch, on every rank that shares its data."""
+
+        def keep(_batch: PackedBatch, output: Tensor, non_loss_data: bool = True):
+            return output
+
+        outputs = self._run(micro_batches, keep, forward_only=True, collect_non_loss_data=True)
+        if self.cluster.pp_size == 1:
+            return outputs
+        shapes = [(self.gpt.num_outputs, len(batch.targets)) for batch in micro_batches]
+        outputs = outputs or [torch.empty(shape, device=self.cluster.device) for shape in shapes]
+        for output in outputs:
+            dist.broadcast(output, self.cluster.last_stage_rank(), group=self.cluster.pp_group)
+        return outputs
+
+    def _run(self, micro_batches, per_batch, from_hidden=None, **schedule_options) -> list:
+        """Megatron's schedule over the micro-batches; the last stage's results, in order.
+
+        The last stage's output is [k, T], or what `from_hidden` makes of its hidden states.
+        """
+
+        def forward_step(iterator, model):
+            batch = next(iterator)
+            self.on_progress()
+            own = own_tokens(batch, self.cluster)
+            self.gpt.loss_from_hidden = from_hidden and partial(from_hidden, batch=batch)
+            output = model(
+                input_ids=batch.input_ids[None, own],
+                position_ids=batch.position_ids[None, own],
+                attention_mask=None,
+                labels=batch.targets[None, own],
+                packed_seq_params=packed_params(batch, self.cluster),
+            )
+            return output, lambda tensor, **options: per_batch(batch, tensor, **options)
+
+        with deterministic_kernels(self.cluster.deterministic):
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iter(micro_batches),
+                model=[self.model],
+                num_microbatches=len(micro_batches),
+                seq_length=max(
+                    len(batch.input_ids) for batch in micro_batches
+                ),  # required, but the links know better
+                micro_batch_size=1,
+                **stage_links(self.model.config, self.cluster, micro_batches),
+                **schedule_options,
+            )
+
+    def _reduce(self, reports: list[dict[str, float]]) -> dict[str, float]:
+        """Sum (or min, max by name) over micro-batches and data-parallel ranks; on the host."""
+        names = reports[0] if reports else ()
+        local = {name: _merge(name, [report[name] for report in reports]) for name in names}
+        if self.cluster.pp_size > 1:
+            box = [local]
+            dist.broadcast_object_list(box, self.cluster.last_stage_rank(), group=self.cluster.pp_group)
+            local = box[0]
+        every = self.cluster.all_gather_data(local)
+        return {name: _merge(name, [part[name] for part in every]) for name in every[0]}
+
+    def sharded_state(self, prefix: str = "") -> dict[str, list]:
+        """Weights and moments of this rank's optimizer, as views, by their place in the whole model's tensors.
+
+        `prefix` goes before their names, where one checkpoint holds several models.
+        """
+        return sharded_optimizer_state(self.gpt, self.cluster, self.optimizer, prefix)
+
+    def training_state(self) -> dict[str, int]:
+        """The plain values that go with `sharded_state`; the same on every rank."""
+        steps = {int(state["step"]) for *_, state in optimizer_shards(self.optimizer)}
+        assert len(steps) <= 1, f"Adam's steps differ between parameters: {sorted(steps)}"
+        every = self.cluster.all_gather_data(max(steps, default=0))
+        return {
+            "adam_step": max(every),
+            "schedule_step": self.schedule.num_steps,
+            "num_skipped_updates": self.num_skipped_updates,
+        }
+
+    @on_megatron
+    @torch.no_grad()
+    def resume_training(self, state: dict[str, int]) -> None:
+        """Go on from `training_state`, after `sharded_state` was filled: the model takes its weights from there."""
+        self._weights_folder = None
+        for *_, shard in optimizer_shards(self.optimizer):
+            shard["step"].fill_(state["adam_step"])
+        self.num_skipped_updates = state["num_skipped_updates"]
+        self.schedule.num_steps = state["schedule_step"]
+        self.schedule.step(0)
+        for distributed in self.optimizer.chained_optimizers:
+            distributed._copy_main_params_to_model_params()
+        self.model.start_param_sync(force_sync=True)
+
+    def weights_identity(self) -> str:
+        """A short name of the weights' values; the same in every layout, another one for other values."""
+        return identity(self.gpt, self.cluster)
+
+    def load(self, folder: str | Path) -> None:
+        """Overwrite the weights in place (a generator that shares them sees them at once)."""
+        hf.load(self.gpt, self.cluster, folder)
+        self._weights_folder = Path(folder).resolve()
+
+    def has_weights_of(self, folder: str | Path) -> bool:
+        """Whether the weights are those that were read from `folder`: no update has changed them since."""
+        return self._weights_folder == Path(folder).resolve()
+
+    def export(self, target: str | Path) -> None:
+        """Write a Hugging Face folder; collective over all ranks."""
+        hf.export(self.gpt, self.cluster, self.folder, target)
+
+
+def _mark_sharded(model: PackedGPT, cluster: Cluster) -> None:
+    """Megatron marks tensor-parallel parameters only when it draws their weights; the gradient norm needs the mark."""
+    for _, parameter, row in hf.parameter_slots(model, cluster):
+        if row.split_dim is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, row.split_dim, 1)
+
+
+def _merge(name: str, values: list[float]) -> float:
+    if name.endswith("_max"):
+        return max(values)
+    return min(values) if name.endswith("_min") else sum(values)
+
+
+def _finalize_without_scaling(model, num_tokens=None, **options):
+    """Megatron's gradient reductions, without its division by a token count that the loss already did."""
+    finalize_model_grads(model, None, **options)

@@ -1,0 +1,20 @@
+"""What the console scripts share: a parser whose mistakes are ours, and checked values."""
+
+import argparse
+from typing import NoReturn
+
+from ralign.engine.runtime.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a `UserError`: one line and exit status 2, as everywhere in ralign."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists all)")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

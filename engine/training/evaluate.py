@@ -1,0 +1,84 @@
+"""Judge held-out pairs with the generator as it is, and keep what was said."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ralign.engine.config.run import EvalConfig
+from ralign.engine.data.examples import Example, decode_answers
+from ralign.engine.data.pairs import Pair
+from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.evaluation.records import metarm_fields, write_records
+from ralign.engine.generator.generator import Generator, Rollout
+from ralign.engine.judging.metarm import MetaRM, Outcome
+from ralign.engine.judging.metrics import measure
+from ralign.engine.judging.reviews import Reviews
+from ralign.engine.runtime.cluster import Cluster
+
+
+@dataclass(kw_only=True, slots=True)
+class Judgment:
+    """One judged pair."""
+
+    pair: Pair
+    text: str
+    verdict: str | None
+    outcome: Outcome
+
+
+def judge_pairs(
+    examples: Sequence[Example],
+    generator: Generator,
+    cluster: Cluster,
+    tokenizer,
+    metarm: MetaRM,
+    config: EvalConfig,
+    seed: int,
+) -> list[Judgment]:
+    """Judgments of all examples in order, on every rank; each engine judges its share."""
+    replicas = generator.replicas
+    mine = [examples[i] for i in replicas.share_of(len(examples))]
+    texts: list[str] = [""] * len(mine)
+    reviews = Reviews(metarm, replicas)
+
+    def review(index: int, rollout: Rollout) -> None:
+        texts[index] = decode_answers([rollout.response_ids], tokenizer)[0]
+        reviews.add(index, mine[index].pair, texts[index])
+
+    with metarm.awake():
+        generator.generate(
+            [example.prompt_ids.tolist() for example in mine],
+            num_samples=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=seed + replicas.index,
+            on_finished=review,
+        )
+        outcomes = reviews.outcomes(len(mine))
+    judgments = [
+        Judgment(pair=example.pair, text=text, verdict=parse_verdict(text), outcome=outcome)
+        for example, text, outcome in zip(mine, texts, outcomes, strict=True)
+    ]
+    return [judgment for part in replicas.all_gather_data(judgments) for judgment in part]
+
+
+def summarise(judgments: Sequence[Judgment], config: EvalConfig, seed: int) -> dict:
+    """L-Acc, S-Corr and F-Score with intervals, as summary.json holds them for one model and test."""
+    return measure(
+        [j.verdict for j in judgments],
+        [j.pair.gt_label for j in judgments],
+        [j.outcome for j in judgments],
+        num_bootstrap=config.num_bootstrap,
+        seed=seed,
+    )
+
+
+def write_judgments(judgments: Sequence[Judgment], path: Path) -> None:
+    """JSONL, one judged pair a line, in the released evaluator's fields: `ralign-eval score` reads it."""
+    write_records(
+        (
+            {**asdict(j.pair), "model_judgment": j.text, "model_pred": j.verdict, **metarm_fields(j.outcome)}
+            for j in judgments
+        ),
+        path,
+    )

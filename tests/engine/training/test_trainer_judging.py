@@ -1,0 +1,268 @@
+"""What the trainer does with its judges: when they are asked, in which orders, and what a stop leaves behind."""
+
+import random
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ralign.engine.algorithms.rewards import score
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import AlgoConfig, Run
+from ralign.engine.data.examples import Example
+from ralign.engine.data.pairs import other_side
+from ralign.engine.data.swap import swap_sides
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
+from ralign.engine.generator.generator import Rollout
+from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.judging.metarm import Outcome
+from ralign.engine.judging.reviews import Reviews
+from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.tasks import GenRMTask, JudgedRollout
+from ralign.engine.training.trainer import Trainer
+
+ANSWERS = [r"A it is. \boxed{A}", r"B it is. \boxed{B}", "no verdict"]
+
+
+class OneRank:
+    replica_groups: tuple = ()
+    index, count = 0, 1
+
+    def share_of(self, num_items):
+        return range(num_items)
+
+    def all_gather_data(self, value):
+        return [value]
+
+
+class FakeGenerator:
+    """Finishes its answers one by one, last prompt first; token n stands for ANSWERS[n]."""
+
+    weight_version = 0
+
+    def __init__(self, events):
+        self.replicas, self.events = OneRank(), events
+
+    def generate(self, prompts, *, num_samples, on_finished, **_):
+        rollouts = [
+            Rollout(
+                prompt_index=n // num_samples,
+                response_ids=np.array([n % 3]),
+                logprobs=np.zeros(1, dtype=np.float32),
+                finish_reason="stop",
+                weight_version=0,
+            )
+            for n in range(len(prompts) * num_samples)
+        ]
+        for n in reversed(range(len(rollouts))):
+            self.events.append(("finished", n))
+            on_finished(n, rollouts[n])
+        self.events.append(("generated", len(rollouts)))
+        return rollouts
+
+
+class RecordingMetaRM:
+    """Answers with `outcome`; `stop_reason` may be set."""
+
+    def __init__(self, events, outcome=Outcome.CORRECT):
+        self.events, self.outcome, self.stop_reason = events, outcome, None
+
+    @contextmanager
+    def awake(self):
+        self.events.append(("awake", None))
+        yield
+        self.events.append(("asleep", None))
+
+    def submit(self, pair, judgment):
+        self.events.append(("asked", (pair, judgment)))
+        future = Future()
+        future.set_result(self.outcome)
+        return future
+
+
+class UnreliableMetaRM(RecordingMetaRM):
+    """One call in ten fails, at random."""
+
+    def __init__(self, events):
+        super().__init__(events)
+        self.rng = random.Random(0)
+
+    def submit(self, pair, judgment):
+        self.outcome = self.rng.choices(list(Outcome)[:4], (54, 36, 5, 5))[0]
+        return super().submit(pair, judgment)
+
+
+class NoPolicy:
+    def start_training(self, optim, num_steps):
+        pass
+
+
+TOKENIZER = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: [ANSWERS[row[0]] for row in rows])
+
+
+def make_trainer(outcome=Outcome.CORRECT, **algo):
+    events = []
+    run = Run(algo=AlgoConfig(num_prompts=4, num_samples=3, **algo), judge=JudgeConfig(max_failed_share=0.5))
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
+    if run.algo.both_orders:
+        pairs = [order for pair in pairs for order in (pair, swap_sides(pair))]
+    examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
+    cluster = SimpleNamespace(dp_size=1, dp_rank=0, device=torch.device("cpu"))
+    metarm = RecordingMetaRM(events, outcome)
+    task = GenRMTask(run, examples, metarm, OneRank())
+    trainer = Trainer(run, cluster, NoPolicy(), FakeGenerator(events), TOKENIZER, examples, task)
+    return trainer, metarm, events
+
+
+def judge(trainer):
+    with trainer.judging():
+        judged = trainer.judge(trainer.generate())
+        return judged, trainer.task.reward(judged)
+
+
+def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_right():
+    trainer, _, events = make_trainer()
+    judged, _ = judge(trainer)
+    kinds = [kind for kind, _ in events]
+    assert (kinds[0], kinds[-1]) == ("awake", "asleep")
+    assert "asked" not in kinds[kinds.index("generated") :]
+    for place, (kind, what) in enumerate(events):
+        if kind == "asked":  # right after the sample that it is about
+            _, n = events[place - 1]
+            assert what == (trainer.examples[judged[n].example].pair, judged[n].text)
+    right = [s.verdict == trainer.examples[s.example].pair.gt_label for s in judged]
+    assert kinds.count("asked") == sum(right) == 4
+    assert [s.outcome is Outcome.CORRECT for s in judged] == right
+
+
+def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples():
+    trainer, _, _ = make_trainer(both_orders=True)
+    judged, rewards = judge(trainer)
+    pairs = [trainer.examples[sample.example].pair for sample in judged]
+    for group in (0, 2):  # the groups of one pair, then of another
+        first, second = pairs[3 * group], pairs[3 * (group + 1)]
+        assert first.id == second.id and first.response_A == second.response_B
+        assert first.gt_label != second.gt_label
+    # Every group answers A, B, nothing: a judge that says the same side in both orders is right in one alone.
+    assert rewards.num_label_correct == 4 and rewards.num_aligned == 4
+    assert (rewards.values <= 0).all() and rewards.swap_consistency == 0
+
+
+def test_a_judge_that_stopped_leaves_the_steps_prompts_to_come():
+    trainer, metarm, _ = make_trainer()
+    judge(trainer)
+    before = trainer.sampler.state_dict()
+    metarm.stop_reason = "the budget of 5 tokens is spent"
+    with pytest.raises(JudgeStopped, match="budget of 5 tokens"):
+        judge(trainer)
+    assert trainer.sampler.state_dict() == before
+    assert issubclass(JudgeStopped, UserError)
+
+
+def test_a_judge_that_fails_masks_its_samples_and_few_enough_failures_go_on():
+    trainer, _, _ = make_trainer(Outcome.CALL_FAIL)
+    judged, rewards = judge(trainer)  # 4 samples were asked about: too few to take a share
+    failed = [sample.outcome is Outcome.CALL_FAIL for sample in judged]
+    assert rewards.num_judge_failed == sum(failed) == 4
+    assert (rewards.valid == ~np.array(failed)).all()
+
+
+@pytest.mark.parametrize("reward", ["r_align", "label"])
+def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(reward):
+    trainer, metarm, events = make_trainer(reward=reward)
+    trainer.task.metarm = UnreliableMetaRM(events)
+    trainer.run.algo.num_samples = 150
+    trainer.pack = lambda samples: samples
+    judged, rewards = judge(trainer)
+    labels = [trainer.examples[sample.example].pair.gt_label for sample in judged]
+    survives = np.array([not sample.outcome.failed for sample in judged])
+    metrics = trainer.task.metrics(rewards)
+    assert metrics["judge/num_asked"] == 200  # one answer in three is right
+    assert metrics["judge/num_failed"] == (~survives).sum() and 10 < (~survives).sum() < 35
+    assert metrics["judge/l_acc"] == 200 / 600  # labels do not hang on the MetaRM
+    survivors = [sample for sample, alive in zip(judged, survives, strict=True) if alive]
+    alone = score(
+        reward,
+        [sample.verdict for sample in survivors],
+        [label for label, alive in zip(labels, survives, strict=True) if alive],
+        [sample.outcome for sample in survivors],
+        invalid_reward=trainer.run.algo.invalid_reward,
+    )
+    measured = trainer.task.metrics(alone)
+    for name in ("judge/s_corr", "judge/f_score"):
+        assert metrics[name] == measured[name]
+    if reward == "label":  # the MetaRM measures only: what it failed on is learned from all the same
+        assert rewards.valid.all()
+        right = [sample.verdict == label for sample, label in zip(judged, labels, strict=True)]
+        assert ((rewards.values == 1) == right).all()
+        return
+    assert (rewards.valid == survives).all() and (rewards.values[survives] == alone.values).all()
+    (learned,), (expected,) = trainer.plan(judged, rewards), trainer.plan(survivors, alone)
+    masked = [sample for sample, alive in zip(learned, survives, strict=True) if not alive]
+    assert all(sample.per_sample == {"advantages": 0, "weights": 0} for sample in masked)
+    kept = [sample.per_sample for sample, alive in zip(learned, survives, strict=True) if alive]
+    assert kept == [pytest.approx(sample.per_sample, rel=1e-6) for sample in expected]
+
+
+def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn():
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][:1]
+    run = Run(algo=AlgoConfig(num_prompts=2, num_samples=1, both_orders=True))
+    task = GenRMTask(run, [Example(pair=pair, prompt_ids=np.arange(2)) for pair in pairs], None, OneRank())
+    task.metarm = RecordingMetaRM([])
+    label, failed = pairs[0].gt_label, Outcome.CALL_FAIL
+    for partner, outcome, masked in (
+        (label, Outcome.CORRECT, True),
+        (label, failed, True),
+        (label, Outcome.INCORRECT, False),
+        (other_side(label), Outcome.SKIPPED, False),
+    ):
+        couple = [
+            JudgedRollout(example=0, group=n, rollout=None, text="", verdict=verdict, outcome=of)
+            for n, (verdict, of) in enumerate([(label, failed), (partner, outcome)])
+        ]
+        rewards = task.reward(couple)
+        assert (rewards.valid == (not masked)).all() and (rewards.values == 0).all()
+        assert rewards.num_judge_failed == 1 + (outcome is failed)
+
+
+def test_a_dead_judge_ends_the_run():
+    trainer, _, _ = make_trainer(Outcome.CALL_FAIL)
+    trainer.run.algo.num_samples = 9
+    with pytest.raises(UserError, match="12 of the 12 samples"):
+        judge(trainer)
+
+
+def test_without_a_metarm_nothing_is_asked():
+    reviews = Reviews(None, OneRank())
+    pair = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][0]
+    reviews.add(0, pair, f"\\boxed{{{pair.gt_label}}}")
+    assert reviews.outcomes(2) == [Outcome.SKIPPED] * 2
+
+
+class Askers:
+    """What one of several engines sees of what all of them spent."""
+
+    replica_groups: tuple = ()
+
+    def __init__(self, spent):
+        self.spent, self.count = spent, len(spent)
+
+    def all_gather_data(self, value):
+        return self.spent
+
+
+@pytest.mark.parametrize(("num_then", "each"), [(2, (501, 30)), (4, (251, 15))])
+def test_a_checkpoint_keeps_what_was_spent_for_as_many_askers_as_go_on(num_then, each):
+    """1,001 and 60 tokens by two engines."""
+    config, spent = Run(), [(1, 20), (1000, 40)]
+    metarm = SimpleNamespace(judge=SimpleNamespace(spent=spent[0]))
+    state = GenRMTask(config, [], metarm, Askers(spent)).state_dict()
+    assert state == {"metarm": None, "spent": [1001, 60]}
+    fresh = SimpleNamespace(judge=SimpleNamespace(spent=(0, 0)))
+    GenRMTask(config, [], fresh, Askers([(0, 0)] * num_then)).load_state_dict(state)
+    assert fresh.judge.spent == each
+    uncounted = GenRMTask(config, [], SimpleNamespace(), Askers(spent))
+    assert uncounted.state_dict()["spent"] is None
+    uncounted.load_state_dict(state)

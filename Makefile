@@ -36,30 +36,31 @@ endif
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
-	@echo "make paper   the paper's argument in miniature: judges, an actor for each, what would have told (docs/paper.md)"
+	@echo "make paper   the paper in miniature: judges, one actor for each, which metric predicts its quality (docs/paper.md)"
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
-	@echo "make test    the tests that need no GPU and no minute each"
+	@echo "make test    the tests that need no GPU and run in under a minute each"
 	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
 	@echo "make test-cuda   contract tests against the CUDA packages, without a GPU (.venv-cuda: 9 GB; docs/gpu.md)"
-	@echo "make test-all    also those that take minutes: kills, resume, servers, recipes, SLURM"
+	@echo "make test-all    also the tests that take minutes: kills, resume, servers, recipes, SLURM"
 	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
-	@echo "make fuzz    a long campaign against all parsers (RALIGN_FUZZ_INPUTS=100000 inputs)"
-	@echo "make lint    ruff check and format check"
-	@echo "make format  let ruff mend what it can"
-	@echo "make venv    set-up alone: .venv, packages ($(REQUIREMENTS)), C++ extension"
-	@echo "make clean   remove what was built; .venv and runs/ stay"
+	@echo "make fuzz    all parsers on RALIGN_FUZZ_INPUTS=100000 hostile inputs (minutes)"
+	@echo "make lint    ruff, import order (import-linter), types (pyright)"
+	@echo "make format  ruff's automatic fixes and format"
+	@echo "make venv    set-up only: .venv, packages ($(REQUIREMENTS)), C++ extension"
+	@echo "make clean   remove build products; .venv and runs/ stay"
 	@echo "Arguments: make demo ARGS=\"num_steps=5\", make test ARGS=\"-k policy\""
 
 venv: $(VENV)/extension.stamp
 
+# torchrun without its own log lines and traceback.
+LAUNCH = $(PY) -m ralign.engine.runtime.launch --standalone --nproc-per-node $(NUM_PROCESSES)
+
 demo: venv
-	@echo "Demo: runs/ gets the results; make demo ARGS=--help lists all settings"
-	@$(VENV)/bin/torchrun --standalone --nproc-per-node $(NUM_PROCESSES) recipes/r_align_mini.py $(ARGS)
-	@report=$$(ls -t runs/*/report/index.html 2>/dev/null | head -n 1); \
-		if [ -n "$$report" ]; then echo "Report: $$report"; fi
+	@echo "Demo: results go to runs/; make demo ARGS=--help lists all settings"
+	@$(LAUNCH) recipes/r_align_mini.py $(ARGS)
 
 paper: venv
-	@$(VENV)/bin/torchrun --standalone --nproc-per-node $(NUM_PROCESSES) recipes/paper_in_miniature.py $(ARGS)
+	@$(LAUNCH) recipes/paper_in_miniature.py $(ARGS)
 
 # Exit status 2 on a machine without a GPU; --list tells the stages.
 gpu: venv
@@ -70,13 +71,13 @@ test: venv
 	@$(if $(ARGS),,$(MAKE) --no-print-directory asan)
 
 # Results must not depend on the kind of CPU: the numeric tests once more, as on one without AVX-512 and AMX.
-NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/test_ppo.py
+NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/algorithms/test_ppo.py
 test-avx2: venv
 	@echo "Numeric tests on AVX2"
 	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(VENV)/bin/pytest -m "not gpu and not slow" $(NUMERIC_TESTS) \
 		--ignore tests/kernels/test_under_interpreter.py --ignore tests/kernels/test_aot.py $(ARGS)
 
-# The CUDA packages on a machine without a GPU, in an environment of their own; -oldest: the lower end of cuda.txt.
+# The CUDA packages on a machine without a GPU, in an environment of their own; -oldest: the lower end of the range.
 test-cuda test-cuda-oldest: test-%:
 	@tests/cuda/run.sh $* $(ARGS)
 
@@ -84,7 +85,7 @@ test-cuda test-cuda-oldest: test-%:
 asan: venv build/asan/_packing.so
 	@echo "Packing planner under sanitizers"
 	@LD_PRELOAD="$$(for name in libasan.so libubsan.so libstdc++.so.6; do c++ -print-file-name=$$name; done | xargs)" \
-		ASAN_OPTIONS=detect_leaks=0 $(PY) tests/programs/sanitized.py build/asan/_packing.so -q tests/engine/test_packing*.py
+		ASAN_OPTIONS=detect_leaks=0 $(PY) tests/programs/sanitized.py build/asan/_packing.so -q tests/engine/data/test_packing*.py
 
 build/asan/_packing.so: $(wildcard csrc/*) | venv
 	@mkdir -p $(@D)
@@ -92,7 +93,7 @@ build/asan/_packing.so: $(wildcard csrc/*) | venv
 		$$($(PY) -m pybind11 --includes) csrc/*.cpp -o $@
 
 fuzz: venv
-	@RALIGN_FUZZ_INPUTS=$${RALIGN_FUZZ_INPUTS:-100000} $(VENV)/bin/pytest tests/engine/test_fuzz.py --timeout 14400 $(ARGS)
+	@RALIGN_FUZZ_INPUTS=$${RALIGN_FUZZ_INPUTS:-100000} $(VENV)/bin/pytest tests/test_fuzz.py --timeout 14400 $(ARGS)
 
 test-all: venv
 	@$(VENV)/bin/pytest -m "not gpu" --timeout 1800 $(ARGS)

@@ -1,21 +1,30 @@
-"""Builds the C++ extension and maps the folders engine/, kernels/ and recipes/ into the package ralign."""
+"""Builds the C++ extension and maps the folders engine/, kernels/, recipes/ and requirements/ into the package ralign.
+
+The folders have no common parent in the source tree, and the package needs none: ralign is a namespace package.
+"""
 
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
+
+FOLDERS = ("engine", "kernels", "recipes", "requirements")
+
+
+def packages_in(folder: str) -> list[str]:
+    """Import names of a folder and of the folders in it."""
+    inner = find_namespace_packages(folder, exclude=["*__pycache__"])
+    return [f"ralign.{folder}", *(f"ralign.{folder}.{name}" for name in inner)]
+
 
 setup(
-    packages=[
-        "ralign.engine",
-        *(f"ralign.engine.{name}" for name in find_packages("engine")),
-        "ralign.kernels",
-        "ralign.recipes",
-        "ralign.recipes.common",
-        "ralign.recipes.paper",
-    ],
-    package_dir={"ralign.engine": "engine", "ralign.kernels": "kernels", "ralign.recipes": "recipes"},
-    package_data={"ralign.engine.report": ["*.html"]},
+    packages=[name for folder in FOLDERS for name in packages_in(folder)],
+    package_dir={f"ralign.{folder}": folder for folder in FOLDERS},
+    package_data={
+        "ralign.engine.report": ["*.html"],
+        "ralign.recipes.slurm": ["*.sbatch"],
+        "ralign.requirements": ["*.lock"],  # ralign-check compares the installed versions with them
+    },
     ext_modules=[
         Pybind11Extension(
             "ralign.kernels._packing",

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import cycle
 
 import torch
-from ralign.kernels.advantages import group_advantages, group_advantages_ref
+from ralign.kernels.advantages import GRPO, group_advantages_ref
 from ralign.kernels.linear_logprob import linear_logprob
 from ralign.kernels.linear_policy_loss import linear_policy_loss
 from ralign.kernels.logprob import logprob, logprob_ref
@@ -224,8 +224,8 @@ def advantages_case(device, sizes, *, target_ms=None) -> Case:
         (torch.randn(s, device=device), groups, torch.rand(s, device=device) > 0.1) for _ in range(NUM_COPIES)
     ]
     ops = {
-        "ralign": partial(group_advantages, kind="grpo"),
-        "torch (loop over groups)": partial(group_advantages_ref, kind="grpo"),
+        "ralign": GRPO,
+        "torch (loop over groups)": partial(group_advantages_ref, estimator=GRPO),
     }
     return Case(
         name="group_advantages",

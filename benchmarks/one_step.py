@@ -16,18 +16,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig
-from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, ModelConfig, Run
+from ralign.engine.config.judge import MetaRMConfig
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, GenRMRun, ModelConfig
 from ralign.engine.config.validation import validate
 from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.runtime.entry_point import run_main
-from ralign.recipes.qwen3_genrm import made_once, r_align_run
+from ralign.recipes.common.tiny_sft import trained_once
+from ralign.recipes.r_align_32b import r_align_run
 
 NUM_STEPS = 2
 
 
-def run_of_8b_layers() -> Run:
+def run_of_8b_layers() -> GenRMRun:
     run = r_align_run("one_step", "models/Qwen3-8B", tensor=1)
     return replace(
         run,
@@ -54,7 +55,7 @@ def run_of_8b_layers() -> Run:
             run.algo, num_prompts=16, num_samples=8, entropy_coef=0.01
         ),  # rewards alone give no gradient
         eval=EvalConfig(max_new_tokens=512),  # not run, but the engine is made for the longest answer
-        judge=JudgeConfig(template="compact"),
+        metarm=MetaRMConfig(template="compact"),
     )
 
 
@@ -82,24 +83,20 @@ def draw_model(folder: Path, model: ModelConfig, vocab_size: int, texts: list[st
     tokenizer.save_pretrained(folder)
 
 
-def steps(run: Run, pairs: list) -> dict:
+def steps(run: GenRMRun, pairs: list) -> dict:
     """Metrics of the last step, with the memory of its phases and of the start."""
-    from ralign.engine.training.experiment import Experiment
-    from ralign.engine.training.tasks import GenRMTask
+    from ralign.engine.training.genrm import GenRM
     from ralign.engine.training.trainer import Trainer
 
-    lab = Experiment(run, pairs, vocab_size=1024)
-    measured = lab.memory.metrics()
-    examples = lab.examples(pairs)
-    task = GenRMTask(run, examples, lab.metarm, lab.generator.replicas)
-    lab.memory.before_training()
-    trainer = Trainer(
-        run, lab.cluster, lab.policy, lab.generator, lab.tokenizer, examples, task, lab.memory.enter
-    )
+    genrm = GenRM.start(run, pairs, vocab_size=1024)
+    session = genrm.session
+    measured = session.memory.metrics()
+    session.begin_training()
+    trainer = Trainer(session, run, genrm.task(genrm.examples(pairs)))
     for _ in range(NUM_STEPS):
         metrics, _ = trainer.step()
-        memory = lab.memory.metrics()
-    lab.close()
+        memory = session.memory.metrics()
+    session.close(run)
     return measured | metrics | memory
 
 
@@ -116,7 +113,7 @@ def main(argv: list[str]) -> None:
     template = load_template(run.data.template)
     texts = [text for pair in pairs for text in (render(template, pair), pair.gt_judgment)]
     folder = result.parent / "model"
-    made_once(folder, lambda draft: draw_model(draft, run.model, args.vocab_size, texts))
+    trained_once(folder, lambda draft: draw_model(draft, run.model, args.vocab_size, texts))
     run = replace(run, model=replace(run.model, hf_path=str(folder)))
     validate(run, int(os.environ.get("WORLD_SIZE", "1")))
     metrics = steps(run, pairs)

@@ -57,7 +57,7 @@ class Published:
             f"parallel.pipeline={self.pipeline}",
             f"generator.tensor={self.generate_tensor}",
             *("algo.num_prompts=64", "algo.num_samples=32", "algo.num_updates=4"),
-            *("algo.reward=label", "judge.metarm=none"),
+            *("algo.reward=label", "metarm.kind=none"),
             f"token_budget={LONGEST}",
             f"data.max_prompt_tokens={PROMPT_TOKENS}",
             f"generator.max_new_tokens={new_tokens}",

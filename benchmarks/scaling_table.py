@@ -26,7 +26,7 @@ def row(recipe: str, num_gpus: int, chip: str) -> str:
     """One machine: does the recipe's layout fit and how long does its step take; the best one and its cost."""
     run = cli.recipe_run(recipe)
     # The judge and the pairs file are no matter of layout.
-    run = replace(run, judge=replace(run.judge, metarm="none"), algo=replace(run.algo, reward="label"))
+    run = replace(run, metarm=replace(run.metarm, kind="none"), algo=replace(run.algo, reward="label"))
     report = cli.plan(run, num_gpus, CHIPS[chip], Constants())
     own = f"{report['layout']['time_s']['total']:.0f} s" if not report["problems"] else "does not fit"
     start = f"| {num_gpus} | {chip} | {own} |"

@@ -91,7 +91,7 @@ def measure_shared(folder: Path) -> dict:
 
     def update() -> None:
         generator.weights_updated()
-        generator.bring_weights()
+        generator.sync_weights()
 
     row = {"bytes_moved": copied, "extra_bytes": copied, "seconds": seconds(update)}
     generator.verify()

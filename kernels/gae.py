@@ -5,27 +5,27 @@ episode, whether it stopped or was cut off):
 
     δ_t = r_t + γ V_{t+1} − V_t
     A_t = δ_t + γ λ A_{t+1}
-    R_t = A_t + V_t             what the critic is to learn
+    R_t = A_t + V_t             the target of the critic
 
-Rows of a sequence that are masked out (a prompt, padding) are skipped: the recursion goes from one response token to
-the next as if they were not there. λ = 1 and γ = 1 give A_t = (sum of the rewards from t on) − V_t.
+Rows of a sequence that are masked out (a prompt, padding) are skipped: the recursion runs over the response tokens
+alone. λ = 1 and γ = 1 give A_t = (sum of the rewards from t on) − V_t.
 
-The recursion is computed in float64, from each sequence's end. On CUDA one program a sequence, which scans it in
-blocks (an associative scan of affine maps of A and V); in torch, all sequences abreast, one step a position.
+The recursion is computed in float64, from the end of each sequence. On CUDA, one program scans each sequence in blocks
+(an associative scan of affine maps of A and V). In torch, all sequences run in parallel, one step a position.
 
 Shapes: N tokens, packed; S sequences.
 """
 
 import torch
-import triton
 import triton.language as tl
-from ralign.kernels.implementation import uses_triton
+from ralign.kernels.implementation import jit, uses_triton
+from torch import Tensor
 
 _BLOCK = 128
 
 
 def gae_ref(rewards, values, mask, cu_seqlens, *, gamma, lam):
-    """The textbook loop, sequence by sequence and backwards."""
+    """The textbook loop over each sequence, backwards."""
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         next_value = next_advantage = 0.0
@@ -40,13 +40,13 @@ def gae_ref(rewards, values, mask, cu_seqlens, *, gamma, lam):
     return advantages, returns
 
 
-@triton.jit
+@jit
 def _then(a1, b1, c1, k1, d1, a2, b2, c2, k2, d2):
-    """Maps (A, V) -> (a A + b V + c, k V + d): first 1, then 2."""
+    """Composes the maps (A, V) -> (a A + b V + c, k V + d): map 1, then map 2."""
     return a1 * a2, a2 * b1 + b2 * k1, a2 * c1 + b2 * d1 + c2, k1 * k2, k2 * d1 + d2
 
 
-@triton.jit
+@jit
 def _gae_kernel(
     rewards, values, mask, cu_seqlens, advantages, returns, GAMMA: tl.constexpr, LAMBDA: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -56,16 +56,16 @@ def _gae_kernel(
     end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
     place = tl.arange(0, BLOCK)
     last = place == BLOCK - 1
-    later_a = tl.zeros((1,), tl.float64)  # A and V of the counted token that follows
+    later_a = tl.zeros((1,), tl.float64)  # A and V of the next counted token
     later_v = tl.zeros((1,), tl.float64)
     for back in range(0, end - start, BLOCK):
-        t = end - 1 - back - place  # from the end: place 0 is the latest token
+        t = end - 1 - back - place  # place 0 is the last token
         inside = t >= start
         counted = tl.load(mask + t, mask=inside, other=0) != 0
         value = tl.where(counted, tl.load(values + t, mask=inside, other=0.0).to(tl.float64), 0.0)
         reward = tl.where(counted, tl.load(rewards + t, mask=inside, other=0.0).to(tl.float64), 0.0)
         zero = tl.zeros((BLOCK,), tl.float64)
-        # A counted token: A = gamma lambda A' + gamma V' + (r - v), V = v. Others leave both as they are.
+        # A counted token: A = gamma lambda A' + gamma V' + (r - v), V = v. Other tokens leave A and V unchanged.
         a, b, c, k, d = tl.associative_scan(
             (
                 tl.where(counted, zero + GAMMA * LAMBDA, zero + 1.0),
@@ -85,7 +85,9 @@ def _gae_kernel(
         later_v = tl.sum(tl.where(last, newest, 0.0), 0, keep_dims=True)
 
 
-def _gae_triton(rewards, values, mask, cu_seqlens, gamma, lam):
+def _gae_triton(
+    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     rewards, values, mask = rewards.contiguous(), values.contiguous(), mask.contiguous()
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     _gae_kernel[(cu_seqlens.numel() - 1,)](
@@ -95,8 +97,10 @@ def _gae_triton(rewards, values, mask, cu_seqlens, gamma, lam):
     return advantages, returns
 
 
-def _gae_torch(rewards, values, mask, cu_seqlens, gamma, lam):
-    """Counted tokens right-aligned in a grid [S, longest]; one column at a time from the right."""
+def _gae_torch(
+    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Right-aligns the counted tokens in a grid [S, longest] and walks over its columns from the right."""
     rows = mask.nonzero()[:, 0]
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     if rows.numel() == 0:
@@ -123,35 +127,35 @@ def _gae_torch(rewards, values, mask, cu_seqlens, gamma, lam):
 
 
 def gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    cu_seqlens: torch.Tensor,
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    cu_seqlens: Tensor,
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
     implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and returns of each response token.
+) -> tuple[Tensor, Tensor]:
+    """Computes the advantage and the return of each response token.
 
-    rewards: [N] float, of each token (an answer's own reward stands on its last one). values: [N] float, the
-        critic's. Both are read where `mask` holds, and may be anything elsewhere, NaN too.
-    mask: [N] bool, response tokens that count.
-    cu_seqlens: [S + 1] integer, starts of the sequences and N, rising; empty sequences are allowed.
-    gamma: discount, and lam: λ, each from 0 to 1.
+    rewards: [N] float, of each token (the reward of a response is on its last token). values: [N] float, of the
+        critic. Both are read where `mask` is True, and may be anything elsewhere, NaN too.
+    mask: [N] bool, True for the response tokens that count.
+    cu_seqlens: [S + 1] integer, starts of the sequences and N, ascending; empty sequences are allowed.
+    gamma: discount. lam: λ. Both are in [0, 1].
     implementation: "auto", "torch" or "triton"; see implementation.py.
 
-    Returns (advantages, returns), [N] in the values' dtype, 0 where masked out, without gradient. Raises ValueError
-    for shapes or dtypes that do not fit, and for gamma or lam out of range.
+    Returns (advantages, returns), [N] in the dtype of the values, 0 where masked out, without gradient. Raises
+    ValueError for shapes or dtypes that do not fit, and for gamma or lam out of range.
     """
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
-        raise ValueError(f"gamma and lam are from 0 to 1, got {gamma} and {lam}")
+        raise ValueError(f"gamma and lam must be in [0, 1], got {gamma} and {lam}")
     if not rewards.shape == values.shape == mask.shape or values.ndim != 1:
         shapes = [list(x.shape) for x in (rewards, values, mask)]
         raise ValueError(f"rewards, values and mask must be [N] alike, got {shapes}")
     if mask.dtype != torch.bool or cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
         raise ValueError(
-            f"mask bool and cu_seqlens [S + 1] integer wanted, got {mask.dtype}, {cu_seqlens.dtype}"
+            f"mask must be bool and cu_seqlens [S + 1] integer, got {mask.dtype} and {cu_seqlens.dtype}"
         )
     if values.numel() == 0 or cu_seqlens.numel() < 2:
         return torch.zeros_like(values), torch.zeros_like(values)

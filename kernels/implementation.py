@@ -1,13 +1,22 @@
-"""Which implementation of an op runs: Triton for CUDA tensors, torch for the others, or the one asked for."""
+"""Choice of an implementation: Triton for CUDA tensors, torch for the others, or the one that is named.
+
+`jit` is Triton's decorator.
+"""
+
+from typing import Any
 
 import torch
+import triton
+
+# Typed as Any: a type checker would take the signature of the kernel for that of its launcher.
+jit: Any = triton.jit
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 
 
 def uses_triton(implementation: str, x: torch.Tensor) -> bool:
-    """`auto`: the tensor's device decides. `torch` and `triton` are what they say, on any device: the first
-    for diagnosis on CUDA, the second for Triton's interpreter on a CPU."""
+    """implementation: "auto" chooses by the device of x. "torch" and "triton" hold on any device: "torch" for
+    diagnosis on CUDA, "triton" for Triton's interpreter on a CPU. Raises ValueError for other names."""
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"

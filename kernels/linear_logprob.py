@@ -1,15 +1,15 @@
-"""Log-probability of the target token and entropy, from hidden states: the LM head without its logits.
+"""Log-probability of the target token and entropy, from hidden states: the LM head without stored logits.
 
-    z = hidden · weightᵀ / T      (logprob, entropy) = as in logprob.py      N × V is never held
+    z = hidden · weightᵀ / T      (logprob, entropy) = as in logprob.py      N × V is never stored
 
-Forward computes the logits of `chunk_tokens` rows at a time, reduces them to four numbers a row and forgets
-them; backward computes them again, turns them into their gradient in place, and from that
-d_hidden = d_z · weight / T and d_weight += d_zᵀ · hidden / T. Products are accumulated in fp32, d_weight over
-all chunks too: summing chunks in bf16 costs a factor of seven in accuracy.
+Forward computes the logits of `chunk_tokens` rows at a time, reduces them to four numbers a row and frees them.
+Backward computes them again and turns them into their gradient in place; then d_hidden = d_z · weight / T and
+d_weight += d_zᵀ · hidden / T. Products accumulate in fp32, and so does d_weight over all chunks: a sum of chunks in
+bf16 is seven times less accurate.
 
-Vocab-parallel: weight rows are split over the group. Hidden states are the same on every rank and their
-gradient is summed over the group (Megatron's copy-to-tensor-parallel region); or, with sequence_parallel,
-each rank holds N/P of them: all-gather in forward and again in backward, reduce-scatter of the gradient.
+Vocab-parallel: the rows of the weight are split over the group. Hidden states are the same on every rank and their
+gradient is summed over the group (Megatron's copy-to-tensor-parallel region). With sequence_parallel, each rank holds
+N/P of them: an all-gather in forward and again in backward, and a reduce-scatter of the gradient.
 
 Shapes: N tokens, H hidden size, V_local rows of the weight on this rank, R rows kept (target not IGNORE),
 P ranks.
@@ -19,33 +19,33 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from ralign.kernels.logprob import (
+from ralign.kernels.logprob import check, logprob_ref
+from ralign.kernels.row_stats import (
     all_gather,
-    check,
     d_logits,
     kept_rows,
-    logprob_ref,
     merge_stats,
     num_valid_columns,
     row_stats,
 )
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# torch 2.13 renamed it; 2.11 and 2.12 know the old name alone.
+# torch 2.13 renamed it; 2.11 and 2.12 have only the old name.
 _scatter = (
     dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
 )
 
 
 def linear_logprob_ref(hidden, weight, targets, *, temperature=1.0, valid_vocab=None):
-    """Plain torch, differentiable by autograd, one shard only; holds N × V."""
+    """Plain torch, differentiable by autograd, one shard only; stores N × V."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = hidden.to(dtype) @ weight.to(dtype).t()
     return logprob_ref(logits, targets, temperature=temperature, valid_vocab=valid_vocab)
 
 
 class Head(NamedTuple):
-    """The LM head of this rank and how its logits are made; does not change between forward and backward."""
+    """The LM head of this rank: arguments that forward and backward share, and the steps of its computation."""
 
     temperature: float
     valid_vocab: int
@@ -55,33 +55,41 @@ class Head(NamedTuple):
     chunk_tokens: int
     implementation: str
 
-    def gathered(self, hidden):
-        """All N rows of the hidden states."""
+    def gathered(self, hidden: Tensor) -> Tensor:
+        """Returns all N rows of the hidden states."""
         return all_gather(hidden, self.group) if self.sequence_parallel else hidden
 
-    def matrix(self, weight):
-        """The rows of the weight that stand for real tokens, as a product reads them: [num_columns, H]."""
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Returns the rows of the weight that are real tokens, as an operand: [num_columns, H]."""
         return operand(weight[: num_valid_columns(weight.shape[0], self.valid_vocab, self.vocab_start)])
 
-    def logits(self, hidden, matrix):
-        """[R, H] -> [R, num_columns], not divided by the temperature, in at least fp32."""
+    def logits(self, hidden: Tensor, matrix: Tensor) -> Tensor:
+        """[R, H] -> logits [R, num_columns], not divided by the temperature, in at least fp32."""
         return product(hidden, matrix.t())
 
-    def merged_stats(self, z, targets):
-        """[R, num_columns] -> [4, R]: m, log s, logprob, entropy over all ranks."""
+    def merged_stats(self, z: Tensor, targets: Tensor) -> Tensor:
+        """Logits [R, num_columns] -> [4, R]: m, log s, logprob, entropy over all ranks."""
         stats = row_stats(z, targets, z.shape[1], self.vocab_start, self.temperature, self.implementation)
         return merge_stats(stats, targets, self.valid_vocab, self.group, self.implementation)
 
-    def d_logits(self, z, targets, merged, d_logprobs, d_entropy, dtype):
-        """[R, num_columns] in `dtype`, over z where the dtype is z's."""
+    def d_logits(
+        self,
+        z: Tensor,
+        targets: Tensor,
+        merged: Tensor,
+        d_logprobs: Tensor | None,
+        d_entropy: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Returns the gradient of the logits, [R, num_columns] in `dtype`; overwrites z where it has that dtype."""
         out = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
         return d_logits(
             z, targets, merged, d_logprobs, d_entropy, z.shape[1], self.vocab_start, self.temperature, out,
             self.implementation,
         )  # fmt: skip
 
-    def summed(self, d_hidden):
-        """The whole gradient of this rank's input, from its part of everyone's."""
+    def summed(self, d_hidden: Tensor) -> Tensor:
+        """Sums the parts of d_hidden over the group; returns the gradient of the input of this rank."""
         if self.sequence_parallel:
             return _reduce_scatter(d_hidden, self.group)
         if self.group is not None:
@@ -89,35 +97,35 @@ class Head(NamedTuple):
         return d_hidden
 
 
-def _reduce_scatter(x, group):
-    """[P·n, ...] on each rank -> this rank's [n, ...] of the sum."""
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[P·n, ...] on each rank -> [n, ...], the part of the sum that belongs to this rank."""
     out = x.new_empty(x.shape[0] // dist.get_world_size(group), *x.shape[1:])
     _scatter(out, x, group=group)
     return out
 
 
-def operand(x):
-    """What a product reads: CUDA multiplies halves into fp32 as they are, the CPU computes in fp32 itself."""
+def operand(x: Tensor) -> Tensor:
+    """Converts x to an operand of `product`: CUDA takes half precision, the CPU at least fp32."""
     return x if x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def product(a, b):
-    """a @ b, accumulated and returned in at least fp32."""
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Returns a @ b, accumulated in at least fp32."""
     if a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b)
 
 
-def add_product_(total, a, b):
-    """total += a @ b with total in at least fp32, in one product."""
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Adds a @ b to total, which is in at least fp32, in one product."""
     if a.dtype == total.dtype:
         return torch.addmm(total, a, b, out=total)
     return torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
 
 
 def auto_chunk_tokens(num_columns: int, on_cuda: bool) -> int:
-    """Rows whose fp32 logits fill about 320 MiB on a GPU (enough rows for a product at full speed, whose other
-    operand, the weight, is read once a chunk), 128 MiB on a CPU; a multiple of 64 from 64 to 1024."""
+    """Returns a number of rows whose fp32 logits take about 320 MiB on a GPU, 128 MiB on a CPU; a multiple of 64 from
+    64 to 1024. Each chunk reads the whole weight: 320 MiB are enough rows for a product at full speed."""
     rows = (320 if on_cuda else 128) * 2**20 // (4 * max(num_columns, 1))
     return min(max(rows // 64 * 64, 64), 1024)
 
@@ -135,7 +143,7 @@ class _LinearLogprob(torch.autograd.Function):
             merged.append(
                 row_stats(z, kept[part], z.shape[1], head.vocab_start, head.temperature, head.implementation)
             )
-            del z  # before the next chunk's logits are made
+            del z  # before the logits of the next chunk are allocated
         # One collective for all chunks.
         merged = merge_stats(
             torch.cat(merged, dim=1), kept, head.valid_vocab, head.group, head.implementation
@@ -165,43 +173,45 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 class GradientSums:
-    """d_hidden and d_weight, collected a chunk of rows at a time."""
+    """Accumulates d_hidden and d_weight, a chunk of rows at a time."""
 
-    def __init__(self, full, weight, head: Head, wants_hidden=True, wants_weight=True):
+    def __init__(self, full: Tensor, weight: Tensor, head: Head, needs_hidden: bool, needs_weight: bool):
         self.head, self.dtypes = head, (full.dtype, weight.dtype)
         accumulate = torch.promote_types(full.dtype, torch.float32)
-        # Partial sums of the ranks are added in fp32; a lone rank's sum is complete and rounded at once.
+        # The ranks add their partial sums in fp32; without a group the sum is complete and is rounded at once.
         dtype = full.dtype if head.group is None else accumulate
-        self.d_hidden = torch.zeros_like(full, dtype=dtype) if wants_hidden else None
-        self.d_weight = torch.zeros_like(weight, dtype=accumulate) if wants_weight else None
+        self.d_hidden = torch.zeros_like(full, dtype=dtype) if needs_hidden else None
+        self.d_weight = torch.zeros_like(weight, dtype=accumulate) if needs_weight else None
 
-    def add(self, rows, chunk, matrix, d_z):
-        """rows [R] of the hidden states `chunk` [R, H], `matrix` [V, H], the gradient of their logits [R, V]."""
+    def add(self, rows: Tensor, chunk: Tensor, matrix: Tensor, d_z: Tensor) -> None:
+        """rows: [R] of the hidden states. chunk: [R, H], these rows. matrix: [V, H]. d_z: [R, V], of their logits."""
         if self.d_hidden is not None:
             self.d_hidden[rows] = product(d_z, matrix).to(self.d_hidden.dtype)
         if self.d_weight is not None:
             add_product_(self.d_weight[: matrix.shape[0]], d_z.t(), chunk)
 
-    def finish(self):
-        """d_hidden, summed over the ranks, and d_weight, each in its input's dtype."""
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns d_hidden, summed over the ranks, and d_weight, each in the dtype of its input."""
         d_hidden = None if self.d_hidden is None else self.head.summed(self.d_hidden).to(self.dtypes[0])
         return d_hidden, None if self.d_weight is None else self.d_weight.to(self.dtypes[1])
 
 
-def _chunks(num_rows, chunk_tokens):
+def _chunks(num_rows: int, chunk_tokens: int) -> list[slice]:
     return [slice(i, min(i + chunk_tokens, num_rows)) for i in range(0, num_rows, chunk_tokens)]
 
 
-def make_head(hidden, weight, targets, temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens,
-              implementation) -> Head:  # fmt: skip
-    """Checks what the public functions of the LM head are given."""
+def make_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, valid_vocab: int, vocab_start: int,
+    group: dist.ProcessGroup | None, sequence_parallel: bool, chunk_tokens: int | None, implementation: str,
+) -> Head:  # fmt: skip
+    """Checks the arguments of `linear_logprob` or `linear_policy_loss`; raises ValueError if they do not fit."""
     if sequence_parallel and group is None:
-        raise ValueError("sequence_parallel needs the group that the hidden states are split over")
+        raise ValueError("sequence_parallel needs the group over which the hidden states are split")
     num_tokens = hidden.shape[0] * (dist.get_world_size(group) if sequence_parallel else 1)
     check(targets, num_tokens, weight.shape[0], temperature, valid_vocab, vocab_start, group)
     if hidden.ndim != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
         raise ValueError(
-            f"hidden [N, H] and weight [V, H] of one dtype wanted, got {list(hidden.shape)} {hidden.dtype} "
+            f"hidden must be [N, H] and weight [V, H] of one dtype, got {list(hidden.shape)} {hidden.dtype} "
             f"and {list(weight.shape)} {weight.dtype}"
         )
     if chunk_tokens is None:
@@ -212,44 +222,44 @@ def make_head(hidden, weight, targets, temperature, valid_vocab, vocab_start, gr
 
 
 def linear_logprob(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     valid_vocab: int,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     sequence_parallel: bool = False,
-    rows: torch.Tensor | None = None,
+    rows: Tensor | None = None,
     chunk_tokens: int | None = None,
     with_entropy: bool = True,
     implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logprob of each target and entropy of each token's distribution, differentiable in hidden and weight.
+) -> tuple[Tensor, Tensor | None]:
+    """Logprob of each target and entropy of the distribution of each token, differentiable in hidden and weight.
 
-    hidden: [N, H] float, the same on every rank of `group`; with sequence_parallel this rank's [N/P, H].
-    weight: [V_local, H], same dtype, this rank's rows of the LM head.
+    hidden: [N, H] float, the same on every rank of `group`; with sequence_parallel [N/P, H], the part of this rank.
+    weight: [V_local, H], same dtype, the rows of the LM head on this rank.
     targets: [N] int64, the same on every rank, in [0, valid_vocab), or IGNORE (-100): logprob, entropy and
         gradient are then 0 and the row costs nothing. Any other value gives a logprob of NaN.
     temperature: divides the logits (never the logprobs); its 1/T is in the gradients.
-    valid_vocab: size of the real vocabulary; rows of the weight from there on are padding, as if their logits
-        were −inf, and get a gradient of 0.
-    vocab_start: the vocabulary index of this rank's first row of the weight.
+    valid_vocab: size of the real vocabulary; later rows of the weight are padding, as if their logits were −inf,
+        and get a gradient of 0.
+    vocab_start: the vocabulary index of the first row of the weight on this rank.
     group: process group whose ranks hold the other rows; None: this rank holds all of them.
     sequence_parallel: hidden is split over `group` along dim 0; its gradient is too.
-    rows: [R] int64, ascending: the rows whose target is not IGNORE, where the caller knows them (a packing plan
-        does); None: they are looked up, for which the host waits for the device.
-    chunk_tokens: rows whose logits are held at once; None: see auto_chunk_tokens. The peak is about
+    rows: [R] int64, ascending: the rows whose target is not IGNORE, if the caller knows them (from a packing
+        plan); None: computed here, for which the host waits for the device.
+    chunk_tokens: rows whose logits are stored at once; None: see auto_chunk_tokens. The peak is about
         chunk_tokens × V_local × (4 bytes + 2 for bf16's gradient on CUDA; 12 on the CPU).
-    with_entropy: False returns None in its place.
+    with_entropy: False returns None in place of the entropy.
     implementation: of the row statistics and gradients: "auto", "torch" or "triton"; see implementation.py.
-        Products are the BLAS library's.
+        The BLAS library computes the products.
 
     Returns logprobs [N] and entropy [N] in nats, fp32 (float64 for float64 inputs), the same on every rank;
-    each rank's upstream gradient must be the whole gradient, not its share. Backward gives d_hidden summed
-    over the group and d_weight complete for this rank's rows. Saved for backward: the inputs, and four
-    numbers a kept row. Raises ValueError for arguments that do not fit. Formula: the head of logprob.py.
+    the upstream gradient of each rank must be the whole gradient, not its share. Backward gives d_hidden summed
+    over the group and d_weight complete for the rows of this rank. Saved for backward: the inputs, and four
+    numbers a kept row. Raises ValueError for arguments that do not fit. The formulas are at the head of logprob.py.
     """
     head = make_head(
         hidden, weight, targets, temperature, valid_vocab, vocab_start, group, sequence_parallel, chunk_tokens,

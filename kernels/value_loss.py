@@ -3,32 +3,33 @@
     clipped = old_value + clip(value − old_value, −clip, clip)
     loss = Σ weight · ½ max((value − R)², (clipped − R)²)
 
-The larger of the two: a value that has moved further than `clip` from where it was, towards R, has no gradient; one
-that has moved away from R has. Reading and writing N numbers once: no kernel is worth its name here.
+With the larger of the two errors, a value that has moved further than `clip` towards R has no gradient; a value that
+has moved away from R keeps it. Memory-bound and tiny; no kernel.
 
 Shapes: N tokens.
 """
 
 import torch
+from torch import Tensor
 
 
 def value_loss(
-    values: torch.Tensor,
-    old_values: torch.Tensor,
-    returns: torch.Tensor,
-    weights: torch.Tensor,
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    weights: Tensor,
     *,
     clip: float | None = 0.2,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped squared error of the critic, and its metrics as sums.
 
-    values: [N] float, with gradient. old_values, returns: [N], constants. weights: [N], each token's mask and
-    normaliser (`token_weights`); a token of weight 0 takes no part, whatever its inputs hold. clip: how far a
-    value may move from its old one; None does not clip.
+    values: [N] float, with gradient. old_values, returns: [N], constants. weights: [N], mask and normaliser in one;
+    a token of weight 0 is ignored, whatever its inputs hold. clip: the largest distance of the clipped value
+    from the old one; None does not clip.
 
     Returns (loss, metrics): loss a scalar in fp32 (float64 for float64 values); metrics num_tokens,
     value_sum, return_sum, return_square_sum, value_error_sum (squared, unclipped), value_clipped_sum (tokens whose
-    clipped error counts). Raises ValueError for shapes that do not fit and a clip that is not positive.
+    clipped error is the larger). Raises ValueError for shapes that do not fit and a clip that is not positive.
     """
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")

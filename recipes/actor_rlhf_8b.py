@@ -5,10 +5,10 @@ of a Qwen3-8B actor (53.9 before): paid by RLVR-14B 59.4, by R-Align-14B 61.7. D
 the better response is the fixed answer that an actor's is compared with.
 
     hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B
-    torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=ORG/GenRM-14B
+    torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl genrm.model=ORG/GenRM-14B
 
-actor.genrm is a Hugging Face name or a folder, such as runs/r_align_14b/r_align/hf; vLLM's server for it runs on the
-same GPUs. With actor.judge=endpoint judge.base_url=URL it is elsewhere. PPO with a critic is the paper's; GRPO, as most
+genrm.model is a Hugging Face name or a folder, such as runs/r_align_14b/r_align/hf; vLLM's server for it runs on the
+same GPUs. With genrm.kind=endpoint genrm.base_url=URL it is elsewhere. PPO with a critic is the paper's; GRPO, as most
 siblings do it, needs no critic and no fixed answers:
 
     ... algo.advantages=grpo actor.scheme=circular
@@ -26,7 +26,7 @@ from pathlib import Path
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.config.actor import ActorConfig, ActorRun
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import GenRMConfig, ServerConfig
 from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
@@ -38,15 +38,15 @@ from ralign.engine.config.run import (
     ParallelConfig,
 )
 from ralign.engine.config.validation import validate
-from ralign.engine.data.pairs import Pair, prompt_text
+from ralign.engine.data.pairs import prompt_text
 from ralign.engine.data.worlds.judgeworld import build_judgeworld
 from ralign.engine.planner.start import require_gpus
-from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
-from ralign.recipes.common.smoke import shrink, take_flag, teach_in_chat
-from ralign.recipes.qwen3_genrm import made_once
+from ralign.recipes.common import smoke
+from ralign.recipes.common.pairs import train_and_held_out
 
-LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl actor.genrm=FOLDER"
+LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl genrm.model=FOLDER"
 
 
 def actor_rlhf_8b() -> ActorRun:
@@ -66,7 +66,6 @@ def actor_rlhf_8b() -> ActorRun:
             max_prompt_tokens=2048,  # RM-NLHF
         ),
         algo=AlgoConfig(
-            reward="label",  # who pays: see actor
             advantages="gae",  # the paper's PPO
             num_prompts=128,  # RM-NLHF, NVIDIA
             num_samples=8,  # RM-NLHF
@@ -80,8 +79,6 @@ def actor_rlhf_8b() -> ActorRun:
             lam=1.0,  # answers of thousands of tokens: a smaller one would forget the reward
         ),
         actor=ActorConfig(
-            judge="managed",  # a 14B judge has to be cut over GPUs, as a server's engine is
-            template="full",  # what recipes/r_align_14b.py trains on
             scheme="reference",  # the paper: +1 or -1 against one fixed answer
             length_penalty=0.1,  # the paper has a dynamic one and does not say how strong
         ),
@@ -89,8 +86,9 @@ def actor_rlhf_8b() -> ActorRun:
             max_new_tokens=4096,  # RM-NLHF
             kv_cache_gib=0,  # all that the memory ledger leaves
         ),
-        judge=JudgeConfig(
-            metarm="none",  # nobody reads rationales here: verdicts pay the actor
+        genrm=GenRMConfig(
+            kind="managed",  # a 14B judge needs tensor parallelism, which a server's engine has
+            template="full",  # what recipes/r_align_14b.py trains on
             temperature=0.6,  # NVIDIA's judge
             max_new_tokens=8192,  # the released evaluator's limit for a judgment
             concurrency=256,  # a step asks about 1,024 comparisons, spread over the engines
@@ -112,67 +110,57 @@ def actor_rlhf_8b() -> ActorRun:
 
 
 def main(argv: list[str]) -> None:
-    smoke, argv = take_flag(argv)
+    is_smoke, argv = smoke.take_flag(argv)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    run = parse(smoke_run(world_size) if smoke else actor_rlhf_8b(), argv, __doc__)
-    if smoke:
-        run = with_taught_genrm(run)
+    run = parse(smoke_run(world_size) if is_smoke else actor_rlhf_8b(), argv, __doc__)
+    if is_smoke:
+        run = with_tiny_models(run)
     else:
-        if run.actor.genrm is None:
-            raise UserError("actor.genrm is missing: the GenRM's Hugging Face name or folder")
+        if run.genrm.model is None:
+            raise UserError("genrm.model is missing: the GenRM's Hugging Face name or folder")
         require_gpus(run, num_gpus=8, gpu="h100", launch=LAUNCH)
     validate(run, world_size)
     check_actor(run)
-    train(run, read(run))
+    train(run)
 
 
-def read(run: ActorRun) -> list[Pair]:
-    from ralign.engine.data.pairs import read_pairs
-
-    if not run.data.train:
-        return build_judgeworld(run.data.world)["train"]
-    pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines, need_golden=False)
-    if len(pairs) <= run.eval.num_pairs:
-        raise UserError(
-            f"data.train={run.data.train} has {len(pairs)} pairs, eval.num_pairs={run.eval.num_pairs}"
-        )
-    return pairs
-
-
-def train(run: ActorRun, pairs: list[Pair]) -> None:
+def train(run: ActorRun) -> None:
     import json
 
-    from ralign.engine.actors.experiment import ActorExperiment
+    from ralign.engine.actors.actor import Actor
+    from ralign.engine.training.loop import reinforce
 
-    lab = ActorExperiment(run, [], vocab_size=1024)
-    held_out = lab.open_examples(pairs[: run.eval.num_pairs])
-    examples = lab.open_examples(pairs[run.eval.num_pairs :])
-    with lab.genrm() as judge:
-        wins = {"start": lab.win_rate("start", held_out, judge)}
-        lab.reinforce_actor("actor", lab.policy.folder, examples, judge, watched=held_out)
-        wins["actor"] = lab.win_rate("actor", held_out, judge)
-    if lab.cluster.is_first_rank:
+    pairs, held_out = train_and_held_out(run, need_golden=False)
+    actor = Actor.start(run, [], vocab_size=1024)
+    session = actor.session
+    tests, examples = actor.open_examples(held_out), actor.open_examples(pairs)
+    with actor.genrm() as judge:
+        wins = {"start": actor.win_rate("start", tests, judge)}
+        task, watch = actor.task(examples, judge), actor.watch(tests, judge)
+        reinforce(session, run, "actor", session.policy.folder, task, watch)
+        wins["actor"] = actor.win_rate("actor", tests, judge)
+    if session.cluster.is_first_rank:
         path = run.folder / "report" / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"win_rate": wins, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
         for name, found in wins.items():
             rate = found["win_rate"]
             print(f"{name:8} wins {rate['value']:.3f} of the comparisons" if rate else f"{name:8} no verdict")
-    lab.close()
+    session.close(run)
 
 
 def smoke_run(world_size: int) -> ActorRun:
     """The run in miniature; the judge is a server of this job's all the same."""
     run = actor_rlhf_8b()
-    small = shrink(run, world_size)
+    small = smoke.shrink(run, world_size)
     return replace(
         small,
         data=replace(small.data, max_prompt_tokens=64, world=replace(small.data.world, num_train=64)),
         critic=replace(run.critic, warmup_steps=1),
         algo=replace(small.algo, num_updates=2),
-        actor=replace(run.actor, template="compact", watch_every=1),
-        judge=JudgeConfig(
-            metarm="none",
+        actor=replace(run.actor, watch_every=1),
+        genrm=GenRMConfig(
+            kind="managed",
             max_new_tokens=24,
             temperature=0.6,
             server=ServerConfig(max_model_len=384, kv_cache_gib=0.1, max_num_seqs=16),
@@ -181,29 +169,30 @@ def smoke_run(world_size: int) -> ActorRun:
     )
 
 
-def with_taught_genrm(run: ActorRun) -> ActorRun:
-    """Tiny models that were taught, for seconds: a GenRM to give verdicts, an actor to pass notes on."""
+def with_tiny_models(run: ActorRun) -> ActorRun:
+    """Tiny models as GenRM and actor, trained once, for seconds, in `run.out`."""
     from ralign.engine.data.chat import pair_messages
     from ralign.engine.data.prompts import load_template
+    from ralign.recipes.common.tiny_sft import train_tiny_chat_model, trained_once
 
     folder = Path(run.out) / f"{run.name}_models"
     pairs = build_judgeworld(run.data.world)["warm_start"]
     template = load_template("compact")
 
-    def teach_genrm(path: Path) -> None:
+    def train_genrm(path: Path) -> None:
         cases = [(pair_messages(template, pair), f"\\boxed{{{pair.gt_label}}}") for pair in pairs]
-        teach_in_chat(path, cases, num_steps=60)
+        train_tiny_chat_model(path, cases, num_steps=60)
 
-    def teach_actor(path: Path) -> None:
+    def train_actor(path: Path) -> None:
         cases = [((("user", prompt_text(pair)),), pair.response_A) for pair in pairs]
-        teach_in_chat(path, cases, model=run.model, num_steps=60)
+        train_tiny_chat_model(path, cases, model=run.model, num_steps=60)
 
-    if run.actor.genrm is None:
-        run = replace(run, actor=replace(run.actor, genrm=made_once(folder / "genrm", teach_genrm)))
+    if run.genrm.model is None:
+        run = replace(run, genrm=replace(run.genrm, model=trained_once(folder / "genrm", train_genrm)))
     if run.model.hf_path is None:
-        run = replace(run, model=replace(run.model, hf_path=made_once(folder / "actor", teach_actor)))
+        run = replace(run, model=replace(run.model, hf_path=trained_once(folder / "actor", train_actor)))
     return run
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

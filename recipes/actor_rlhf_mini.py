@@ -5,7 +5,7 @@ does?  Data: JudgeWorld's notes, to be passed on in a free answer; the oracle kn
 Model: a random 4-layer Qwen3 of under a million parameters, warmed up on demonstrations with faults.
 
     torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py
-    torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py actor.genrm=runs/r_align_mini/r_align/hf
+    torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py genrm.model=runs/r_align_mini/r_align/hf
     torchrun --nproc-per-node 2 recipes/actor_rlhf_mini.py algo.advantages=gae
 
 The first pays by the oracle. With a GenRM (the exports of recipes/r_align_mini.py are made for it) a second actor
@@ -20,7 +20,7 @@ import sys
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import GenRMConfig, ServerConfig
 from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
@@ -31,7 +31,7 @@ from ralign.engine.config.run import (
     SFTConfig,
 )
 from ralign.engine.config.validation import validate
-from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.entry_point import run_job
 
 
 def mini_run() -> ActorRun:
@@ -40,7 +40,7 @@ def mini_run() -> ActorRun:
         num_steps=30,
         token_budget=8192,
         data=DataConfig(max_prompt_tokens=64),
-        algo=AlgoConfig(reward="label", num_prompts=16, num_samples=8),  # what is paid: see actor.*
+        algo=AlgoConfig(num_prompts=16, num_samples=8),
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=5e-4),
         # With algo.advantages=gae. From a head of zeros the values come up to the mean return in 8 steps at 1e-3 (at
@@ -53,8 +53,7 @@ def mini_run() -> ActorRun:
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
         eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as it is sampled in training
-        judge=JudgeConfig(
-            metarm="none",
+        genrm=GenRMConfig(
             temperature=0.4,
             max_new_tokens=64,
             server=ServerConfig(max_model_len=256, kv_cache_gib=0.25),
@@ -70,30 +69,32 @@ def main(argv: list[str]) -> None:
 
 
 def train(run: ActorRun) -> None:
-    from ralign.engine.actors.experiment import ActorExperiment
+    from ralign.engine.actors.actor import Actor
     from ralign.engine.data.worlds.actorworld import build_notes
+    from ralign.engine.training.loop import reinforce
 
     notes = build_notes(run.data.world)
-    lab = ActorExperiment(run, notes["train"], vocab_size=1024)
-    examples, dev = lab.actor_examples(notes["train"]), lab.actor_examples(notes["dev"])
-    start = lab.warm_start_actor("sft", notes["warm_start"])
-    lab.load(start)
-    actors = {"sft": lab.evaluate_actor("sft", dev)}
-    lab.reinforce_actor("oracle", start, examples, judge=None)
-    actors["oracle"] = lab.evaluate_actor("oracle", dev)
-    if run.actor.genrm is not None:
-        with lab.genrm() as judge:
-            lab.reinforce_actor("genrm", start, examples, judge)
-        actors["genrm"] = lab.evaluate_actor("genrm", dev)
-    if lab.cluster.is_first_rank:
+    actor = Actor.start(run, notes["train"], vocab_size=1024)
+    session = actor.session
+    examples, dev = actor.note_examples(notes["train"]), actor.note_examples(notes["dev"])
+    start = actor.warm_start("sft", notes["warm_start"])
+    session.load(start)
+    actors = {"sft": actor.evaluate("sft", dev)}
+    reinforce(session, run, "oracle", start, actor.task(examples, judge=None))
+    actors["oracle"] = actor.evaluate("oracle", dev)
+    if run.genrm.model is not None:
+        with actor.genrm() as judge:
+            reinforce(session, run, "genrm", start, actor.task(examples, judge))
+        actors["genrm"] = actor.evaluate("genrm", dev)
+    if session.cluster.is_first_rank:
         path = run.folder / "report" / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"actors": actors, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
         for name, found in actors.items():
             shown = {key: found[key]["value"] for key in ("quality", "perfect_share", "cue_share")}
             print(f"{name:8}" + "".join(f"  {key} {value:.3f}" for key, value in shown.items()))
-    lab.close()
+    session.close(run)
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -5,7 +5,7 @@ right, wrong, padded and empty ones made of them. Expected: agreement with the r
 that it never saw (and on 96 % of what a judge writes in training), through the server and prompts of a training run.
 
     python recipes/metarm_mini.py
-    torchrun --nproc-per-node 2 recipes/r_align_mini.py judge.metarm=managed judge.model=runs/metarm_mini/hf
+    torchrun --nproc-per-node 2 recipes/r_align_mini.py metarm.kind=managed metarm.model=runs/metarm_mini/hf
 
 Hardware: two CPU cores, some minutes.
 """
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import MetaRMConfig, ServerConfig
 from ralign.engine.config.run import ModelConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
-from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
 
 
@@ -57,12 +57,12 @@ def main(argv: list[str]) -> None:
     from ralign.engine.data.worlds.judgeworld import build_judgeworld
     from ralign.engine.judging.mini_metarm import make_cases
     from ralign.engine.report.progress import Progress
-    from ralign.recipes.common.tiny_sft import teach
+    from ralign.recipes.common.tiny_sft import train_tiny_model
 
     world, folder, progress = build_judgeworld(run.world), Path(run.out) / "hf", Progress()
     cases = make_cases(world["warm_start"], num_per_pair=3, seed=run.seed)
     with progress.stage("learn", "The MetaRM learns", num_steps=run.num_steps):
-        teach(
+        train_tiny_model(
             folder,
             [(case.prompt, case.answer) for case in cases],
             model=run.model,
@@ -84,11 +84,11 @@ def agreement(folder: Path, cases: list) -> dict:
     """How often the served model and the rule agree, and the outcomes of both."""
     from collections import Counter
 
-    from ralign.engine.judging.factory import open_metarm
-    from ralign.engine.runtime import cluster as cluster_module
+    from ralign.engine.judging.judge import ClientContext
+    from ralign.engine.judging.metarms import MANAGED
 
-    config = JudgeConfig(
-        metarm="managed",
+    config = MetaRMConfig(
+        kind="managed",
         model=str(folder),
         template="compact",
         temperature=0.0,
@@ -96,11 +96,10 @@ def agreement(folder: Path, cases: list) -> dict:
         num_tries=1,
         server=ServerConfig(max_model_len=384, kv_cache_gib=0.25),
     )
-    cluster = cluster_module.start()
-    metarm = open_metarm(config, cluster, folder.parent)
-    outcomes = metarm.judge_batch([case.pair for case in cases], [case.judgment for case in cases])
+    metarm = MANAGED.open(config, ClientContext(server_log=folder.parent / "judge_server.log"))
+    futures = [metarm.review(case.pair, case.judgment) for case in cases]
+    outcomes = [future.result().outcome for future in futures]
     metarm.close()
-    cluster_module.stop()
     pairs = Counter(
         (case.outcome.value, outcome.value) for case, outcome in zip(cases, outcomes, strict=True)
     )
@@ -113,4 +112,4 @@ def agreement(folder: Path, cases: list) -> dict:
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -22,7 +22,7 @@ import sys
 
 from ralign.engine.config.actor import ActorConfig, ActorRun
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import GenRMConfig, ServerConfig
 from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
@@ -33,7 +33,7 @@ from ralign.engine.config.run import (
     SFTConfig,
 )
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
-from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.entry_point import run_job
 from ralign.recipes.paper.config import JudgesRun, PaperRun
 
 
@@ -65,7 +65,6 @@ def actors_run() -> ActorRun:
         token_budget=8192,
         data=DataConfig(max_prompt_tokens=64),
         algo=AlgoConfig(
-            reward="label",  # who pays: see actors.actor
             num_prompts=16,
             num_samples=8,
             kl_coef=0.1,  # without, the actor soon finds answers that no judge has seen the like of
@@ -85,11 +84,10 @@ def actors_run() -> ActorRun:
             error_rate=0.05,
             habit_rate=0.5,
             scheme="circular",
-            seats="agree",  # a judge that no fault decides for goes by seats
+            order="agree",  # a judge that no fault decides for goes by seats
             watch_every=3,
         ),
-        judge=JudgeConfig(
-            metarm="none",
+        genrm=GenRMConfig(
             temperature=0.4,  # as the judges are measured
             max_new_tokens=64,
             server=ServerConfig(max_model_len=256, kv_cache_gib=0.25),
@@ -99,42 +97,47 @@ def actors_run() -> ActorRun:
 
 def main(argv: list[str]) -> None:
     paper = parse(PaperRun(judges=judges_run(), actors=actors_run()), argv, __doc__)
-    paper.settle(int(os.environ.get("WORLD_SIZE", "1")))
+    paper.resolve(int(os.environ.get("WORLD_SIZE", "1")))
     reproduce(paper)
 
 
 def reproduce(paper: PaperRun) -> None:
     from ralign.engine.data.worlds.actorworld import build_notes
     from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
+    from ralign.engine.training.loop import warm_start
     from ralign.recipes.paper.experiment import PaperExperiment
     from ralign.recipes.paper.report import write_paper_report
     from ralign.recipes.paper.transcripts import transcripts
 
     world, notes = build_judgeworld(paper.judges.data.world), build_notes(paper.actors.data.world)
-    lab = PaperExperiment(paper, world["train"], vocab_size=1024)
+    experiment = PaperExperiment(paper, world["train"], vocab_size=1024)
+    session, judges = experiment.session, experiment.judges
 
-    warm_start = lab.examples(world["warm_start"])
+    demonstrations = judges.examples(world["warm_start"])
     golden_and_cue = warm_start_judgments(
-        [example.pair for example in warm_start],
+        [example.pair for example in demonstrations],
         golden_share=paper.judges.sft.golden_share,
         seed=paper.seed,
     )
-    sft = lab.warm_start("sft", warm_start, golden_and_cue)
-    tests = {name: lab.examples(world[name]) for name in TESTS}
-    folders, judges = lab.train_judges(sft, lab.examples(world["train"]), tests)
+    sft = warm_start(session, paper.judges, "sft", demonstrations, golden_and_cue)
+    tests = {name: judges.examples(world[name]) for name in TESTS}
+    folders, results = experiment.train_judges(sft, judges.examples(world["train"]), tests)
 
-    lab.turn_to_actors()
-    train, test = lab.actor_examples(notes["train"]), lab.actor_examples(notes["in_distribution"])
-    start = lab.warm_start_actor("start", notes["warm_start"])
-    actors = {"start": {"judge": None, **lab.evaluate_actor("start", test), "steps": []}}
+    actor = experiment.switch_to_actors()
+    train, test = actor.note_examples(notes["train"]), actor.note_examples(notes["in_distribution"])
+    start = actor.warm_start("start", notes["warm_start"])
+    actors = {"start": {"judge": None, **actor.evaluate("start", test), "steps": []}}
     for judge, folder in folders.items():
-        actors[f"by_{judge}"] = {"judge": judge, **lab.train_actor(f"by_{judge}", start, train, test, folder)}
+        trained = experiment.train_actor(f"by_{judge}", start, train, test, folder)
+        actors[f"by_{judge}"] = {"judge": judge, **trained}
 
-    if lab.cluster.is_first_rank:
+    if session.cluster.is_first_rank:
         shown = transcripts(paper.actors.folder, actors, {note.id: note for note in notes["train"]})
-        write_paper_report(paper.folder, judges, actors, shown, seed=paper.seed, time_s=lab.progress.time_s)
-    lab.close()
+        write_paper_report(
+            paper.folder, results, actors, shown, seed=paper.seed, time_s=session.progress.time_s
+        )
+    experiment.close()
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -5,7 +5,7 @@ S-Corr of the model as it is, after label-only RL, after R-Align: HelpSteer3 40.
 29.0, 14.6; PPE 36.9, 45.7, 26.9. Data: any pairs file with golden judgments. MetaRM: GPT-OSS-120B.
 
     hf download Qwen/Qwen3-14B --local-dir models/Qwen3-14B
-    torchrun --nproc-per-node 8 recipes/r_align_14b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+    torchrun --nproc-per-node 8 recipes/r_align_14b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
 Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_14b --gpus 8 --gpu h100`). In miniature, on two CPU cores:
 
@@ -14,12 +14,12 @@ Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_14b --gpus 8 --gpu h100`). In mi
 
 import sys
 
-from ralign.engine.config.run import Run
-from ralign.engine.runtime.entry_point import run_main
-from ralign.recipes.qwen3_genrm import r_align_run, start
+from ralign.engine.config.run import GenRMRun
+from ralign.engine.runtime.entry_point import run_job
+from ralign.recipes.r_align_32b import r_align_run, start
 
 
-def r_align_14b() -> Run:
+def r_align_14b() -> GenRMRun:
     # On four GPUs a replica it takes recomputation to fit (109 % of 79 GiB without), for no shorter a step.
     return r_align_run("r_align_14b", "models/Qwen3-14B", tensor=8)
 
@@ -29,4 +29,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":  # checkpointing starts processes that import this file
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -4,7 +4,7 @@ Question: does paying for the rationale, not for the verdict alone, hold up at 3
 stops at 14B. Data: any pairs file with golden judgments (`ralign-annotate` makes them). MetaRM: GPT-OSS-120B.
 
     hf download Qwen/Qwen3-32B --local-dir models/Qwen3-32B
-    torchrun --nproc-per-node 8 recipes/r_align_32b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+    torchrun --nproc-per-node 8 recipes/r_align_32b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
 Hardware: one node of 8 H200 or B200; 16 or 32 H100 of 80 GB with parallel.context=2; from 64 H100 as it is.
 `ralign-plan r_align_32b --gpus N --gpu h200` says what fits and how long a step takes, docs/scale.md what to
@@ -12,24 +12,129 @@ choose. Many nodes: `ralign-submit r_align_32b --nodes 4`.
 In miniature, with the real layout as far as the processes allow, on two CPU cores:
 
     torchrun --nproc-per-node 2 recipes/r_align_32b.py --smoke
+
+The paper does not publish its hyper-parameters. Each value below names its source: the paper or its released evaluator
+(R-Align, arXiv 2602.06763), RM-NLHF (arXiv 2601.07349), RM-R1 (arXiv 2505.02387). The paper trains its judges with PPO,
+its siblings with GRPO, as does this recipe; algo.advantages=gae makes it PPO (docs/ppo.md). The recipes for 8B and 14B
+change the model and the layout.
 """
 
+import os
 import sys
 
-from ralign.engine.config.run import Run
-from ralign.engine.runtime.entry_point import run_main
-from ralign.recipes.qwen3_genrm import r_align_run, start
+from ralign.engine.config.command_line import parse
+from ralign.engine.config.judge import MetaRMConfig
+from ralign.engine.config.run import (
+    AlgoConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    GenRMRun,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+)
+from ralign.engine.config.validation import validate
+from ralign.engine.planner.start import require_gpus
+from ralign.engine.runtime.entry_point import run_job
+from ralign.recipes.common import smoke
+from ralign.recipes.common.pairs import train_and_held_out
 
 
-def r_align_32b() -> Run:
+def r_align_32b() -> GenRMRun:
     # A node: every layer's collectives stay on NVLink, and each rank holds one of the 8 query groups. On 8 H200
     # the optimizer's state alone is 46 GiB a GPU, so it is away while generating (memory.offload=auto).
     return r_align_run("r_align_32b", "models/Qwen3-32B", tensor=8)
+
+
+def r_align_run(name: str, folder: str, *, tensor: int) -> GenRMRun:
+    """R-Align on a Qwen3 in `folder`, each of its replicas on `tensor` GPUs."""
+    return GenRMRun(
+        name=name,
+        num_steps=250,  # about 64k pairs at 256 a step, one epoch of RM-R1's data
+        token_budget=16384,  # the longest sample (14,336) and a little more: activations grow with it
+        checkpoint_every=10,  # 2.5 hours of work (8B) to 7 (32B), by ralign-plan
+        model=ModelConfig(hf_path=folder),
+        parallel=ParallelConfig(
+            tensor=tensor,
+            sequence=True,  # norms and residuals are split too
+            dtype="bf16",  # the dtype of the published weights; masters and gradients are fp32
+        ),
+        data=DataConfig(
+            template="full",  # the released evaluator's rubric
+            # As the released evaluator and `ralign-eval` ask an instruct model: the rubric is the system message,
+            # the pair the user's. Qwen3's template lets it think first; the MetaRM sees what follows the thinking.
+            chat=True,
+            max_prompt_tokens=6144,  # RM-NLHF: two responses of a long chat
+        ),
+        algo=AlgoConfig(
+            # RM-NLHF and RM-R1. The paper's PPO (algo.advantages=gae) wants a critic as large as the judge: by
+            # ralign-plan the 8B's step grows from 868 to 1,205 s, the 14B fits 8 GPUs of 80 GB only with
+            # parallel.recompute=True, and the 32B no node of 8 H200.
+            advantages="grpo",
+            num_prompts=256,  # RM-NLHF's batch
+            num_samples=8,  # RM-NLHF's group; RM-R1 takes 7
+            invalid_reward=0.0,  # the paper's reward knows 0 and 1 only
+            kl_coef=1e-3,  # RM-NLHF and RM-R1
+            kl_kind="k3",  # their low_var_kl
+        ),
+        metarm=MetaRMConfig(
+            kind="endpoint",  # metarm.base_url says where; metarm.kind=managed runs one in this job
+            model="openai/gpt-oss-120b",  # the paper's MetaRM in training
+            concurrency=256,  # a step asks about up to 2,048 samples, spread over the engines
+        ),
+        generator=GeneratorConfig(
+            max_new_tokens=8192,  # the released evaluator's limit for a judgment
+            kv_cache_gib=0,  # all that the memory ledger leaves
+        ),
+        optim=OptimConfig(
+            lr=1e-6,  # RM-NLHF and RM-R1
+            warmup_steps=10,  # Adam's second moment is meaningless at first
+        ),
+        eval=EvalConfig(max_new_tokens=8192),  # as in training
+    )
 
 
 def main(argv: list[str]) -> None:
     start(r_align_32b(), argv, __doc__, num_gpus=8, gpu="h200")
 
 
+def start(default: GenRMRun, argv: list[str], doc: str | None, *, num_gpus: int, gpu: str) -> None:
+    """Settings, checks, training; with `--smoke` in miniature.
+
+    Args:
+        num_gpus, gpu: the smallest hardware of the recipe.
+    """
+    is_smoke, argv = smoke.take_flag(argv)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    run = parse(smoke.genrm_run(default, world_size) if is_smoke else default, argv, doc)
+    if is_smoke:
+        run = smoke.with_tiny_models(run)
+    else:
+        launch = f"torchrun --nproc-per-node {num_gpus} recipes/{default.name}.py data.train=pairs.jsonl"
+        require_gpus(run, num_gpus=num_gpus, gpu=gpu, launch=launch)
+    validate(run, world_size)
+    train(run)
+
+
+def train(run: GenRMRun) -> None:
+    from ralign.engine.report.report import write_report
+    from ralign.engine.training.genrm import GenRM
+    from ralign.engine.training.loop import reinforce
+
+    pairs, held_out = train_and_held_out(run)
+    genrm = GenRM.start(run, pairs, vocab_size=1024)
+    session = genrm.session
+    tests = {"held_out": genrm.examples(held_out)}
+    name = "rlvr" if run.algo.reward == "label" else "r_align"
+    models = {"base": genrm.evaluate("base", tests)} if genrm.metarm else {}
+    reinforce(session, run, name, session.policy.folder, genrm.task(genrm.examples(pairs)))
+    if genrm.metarm:
+        models[name] = genrm.evaluate(name, tests)
+        if session.cluster.is_first_rank:
+            write_report(run.folder, models, seed=run.seed, time_s=session.progress.time_s)
+    session.close(run)
+
+
 if __name__ == "__main__":  # checkpointing starts processes that import this file
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

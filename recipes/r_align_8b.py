@@ -5,7 +5,7 @@ HelpSteer3 and 45.2 -> 34.9 on PPE, at the accuracy of label-only RL. Data: any 
 (`ralign-annotate` makes them; the paper's set is lyn22333/R-Align-RL-Data). MetaRM: GPT-OSS-120B.
 
     hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B
-    torchrun --nproc-per-node 8 recipes/r_align_8b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+    torchrun --nproc-per-node 8 recipes/r_align_8b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
 Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_8b --gpus 8 --gpu h100`). In miniature, on two CPU cores:
 
@@ -14,12 +14,12 @@ Hardware: 8 GPUs of 80 GB (`ralign-plan r_align_8b --gpus 8 --gpu h100`). In min
 
 import sys
 
-from ralign.engine.config.run import Run
-from ralign.engine.runtime.entry_point import run_main
-from ralign.recipes.qwen3_genrm import r_align_run, start
+from ralign.engine.config.run import GenRMRun
+from ralign.engine.runtime.entry_point import run_job
+from ralign.recipes.r_align_32b import r_align_run, start
 
 
-def r_align_8b() -> Run:
+def r_align_8b() -> GenRMRun:
     # On two GPUs a replica the activations of 16,384 tokens do not fit (119 % of 79 GiB); with recomputation they
     # would, in a step 6 % longer (ralign-plan).
     return r_align_run("r_align_8b", "models/Qwen3-8B", tensor=4)
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":  # checkpointing starts processes that import this file
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

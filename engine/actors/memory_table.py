@@ -1,4 +1,4 @@
-"""Who is resident when: the memory ledger of an actor's training, told by roles.
+"""The memory ledger of an actor's training by role.
 
 Actor (trainer and generator, one copy of the weights), critic, KL reference and GenRM share the hardware by phases.
 """
@@ -26,7 +26,7 @@ _ON_HOST = {
 }
 
 
-def residents(run: ActorRun, plan: Ledger) -> list[list[str]]:
+def memory_rows(run: ActorRun, plan: Ledger) -> list[list[str]]:
     """Heading and a row a role: GiB of one rank's device in each phase, and of its host memory.
 
     Every holder of the ledger is in exactly one row; a GenRM elsewhere (at an endpoint) has a row of dashes.
@@ -38,9 +38,9 @@ def residents(run: ActorRun, plan: Ledger) -> list[list[str]]:
     for role, holders in _ROLES.items():
         sizes = [sum(parts.get(name, 0) for name in holders) for parts in plan.phases.values()]
         on_host = plan.host.get(_ON_HOST.get(role, ""), 0)
-        is_judge = role == "GenRM" and run.actor.genrm is not None
+        is_judge = role == "GenRM" and run.genrm.model is not None
         if is_judge or any(sizes) or on_host:
-            name = f"{role} ({run.actor.judge})" if is_judge else role
+            name = f"{role} ({run.genrm.kind})" if is_judge else role
             rows.append([name, *map(_gib, sizes), _gib(on_host)])
     return rows
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ralign.engine.config.actor import ActorRun
-from ralign.engine.config.judge import check_endpoint
+from ralign.engine.config.judge import check_endpoint, check_judge
+from ralign.engine.config.run import AlgoConfig
 from ralign.engine.runtime.errors import UserError
 
 
@@ -18,8 +19,6 @@ def check_actor(run: ActorRun) -> None:
         raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
     if actor.watch_every < 0:
         raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
-    if actor.num_tries < 1:
-        raise UserError(f"actor.num_tries must be at least 1, got {actor.num_tries}")
     if actor.length_penalty < 0:
         raise UserError(f"actor.length_penalty must not be negative, got {actor.length_penalty}")
     if actor.length_penalty and run.algo.num_samples < 2:
@@ -27,34 +26,37 @@ def check_actor(run: ActorRun) -> None:
             f"actor.length_penalty={actor.length_penalty} compares lengths within a group:"
             f" algo.num_samples must be at least 2, got {run.algo.num_samples}"
         )
-    if run.judge.metarm not in ("none", "rule"):
+    if run.algo.reward != AlgoConfig().reward:
         raise UserError(
-            f"judge.metarm={run.judge.metarm}: an actor's training asks no MetaRM; its GenRM is actor.genrm,"
-            " and actor.judge says where it answers"
+            f"algo.reward={run.algo.reward} is for GenRMs: an actor is trained against genrm.model, or the oracle"
         )
-    if actor.genrm is None:
-        return
+    check_judge(run.genrm)
+    if run.genrm.model is not None:
+        _check_genrm(run)
+
+
+def _check_genrm(run: ActorRun) -> None:
     from ralign.engine.data.prompts import load_template
     from ralign.engine.judging.comparisons import Schedule
 
-    Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, seats=actor.seats, value=actor.value)
-    load_template(actor.template)
-    if actor.judge == "endpoint":
-        run.judge.model = actor.genrm
-        check_endpoint(run.judge, "judge", needs_url=True)
-    elif (
-        not (_is_hub_name(actor.genrm) and actor.judge == "managed")
-        and not (Path(actor.genrm) / "config.json").is_file()
+    actor, genrm = run.actor, run.genrm
+    Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, order=actor.order, value=actor.value)
+    load_template(genrm.template)
+    if genrm.kind == "endpoint":
+        check_endpoint(genrm)
+        return
+    if (
+        not (_is_hub_name(genrm.model) and genrm.kind == "managed")
+        and not (Path(genrm.model) / "config.json").is_file()
     ):
-        raise UserError(f"actor.genrm={actor.genrm}: no Hugging Face folder (config.json is missing)")
+        raise UserError(f"genrm.model={genrm.model}: no Hugging Face folder (config.json is missing)")
     tensor = run.generator.tensor or run.parallel.tensor
-    if actor.judge == "process" and tensor > 1:
+    if genrm.kind == "process" and tensor > 1:
         raise UserError(
-            f"actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
-            "use actor.judge=managed"
+            f"genrm.kind=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
+            "use genrm.kind=managed"
         )
-    if actor.judge != "endpoint":
-        check_context(run)
+    check_context(run)
 
 
 def check_context(run: ActorRun) -> None:
@@ -63,7 +65,7 @@ def check_context(run: ActorRun) -> None:
     Prompt and answers count in the actor's tokens, the template in the GenRM's. Not known here: what a server that
     runs already takes, and how long fixed answers are.
     """
-    folder, limit = Path(run.actor.genrm), run.judge.server.max_model_len
+    folder, limit = Path(run.genrm.model), run.genrm.server.max_model_len
     is_folder = (folder / "config.json").is_file()
     if limit is None and is_folder:
         limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
@@ -73,12 +75,12 @@ def check_context(run: ActorRun) -> None:
         return
     template = _num_template_tokens(run) if is_folder else 0
     answer, prompt = run.generator.max_new_tokens, run.data.max_prompt_tokens
-    longest = prompt + 2 * answer + template + run.judge.max_new_tokens
+    longest = prompt + 2 * answer + template + run.genrm.max_new_tokens
     if longest > limit:
         raise UserError(
-            f"the GenRM takes {limit} tokens (judge.server.max_model_len, or the model's), but a comparison may need"
+            f"the GenRM takes {limit} tokens (genrm.server.max_model_len, or the model's), but a comparison may need"
             f" {longest}: data.max_prompt_tokens={prompt}, 2 x generator.max_new_tokens={answer}, {template} of the"
-            f" template and judge.max_new_tokens={run.judge.max_new_tokens}"
+            f" template and genrm.max_new_tokens={run.genrm.max_new_tokens}"
         )
 
 
@@ -89,7 +91,7 @@ def _num_template_tokens(run: ActorRun) -> int:
     from ralign.engine.data.prompts import load_template
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(run.actor.genrm)
+    tokenizer = AutoTokenizer.from_pretrained(run.genrm.model)
     empty = Pair(
         id="",
         source="",
@@ -99,7 +101,7 @@ def _num_template_tokens(run: ActorRun) -> int:
         gt_label="A",
         gt_judgment="",
     )
-    messages = pair_messages(load_template(run.actor.template), empty)
+    messages = pair_messages(load_template(run.genrm.template), empty)
     question = as_text(messages, tokenizer, chat=bool(tokenizer.chat_template))
     return len(tokenizer(question, add_special_tokens=False)["input_ids"])
 

@@ -1,17 +1,21 @@
-"""Loss functions of a packed micro-batch. Denominators are those of the global batch and are in `weights`.
+"""Loss functions of a packed micro-batch.
 
-The policy's come in two forms that give the same numbers: from logprobs and entropy, and, a quarter cheaper, from
-the hidden states and the LM head's weight in one pass (`from_hidden`, where `folds` says that there is one).
+The weight of a token is its mask and its normaliser in one number, over the global batch (`token_weights`): nothing
+else divides. The policy's losses have two forms with equal results: from logprobs and entropy, and, a quarter cheaper,
+from hidden states and the LM head's weight in one pass (`from_hidden`, where `folds` is true).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from ralign.engine.config.registry import OBJECTIVES
 from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.packing import PackedBatch, Sample, to_device
 from ralign.engine.policy.megatron_model import Metrics
 from ralign.kernels.linear_policy_loss import linear_policy_loss
+from ralign.kernels.objectives import CISPO, ClippedObjective
 from ralign.kernels.policy_loss import policy_loss
 from ralign.kernels.value_loss import value_loss
 from torch import Tensor
@@ -33,7 +37,7 @@ class SupervisedLoss:
         weights = batch.per_token["weights"]
         loss, _, _, metrics = linear_policy_loss(
             hidden, weight, batch.targets, None, torch.ones_like(weights), weights,
-            rows=batch.loss_rows, kind="cispo", **head,
+            rows=batch.loss_rows, objective=CISPO, **head,
         )  # fmt: skip
         return loss, {"num_tokens": metrics["num_tokens"]}
 
@@ -52,8 +56,8 @@ class ReinforceLoss:
     def __init__(self, algo: AlgoConfig, implementation: str = "auto"):
         self.by_sequence = algo.ratio == "sequence"
         self.implementation = implementation
-        self.objective = {
-            "kind": algo.objective,
+        self.settings: dict[str, Any] = {
+            "objective": OBJECTIVES.load(algo.objective),
             "clip_low": algo.clip_low,
             "clip_high": algo.clip_high,
             "dual_clip": algo.dual_clip,
@@ -70,8 +74,9 @@ class ReinforceLoss:
 
     @property
     def needs_all(self) -> bool:
-        """Whether a token of advantage 0 has a gradient all the same."""
-        return bool(self.objective["kl_coef"] or self.objective["entropy_coef"])
+        """Whether a token of advantage 0 has a gradient: of a KL or entropy term, or of a user's own objective."""
+        is_built_in = isinstance(self.settings["objective"], ClippedObjective)
+        return bool(self.settings["kl_coef"] or self.settings["entropy_coef"] or not is_built_in)
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
         per_token = batch.per_token
@@ -85,7 +90,7 @@ class ReinforceLoss:
             entropy=entropy,
             cu_seqlens=batch.cu_seqlens if self.by_sequence else None,
             implementation=self.implementation,
-            **self.objective,
+            **self.settings,
         )
 
     def from_hidden(
@@ -102,7 +107,7 @@ class ReinforceLoss:
             rollout_logprobs=per_token["rollout_logprobs"],
             ref_logprobs=per_token.get("ref_logprobs"),
             rows=batch.loss_rows,
-            **self.objective,
+            **self.settings,
             **head,
         )
         return loss, metrics
@@ -120,6 +125,28 @@ class ValueLoss:
         """values [T] of the micro-batch."""
         old_values, returns, weights = (batch.per_token[name] for name in ("values", "returns", "weights"))
         return value_loss(values, old_values, returns, weights, clip=self.value_clip)
+
+
+NORMALISATIONS = ("token", "sequence")
+
+
+def token_weights(num_response_tokens: Tensor, valid: Tensor, *, kind: str) -> Tensor:
+    """The weight of each response token of a sample.
+
+    num_response_tokens: [S] int64, of all samples of the global batch.
+    valid: [S] bool; False (a failed judge): weight 0.
+    kind: "token": 1 / (valid response tokens of the global batch), every token counts alike; "sequence":
+        1 / (valid sequences of the global batch x its own tokens), every sequence counts alike.
+
+    Returns [S] fp32, to be copied to the response tokens of each sample (all other tokens get 0). Raises ValueError
+    for an unknown kind.
+    """
+    if kind not in NORMALISATIONS:
+        raise ValueError(f"kind must be one of {', '.join(NORMALISATIONS)}, got {kind!r}")
+    lens = torch.where(valid, num_response_tokens, 0)
+    counted = lens > 0
+    denominator = lens.sum() if kind == "token" else counted.sum() * lens
+    return torch.where(counted, 1 / denominator.double(), 0).float()
 
 
 def set_loss_rows(batch: PackedBatch, samples: Sequence[Sample], *, needs_all: bool) -> None:

@@ -1,127 +1,209 @@
-"""From verdicts and MetaRM outcomes to rewards.
-
-A sample's reward is a value; or it is *invalid* (no verdict could be read), which has a reward of its own; or
-the *judge failed* (the MetaRM gave no usable answer), and the sample is masked out everywhere and counted.
+"""Rewards of a GenRM's judgments, from verdicts and the outcomes of their reviews.
 
 - ``label`` (RLVR): 1 if the verdict equals the label, else 0.
 - ``r_align``: 1 if the verdict equals the label and the MetaRM finds the rationale Correct, else 0.
 
-With `partners` (both orders of a pair were judged, and sample k of one order goes with sample k of the other) a
-sample is paid only if its partner earns the same: a judge that looks at the order earns nothing.
+A reward of your own is a function from `Samples` to one value for each sample, given as algo.reward=FILE.py:NAME:
 
-The MetaRM is asked about label-correct samples only. Under ``label`` its outcomes change no reward; they are
-counted, so that the share of spurious judgments can be watched.
+    def brief(samples):  # [num_samples] float
+        return samples.correct * 0.5
+
+A sample whose value is NaN is *unknown* (the MetaRM gave no usable answer): it is left out of groups, losses and
+denominators, and counted. A sample without a verdict is *invalid* and earns ``algo.invalid_reward`` in place of the
+function's value. A function that reads outcomes must say so: ``NAME = Reward(brief, needs_metarm=True)``.
+
+With `partners` (each pair was judged in both orders, and sample k of one order has sample k of the other as partner) a
+sample earns the smaller value of the two: a judge that follows the order earns nothing.
+
+The MetaRM reviews label-correct samples only. Under ``label`` its outcomes change no reward; they are counted, to
+monitor the share of spurious judgments.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
 
-RewardKind = Literal["label", "r_align"]
-MIN_ASKED = 8  # of fewer samples no share is taken
-REWARD_KINDS: tuple[RewardKind, ...] = ("label", "r_align")
+MIN_REQUESTS = 8  # with fewer requests a failed share means nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """A batch of judgments, as a reward sees it; every field has one entry for each sample.
+
+    Attributes:
+        verdicts: "A", "B", or None where the text has no verdict. labels: "A" or "B".
+        outcomes: of the reviews; `SKIPPED` where there was none.
+        correct: [num_samples] bool, the verdict equals the label. invalid: bool, no verdict.
+        aligned, spurious, failed: [num_samples] bool, correct with a review that is Correct, Incorrect, or failed.
+    """
+
+    verdicts: Sequence[str | None]
+    labels: Sequence[str]
+    outcomes: Sequence[Outcome]
+    correct: np.ndarray
+    invalid: np.ndarray
+    aligned: np.ndarray
+    spurious: np.ndarray
+    failed: np.ndarray
+
+    @classmethod
+    def of(
+        cls, verdicts: Sequence[str | None], labels: Sequence[str], outcomes: Sequence[Outcome]
+    ) -> "Samples":
+        """From sequences of equal length."""
+        assert len(verdicts) == len(labels) == len(outcomes), (len(verdicts), len(labels), len(outcomes))
+        correct = np.array([v == label for v, label in zip(verdicts, labels, strict=True)], dtype=bool)
+        return cls(
+            verdicts=verdicts,
+            labels=labels,
+            outcomes=outcomes,
+            correct=correct,
+            invalid=np.array([verdict is None for verdict in verdicts], dtype=bool),
+            aligned=correct & np.array([outcome is Outcome.CORRECT for outcome in outcomes], dtype=bool),
+            spurious=correct & np.array([outcome is Outcome.INCORRECT for outcome in outcomes], dtype=bool),
+            failed=correct & np.array([outcome.failed for outcome in outcomes], dtype=bool),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The value of each sample of a batch.
+
+    Attributes:
+        function: samples -> [num_samples] float; NaN where the value is unknown.
+        needs_metarm: the function reads outcomes, so a run without a MetaRM cannot use it.
+    """
+
+    function: Callable[[Samples], np.ndarray]
+    needs_metarm: bool = False
+
+    def __call__(self, samples: Samples) -> np.ndarray:
+        """[num_samples] float64, NaN where unknown. UserError for a result of another shape, or an infinite one."""
+        values = np.asarray(self.function(samples), dtype=np.float64)
+        expected = samples.correct.shape
+        if values.shape != expected:
+            raise UserError(f"the reward function returned the shape {values.shape}, expected {expected}")
+        if np.isinf(values).any():
+            raise UserError("the reward function returned an infinite value")
+        return values
+
+
+def as_reward(implementation: Any, setting: str) -> Reward:
+    """A `Reward` as it is, or a plain function as one that needs no MetaRM; `setting` names it in the UserError."""
+    if isinstance(implementation, Reward):
+        return implementation
+    if not callable(implementation):
+        raise UserError(f"{setting}: expected a Reward or a function, got {type(implementation).__name__}")
+    return Reward(implementation)
+
+
+LABEL = Reward(lambda samples: samples.correct.astype(np.float64))
+R_ALIGN = Reward(lambda samples: np.where(samples.failed, math.nan, samples.aligned), needs_metarm=True)
 
 
 @dataclass(kw_only=True, slots=True)
-class Rewards:
-    """Rewards of a batch and what they were made of."""
+class GenRMRewards:
+    """Rewards of a batch, and the counts behind its metrics."""
 
     values: np.ndarray  # [num_samples] float32; 0 where not valid
-    valid: np.ndarray  # [num_samples] bool; False where the judge failed
+    valid: np.ndarray  # [num_samples] bool; False where the value is unknown
     num_samples: int
     num_label_correct: int
-    num_invalid: int  # no verdict could be read
-    num_judge_failed: int  # label right, MetaRM asked, no usable answer
-    num_aligned: int  # label right, rationale Correct
-    num_spurious: int  # label right, rationale Incorrect
-    swap_consistency: float = math.nan  # share of couples that name the same response in both orders
+    num_invalid: int  # no verdict
+    num_judge_failed: int  # label-correct, reviewed, without a usable answer
+    num_aligned: int  # label-correct, rationale Correct
+    num_spurious: int  # label-correct, rationale Incorrect
+    swap_consistency: float = math.nan  # share of samples that name the same response as their partner
 
     @property
     def num_asked(self) -> int:
-        """Samples that the MetaRM was asked about."""
+        """Reviewed samples."""
         return self.num_aligned + self.num_spurious + self.num_judge_failed
 
     @property
     def l_acc(self) -> float:
-        """Label accuracy: right verdicts over all samples; an unreadable verdict is wrong."""
+        """Label accuracy: correct verdicts over all samples; a missing verdict is wrong."""
         return _ratio(self.num_label_correct, self.num_samples)
 
     @property
     def s_corr(self) -> float:
-        """Spurious correctness: Incorrect over (Correct + Incorrect); NaN if the MetaRM judged none."""
+        """Spurious correctness: Incorrect over (Correct + Incorrect); NaN without reviews."""
         return _ratio(self.num_spurious, self.num_spurious + self.num_aligned)
 
     @property
     def f_score(self) -> float:
-        """Correct over all samples but those where the judge failed."""
+        """Correct over all samples, without those whose review failed."""
         return _ratio(self.num_aligned, self.num_samples - self.num_judge_failed)
 
 
 def score(
-    kind: RewardKind,
+    reward: Reward,
     verdicts: Sequence[str | None],
     labels: Sequence[str],
     outcomes: Sequence[Outcome] | None = None,
     *,
     invalid_reward: float = 0.0,
     partners: Sequence[int] | None = None,
-) -> Rewards:
-    """The rewards of a batch; all sequences have one entry a sample.
+) -> GenRMRewards:
+    """Rewards of a batch.
 
-    `outcomes` are the MetaRM's, `SKIPPED` where it was not asked; ``label`` does without them. `partners` gives
-    for each sample the index of the one that it must agree with. Raises `UserError` for an unknown kind, and for
-    ``r_align`` without outcomes.
+    Args:
+        reward: of `REWARDS`, or your own.
+        verdicts, labels, outcomes: one entry for each sample (see `Samples`); None for a run without a MetaRM.
+        invalid_reward: earned by a sample without a verdict.
+        partners: for each sample the index of the same pair's sample in the other order.
+
+    Raises:
+        UserError: `reward` needs a MetaRM, and there are no outcomes.
     """
-    if kind not in REWARD_KINDS:
-        raise UserError(f"the reward must be one of {', '.join(REWARD_KINDS)}, got {kind!r}")
     if outcomes is None:
-        if kind == "r_align":
-            raise UserError("the reward r_align needs a MetaRM")
+        if reward.needs_metarm:
+            raise UserError("this reward needs a MetaRM, and metarm.kind=none")
         outcomes = [Outcome.SKIPPED] * len(verdicts)
-    assert len(verdicts) == len(labels) == len(outcomes), (len(verdicts), len(labels), len(outcomes))
-    invalid = np.array([verdict is None for verdict in verdicts], dtype=bool)
-    correct = np.array([v == label for v, label in zip(verdicts, labels, strict=True)], dtype=bool)
-    aligned = correct & np.array([outcome is Outcome.CORRECT for outcome in outcomes], dtype=bool)
-    spurious = correct & np.array([outcome is Outcome.INCORRECT for outcome in outcomes], dtype=bool)
-    failed = correct & np.array([outcome.failed for outcome in outcomes], dtype=bool)
-    earned, unknown = (correct, np.zeros_like(correct)) if kind == "label" else (aligned, failed)
+    samples = Samples.of(verdicts, labels, outcomes)
+    values = np.where(samples.invalid, 0.0, reward(samples))
     swap_consistency = math.nan
     if partners is not None:
-        # Unknown only if it hangs on the judge: with a partner that earned nothing, there is nothing to earn.
-        maybe, others = earned | unknown, np.asarray(partners)
-        unknown = maybe & maybe[others] & (unknown | unknown[others])
-        earned = earned & earned[others]
-        same = correct == correct[others]  # right in both orders, or wrong in both: the same response
-        swap_consistency = float((same & ~invalid & ~invalid[others]).mean())
-    values = (earned & ~unknown).astype(np.float32)
-    values[invalid] = invalid_reward
-    valid = ~unknown
-    return Rewards(
-        values=values,
-        valid=valid,
+        others = np.asarray(partners)
+        values = _smaller(values, values[others])
+        same = samples.correct == samples.correct[others]  # correct twice or wrong twice: the same response
+        swap_consistency = float((same & ~samples.invalid & ~samples.invalid[others]).mean())
+    valid = ~np.isnan(values)
+    return GenRMRewards(
+        values=np.where(samples.invalid, invalid_reward, np.where(valid, values, 0)).astype(np.float32),
+        valid=valid | samples.invalid,
         num_samples=len(verdicts),
-        num_label_correct=int(correct.sum()),
-        num_invalid=int(invalid.sum()),
-        num_judge_failed=int(failed.sum()),
-        num_aligned=int(aligned.sum()),
-        num_spurious=int(spurious.sum()),
+        num_label_correct=int(samples.correct.sum()),
+        num_invalid=int(samples.invalid.sum()),
+        num_judge_failed=int(samples.failed.sum()),
+        num_aligned=int(samples.aligned.sum()),
+        num_spurious=int(samples.spurious.sum()),
         swap_consistency=swap_consistency,
     )
 
 
-def check_failures(rewards: Rewards, max_failed_share: float) -> None:
-    """Raises JudgeStopped when the MetaRM failed on too many of a step's samples to learn from the rest."""
+def _smaller(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The smaller value of each sample and its partner; NaN if it depends on an unknown one.
+
+    It does not where the known one is 0 or less: nothing was earned, whatever the MetaRM would have found.
+    """
+    nothing = (values <= 0) | (others <= 0)
+    return np.where(nothing, np.fmin(values, others), np.minimum(values, others))
+
+
+def check_failures(rewards: GenRMRewards, max_failed_share: float) -> None:
+    """Raises JudgeStopped if the MetaRM failed on too large a share of a step's reviews."""
     failed, asked = rewards.num_judge_failed, rewards.num_asked
-    if asked >= MIN_ASKED and failed > max_failed_share * asked:
+    if asked >= MIN_REQUESTS and failed > max_failed_share * asked:
         raise JudgeStopped(
-            f"the MetaRM gave no usable answer on {failed} of the {asked} samples that it was asked about,"
-            f" more than judge.max_failed_share={max_failed_share:g}"
+            f"the MetaRM failed on {failed} of {asked} reviews of a step, more than"
+            f" metarm.max_failed_share={max_failed_share:g}"
         )
 
 

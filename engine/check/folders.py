@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from ralign.engine.check.machine import Torch
 from ralign.engine.check.report import Finding, fail, ok, warn
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.registry import FAMILIES
 from ralign.engine.config.run import Run
 from ralign.engine.data.pairs import scan_pairs
 from ralign.engine.planner.shapes import PUBLISHED, Shape, shape_of_hf
@@ -115,11 +116,17 @@ def _check_file(file: Path, tensors: set[str]) -> None:
 
 
 def folder_shape(folder: Path) -> Shape:
-    """The sizes that config.json gives; BadFolder if it lacks one that the planner needs."""
+    """The sizes that config.json gives; BadFolder if it lacks one, or if the model is not supported."""
     try:
         return shape_of_hf(read_json(folder / "config.json"), folder.name)
     except KeyError as error:
         raise BadFolder(f"config.json gives no {error.args[0]}", "take a model that is supported") from error
+    except UserError as error:
+        raise BadFolder(str(error), _supported()) from error
+
+
+def _supported() -> str:
+    return f"take a dense model of {', '.join(FAMILIES.names)}"
 
 
 def _check_context(folder: Path, run: Run) -> str:
@@ -141,29 +148,25 @@ def check_architecture(folder: Path) -> None:
     """The trainer's own model code takes the configuration; imports Megatron.
 
     Raises:
-        BadFolder: another family, or a feature that is not supported.
+        BadFolder: a feature that is not supported.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron's, of what else could be installed
         try:
-            from ralign.engine.policy.model import FAMILIES, transformer_config
+            from ralign.engine.policy.model import transformer_config
             from ralign.engine.policy.rope import inverse_frequencies
             from transformers import AutoConfig
         except (ImportError, OSError) as error:
             raise BadFolder(
                 f"its architecture was not checked: {error}", "see the line on packages"
             ) from error
-        supported = f"take a dense model of {', '.join(sorted(FAMILIES))}"
-        kind = read_json(folder / "config.json").get("model_type")
-        if kind not in FAMILIES:
-            raise BadFolder(f"model_type {kind!r} is not supported", supported)
         alone = SimpleNamespace(tp_size=1, pp_size=1, cp_size=1)  # the layout is the plan's
         try:
             config = AutoConfig.from_pretrained(folder)
             transformer_config(config, alone, dtype="bf16", sequence_parallel=False, recompute=False)
             inverse_frequencies(config)
         except (ValueError, OSError) as error:  # a UserError is a ValueError
-            raise BadFolder(str(error), supported) from error
+            raise BadFolder(str(error), _supported()) from error
 
 
 def read_json(path: Path) -> dict:

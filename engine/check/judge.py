@@ -1,79 +1,83 @@
-"""The judge: its address, its key, its model. A judge behind an endpoint is asked one short question.
+"""The judge of a run: its address, key and model. A judge behind an endpoint gets one short question.
 
-The key is read from the environment and sent to the endpoint, and appears in no message: servers that refuse a key
-often repeat it, so what they say is shown without it.
+The key comes from the environment, goes to the endpoint, and is in no message: servers often repeat a refused key, so
+it is removed from their messages.
 """
 
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.check.folders import BadFolder, complete_folder
 from ralign.engine.check.report import Finding, fail, ok, warn
-from ralign.engine.config import judge as judging
 from ralign.engine.config.actor import ActorRun
-from ralign.engine.config.run import Run
+from ralign.engine.config.judge import EndpointConfig, JudgeConfig, extra_fields
+from ralign.engine.config.registry import METARMS
+from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.runtime.errors import UserError
 
 LIMIT_S = 5.0
 _MAX_BODY_BYTES = 1 << 20
 _MAX_TOKENS = 64  # of the answer to the question
-_MAX_SAID = 200
+_MAX_MESSAGE_CHARS = 200
 _NO_LIST = (404, 405, 501)  # servers without a list of models
 
 
 def check_judge(run: Run, env: Mapping[str, str], limit_s: float = LIMIT_S) -> Finding:
-    """Whoever judges in this run: the MetaRM, or an actor's GenRM."""
+    """The MetaRM of a GenRM's run, or the GenRM of an actor's run."""
     if isinstance(run, ActorRun):
         return _check_genrm(run, env, limit_s)
-    metarm = run.judge.metarm
-    if metarm == "rule" and run.data.train is not None:
-        step = "judge.metarm=endpoint or managed, or none with algo.reward=label"
-        return fail("judge", "judge.metarm=rule reads JudgeWorld's pairs only, not data.train's", step)
-    if metarm in ("none", "rule"):
-        return ok(
-            "judge", "JudgeWorld's own rule" if metarm == "rule" else "none: rewards of the label alone"
-        )
+    assert isinstance(run, GenRMRun), run
+    return _check_metarm(run, env, limit_s)
+
+
+def _check_metarm(run: GenRMRun, env: Mapping[str, str], limit_s: float) -> Finding:
+    config = run.metarm
+    if config.kind == "rule" and run.data.train is not None:
+        step = "metarm.kind=endpoint or managed, or none with algo.reward=label"
+        return fail("judge", "metarm.kind=rule reads JudgeWorld's pairs only, not data.train's", step)
     try:
-        judging.check_judge(run.judge)
+        kind = METARMS.load(config.kind)
+        kind.check(config)
     except UserError as error:
-        return fail("judge", str(error), _settings_step(run))
-    if metarm == "managed":
-        return _check_served(run.judge.model)
-    return ask(run.judge, env, limit_s)
+        return fail("judge", str(error), _settings_step(config, "metarm.kind=managed metarm.model=FOLDER"))
+    if kind.location == "endpoint":
+        return ask(config, env, limit_s)
+    if kind.location == "server":
+        return _check_served(config.model)
+    names = {"none": "none: rewards from the label only", "rule": "JudgeWorld's own rule"}
+    return ok("judge", names.get(config.kind, f"metarm.kind={config.kind}, in the training processes"))
 
 
 def _check_genrm(run: ActorRun, env: Mapping[str, str], limit_s: float) -> Finding:
-    genrm, place = run.actor.genrm, run.actor.judge
-    if genrm is None and run.model.hf_path is None:
-        return ok("judge", "JudgeWorld's oracle pays the actor (no actor.genrm)")
-    if genrm is None:
-        return fail(
-            "judge", "actor.genrm is missing", "give actor.genrm=FOLDER, the GenRM that pays the actor"
-        )
+    genrm = run.genrm
+    if genrm.model is None and run.model.hf_path is None:
+        return ok("judge", "JudgeWorld's oracle rewards the actor (no genrm.model)")
+    if genrm.model is None:
+        step = "give genrm.model=FOLDER, the GenRM that rewards the actor"
+        return fail("judge", "genrm.model is missing", step)
     try:
-        check_actor(replace(run, judge=replace(run.judge)))  # it writes the model's name into the settings
+        check_actor(run)
     except UserError as error:
-        return fail("judge", str(error), _settings_step(run))
-    if place == "endpoint":
-        return ask(replace(run.judge, model=genrm), env, limit_s)
-    return _check_served(genrm)
+        return fail("judge", str(error), _settings_step(genrm, "genrm.kind=managed"))
+    return ask(genrm, env, limit_s) if genrm.kind == "endpoint" else _check_served(genrm.model)
 
 
-def _settings_step(run: Run) -> str:
-    in_job = "actor.judge=managed" if isinstance(run, ActorRun) else "judge.metarm=managed judge.model=FOLDER"
-    return f"mend this setting (docs/judging.md); with an endpoint give judge.base_url=URL, or {in_job}"
+def _settings_step(config: JudgeConfig, in_job: str) -> str:
+    return f"fix this setting (docs/judging.md); with an endpoint give {config.SETTING}.base_url=URL, or {in_job}"
 
 
 def _check_served(model: str) -> Finding:
-    """A model that the job serves: a folder, or a name that the server looks up on the hub."""
+    """A model that the job serves: a folder, or a name on the hub."""
     if not Path(model).is_dir():
-        step = f"hf download {model} --local-dir FOLDER, and name the folder: then it is checked, and fetched once"
-        return warn("judge", f"{model} is no folder here: the job's server fetches it from the hub", step)
+        step = f"hf download {model} --local-dir FOLDER, and give that folder, which can be checked"
+        return warn(
+            "judge", f"{model} is not a folder here: the job's server downloads it from the hub", step
+        )
     try:
         num_files, num_bytes = complete_folder(Path(model))
     except BadFolder as bad:
@@ -90,16 +94,19 @@ class _Answer:
     body: bytes
 
 
-def ask(config: judging.EndpointConfig, env: Mapping[str, str], limit_s: float) -> Finding:
-    """The endpoint is reachable within `limit_s`, takes the key, lists the model and answers a question."""
+def ask(config: EndpointConfig, env: Mapping[str, str], limit_s: float) -> Finding:
+    """The endpoint responds within `limit_s`, accepts the key, lists the model and answers a question."""
+    group = config.SETTING
     key, name = env.get(config.api_key_env, ""), f"${config.api_key_env}"
     try:
         where = _shown(config.base_url)
     except ValueError as error:
-        return fail("judge", f"judge.base_url is no address ({error})", "give one like http://host:8000/v1")
+        return fail(
+            "judge", f"{group}.base_url is not an address ({error})", "give one like http://host:8000/v1"
+        )
     if not (key.isascii() and key.isprintable() and key == key.strip()):
         found = f"the key in {name} has a space, line break or other character that no header can carry"
-        return fail("judge", found, f"set {name} anew, without it")
+        return fail("judge", found, f"set {name} again, without it")
     try:
         listed = _request(config, "models", key, limit_s)
         if finding := _refused(listed, config, key, where, limit_s):
@@ -108,69 +115,69 @@ def ask(config: judging.EndpointConfig, env: Mapping[str, str], limit_s: float) 
         if models is not None and config.model not in models:
             shown = ", ".join(models[:5]) + (", ..." if len(models) > 5 else "") or "none"
             found = f"{where} does not serve {config.model}; it lists {shown}"
-            return fail("judge", found, "give the name as it is listed, or start that model's server", models)
+            return fail("judge", found, "give a listed name, or start a server of that model", models)
         answer = _request(config, "chat/completions", key, limit_s, _question(config))
     except _Unreached as error:
-        return error.finding(where, limit_s)
+        return error.finding(group, where, limit_s)
     if finding := _refused(answer, config, key, where, limit_s):
         return finding
     if answer.status != 200 or not _is_completion(answer.body):
-        found = (
-            f"{where} answers a question to {config.model} with status {answer.status}: {_said(answer, key)}"
+        found = f"{where} answers a question to {config.model} with status {answer.status}: {_message(answer, key)}"
+        step = (
+            f"every request has the fields of {group}.extra, {group}.temperature and {group}.max_new_tokens"
         )
-        step = "see what it wants: judge.extra, judge.temperature and judge.max_new_tokens go with every question"
         return fail("judge", found, step)
-    list_note = "listed" if models is not None else "not listed, as this server has no list"
-    key_note = f"takes the key in {name}" if key else f"asks for no key ({name} is not set)"
+    list_note = "listed" if models is not None else "not listed (the server has no list)"
+    key_note = f"takes the key in {name}" if key else f"needs no key ({name} is not set)"
     return ok("judge", f"{where}: {config.model} is {list_note} and answers; it {key_note}")
 
 
-def _refused(
-    answer: _Answer, config: judging.EndpointConfig, key: str, where: str, limit_s: float
-) -> Finding | None:
-    """The finding of a status that tells of key, address or server, whatever was asked."""
-    name = f"${config.api_key_env}"
+def _refused(answer: _Answer, config: EndpointConfig, key: str, where: str, limit_s: float) -> Finding | None:
+    """The finding for a status that depends on key, address or server, not on the request; None for another."""
+    name, group = f"${config.api_key_env}", config.SETTING
     if answer.status in (401, 403) and not key:
-        found = f"{where} asks for a key (status {answer.status}), and {name} is not set"
+        found = f"{where} needs a key (status {answer.status}), and {name} is not set"
         return fail(
-            "judge", found, f"export {config.api_key_env}=..., or name its variable with judge.api_key_env"
+            "judge", found, f"export {config.api_key_env}=..., or name its variable with {group}.api_key_env"
         )
     if answer.status in (401, 403):
         found = f"{where} refuses the key in {name} (status {answer.status})"
         return fail("judge", found, f"set {name} to a key that is valid there and may use {config.model}")
     if answer.status == 429:
-        found = f"{where} answers with status 429: {_said(answer, key)}"
+        found = f"{where} answers with status 429: {_message(answer, key)}"
         return warn(
-            "judge", found, "see the account's quota and rate limits; judge.concurrency sets the load"
+            "judge", found, f"see the account's quota and rate limits; {group}.concurrency limits the load"
         )
     if answer.status >= 500 and answer.status not in _NO_LIST:
-        found = f"{where} answers with status {answer.status}: {_said(answer, key)}"
-        return fail("judge", found, "see the server's log; it may still be loading its model")
+        found = f"{where} answers with status {answer.status}: {_message(answer, key)}"
+        return fail("judge", found, "see the server's log; it may still be loading the model")
     return None
 
 
 class _Unreached(Exception):
-    """No answer: `reason` is the client's, or empty where time was up."""
+    """No answer. `reason` is the client's error, or empty after a timeout."""
 
     def __init__(self, reason: str, *, asked: bool):
         super().__init__(reason)
         self.reason, self.asked = reason, asked
 
-    def finding(self, where: str, limit_s: float) -> Finding:
+    def finding(self, group: str, where: str, limit_s: float) -> Finding:
         if self.asked and not self.reason:
             found = f"{where} takes the key, but did not answer a short question within {limit_s:g} s"
             return warn(
-                "judge", found, "ask again: it may be loading or busy; judge.timeout_s is the run's own limit"
+                "judge", found, f"try again: it may be loading or busy; the run waits {group}.timeout_s"
             )
         reason = self.reason or f"no answer within {limit_s:g} s"
-        step = "see that the server runs and that this machine reaches it (host, port, /v1, proxy variables)"
+        step = (
+            "check that the server runs and that this machine can reach it (host, port, /v1, proxy variables)"
+        )
         return fail("judge", f"{where} is not reachable: {reason}", step)
 
 
 def _request(
-    config: judging.EndpointConfig, path: str, key: str, limit_s: float, body: dict | None = None
+    config: EndpointConfig, path: str, key: str, limit_s: float, body: dict | None = None
 ) -> _Answer:
-    """One request, whole within `limit_s`; of an answer at most 1 MiB. Raises `_Unreached`."""
+    """One request; at most 1 MiB of the answer. Raises `_Unreached` if it is not complete within `limit_s`."""
     import httpx
 
     headers = {"Authorization": f"Bearer {key or 'none'}", "Accept-Encoding": "identity"}
@@ -196,15 +203,15 @@ def _request(
         raise _Unreached(reason, asked=body is not None) from None
 
 
-def _question(config: judging.EndpointConfig) -> dict:
-    """A question with the run's own sampling, whose answer is short."""
+def _question(config: EndpointConfig) -> dict:
+    """A question with the run's sampling and a short answer."""
     body = {
         "model": config.model,
         "messages": [{"role": "user", "content": "Answer with the word yes."}],
         "temperature": config.temperature,
         "max_completion_tokens": config.max_new_tokens,
     }
-    body = {name: value for name, value in (body | judging.extra_fields(config)).items() if value is not None}
+    body = {name: value for name, value in (body | extra_fields(config)).items() if value is not None}
     for name in ("max_completion_tokens", "max_tokens"):
         if isinstance(body.get(name), int):
             body[name] = min(body[name], _MAX_TOKENS)
@@ -212,7 +219,7 @@ def _question(config: judging.EndpointConfig) -> dict:
 
 
 def _model_names(answer: _Answer) -> list[str] | None:
-    """The names that a server lists; None if it has no list."""
+    """The model names of a server's list; None without a list."""
     try:
         return (
             [str(model["id"]) for model in json.loads(answer.body)["data"]] if answer.status == 200 else None
@@ -231,14 +238,14 @@ def _is_completion(body: bytes) -> bool:
     return True
 
 
-def _said(answer: _Answer, key: str) -> str:
+def _message(answer: _Answer, key: str) -> str:
     """The server's message, without the key."""
     text = answer.body.decode("utf-8", "replace")
     try:
         text = str(json.loads(text)["error"]["message"])
     except (ValueError, RecursionError, LookupError, TypeError):
         pass
-    return _without(text, key)[:_MAX_SAID] or "(nothing)"
+    return _without(text, key)[:_MAX_MESSAGE_CHARS] or "(nothing)"
 
 
 def _without(text: str, key: str) -> str:
@@ -246,6 +253,6 @@ def _without(text: str, key: str) -> str:
 
 
 def _shown(base_url: str) -> str:
-    """The address without a password or a query, which may hold a key."""
+    """The address without password and query, which may contain a key."""
     parts = urlsplit(base_url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from ralign.engine.checkpoint import folders, writer
 from ralign.engine.checkpoint.rng import rng_state, set_rng_state
-from ralign.engine.policy.megatron_model import TrainedModel
+from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
 
@@ -27,7 +27,7 @@ class Checkpoints:
         self,
         folder: str | Path,
         cluster: Cluster,
-        models: Mapping[str, TrainedModel],
+        models: Mapping[str, MegatronModel],
         *,
         keep_last: int = 2,
         keep_best: int = 0,

@@ -1,9 +1,9 @@
-"""ralign-export: a checkpoint's weights as a Hugging Face folder, in one process and without the model.
+"""ralign-export: write a checkpoint's weights as a Hugging Face folder, in one process and without the model.
 
     ralign-export runs/r_align_32b/r_align/checkpoints/step00000120 exported/
 
-The checkpoint names its tensors as Hugging Face does and holds them whole, whatever the layout that wrote them;
-they are read one file's worth at a time, so that memory stays small.
+A checkpoint holds whole tensors under Hugging Face's names, in any layout that wrote it. They are read one output
+file at a time, which bounds the memory.
 """
 
 import argparse
@@ -32,11 +32,11 @@ def _main(argv: list[str]) -> None:
         prog="ralign-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="a step's folder, or the checkpoints folder (the newest)"
+        "checkpoint", type=Path, help="a step's folder, or the checkpoints folder (its newest step)"
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
-        "--model", type=Path, help="folder with config.json and tokenizer (default: the run's)"
+        "--model", type=Path, help="folder with config.json and tokenizer (default: the run's model)"
     )
     args = parser.parse_args(argv)
     path = args.checkpoint
@@ -47,12 +47,12 @@ def _main(argv: list[str]) -> None:
 
 
 def export(checkpoint: Path, out: Path, model: Path | None = None) -> tuple[int, int]:
-    """Write config, tokenizer and weights; returns the numbers of tensors and bytes.
+    """Write config, tokenizer and weights; return the numbers of tensors and bytes.
+
+    The weights get the run's dtype, or bf16 if that is not known.
 
     Raises:
-        UserError: the checkpoint is damaged, or it is not known which model it is of.
-
-    Weights are in the run's own dtype; bf16 where that is not known.
+        UserError: the checkpoint is damaged, or its model is not known.
     """
     import torch
 
@@ -111,7 +111,7 @@ def _write(checkpoint: Path, out: Path, dtype, valid_vocab: int) -> tuple[int, i
 
 
 def _files(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Names of the tensors of each file, none over the limit unless it holds one tensor."""
+    """Names of the tensors of each file; only a file of one tensor may exceed the limit."""
     names: list[str] = []
     num_bytes = 0
     for name, shape in sorted(shapes.items()):
@@ -126,7 +126,7 @@ def _files(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _valid_rows(name: str, tensor, valid_vocab: int):
-    """Without the vocabulary's padding rows."""
+    """The tensor without the vocabulary's padding rows."""
     return tensor[:valid_vocab] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ralign.engine.checkpoint import folders
+from ralign.engine.config.renamed import new_names
 from ralign.engine.config.run import Run, save_config
 from ralign.engine.runtime.errors import UserError
 
@@ -15,9 +16,10 @@ FINISHED = "finished.json"
 _FREE = (
     "name", "out", "resume", "checkpoint_every", "rollouts_every", "checkpoint.", "faults.", "memory.", "parallel.",
     "generator.tensor", "generator.gpu_memory_utilization", "generator.kv_cache_gib", "generator.enforce_eager",
-    "generator.verify", "judge.base_url", "judge.api_key_env", "judge.concurrency", "judge.timeout_s",
-    "judge.num_retries", "judge.max_backoff_s", "judge.budget_", "judge.price_", "judge.cache", "judge.server.",
-    "judge.max_failed_share",
+    "generator.verify", *(f"{group}.{name}" for group in ("metarm", "genrm") for name in (
+        "base_url", "api_key_env", "concurrency", "timeout_s", "num_retries", "max_backoff_s", "budget_", "price_",
+        "cache", "server.", "max_failed_share",
+    )),
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def open_folder(run: Run) -> str | None:
     is_finished = (run.folder / FINISHED).exists()
     message = None
     if has_progress(run.folder):
-        changed = [] if run.resume == "never" else _changed(run)
+        changed = [] if run.resume == "never" else _changed(run, is_finished)
         if run.resume == "never":
             _clear(run.folder)
             message = f"{run.folder}: starts afresh"
@@ -83,15 +85,25 @@ def move_aside(folder: Path) -> Path:
     return folder.rename(kept)
 
 
-def _changed(run: Run) -> list[str]:
-    """`optim.lr was 1e-06, now 2e-06` for each setting that differs and matters."""
+def _changed(run: Run, is_finished: bool) -> list[str]:
+    """`optim.lr was 1e-06, now 2e-06` for each setting that differs and matters.
+
+    Raises:
+        UserError: an interrupted run of an earlier version is there, or its settings cannot be read.
+    """
     path = run.folder / "config.json"
     try:
         saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the interrupted run's settings in {path}: {error}") from error
     now = dict(_leaves(json.loads(json.dumps(asdict(run)))))
-    return [
+    old = [name for name in saved if name not in now and new_names(name)]
+    if old and not is_finished:
+        raise UserError(
+            f"{run.folder} holds an interrupted run of an earlier version ({old[0]}), whose checkpoints this version "
+            "cannot read: give another name=, or resume=never to start afresh there"
+        )
+    return [f"{name} was renamed" for name in old] + [
         f"{name} was {saved[name]}, now {value}"
         for name, value in now.items()
         if name in saved and saved[name] != value and not name.startswith(_FREE)

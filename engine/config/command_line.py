@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass, make_dataclass, replace
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from ralign.engine.config.renamed import new_names
 from ralign.engine.runtime.entry_point import rank
 from ralign.engine.runtime.errors import UserError
 
@@ -90,6 +91,17 @@ def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
+    # Settings of several trees have prefixes of their own, such as actors.judge.model.
+    prefixes = {"", *(leaf.partition(".")[0] + "." for leaf in annotations)}
+    renamed = [
+        prefix + new
+        for prefix in sorted(prefixes)
+        if name.startswith(prefix)
+        for new in new_names(name.removeprefix(prefix))
+        if prefix + new in annotations
+    ]
+    if renamed:
+        return f"{name} is now {' or '.join(renamed)}: give {renamed[0]}={value}"
     inside = [leaf for leaf in annotations if leaf.startswith(f"{name}.")]
     if inside:
         return f"{name} is a group of settings: give one of {', '.join(inside)}"

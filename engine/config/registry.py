@@ -8,6 +8,7 @@ setting takes `package.module:NAME` or `path/to/file.py:NAME` instead of a name,
 import importlib
 import importlib.util
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,17 @@ from ralign.engine.runtime.errors import UserError
 class Registry:
     """The implementations that one setting chooses from."""
 
-    def __init__(self, setting: str, entries: dict[str, str]):
-        """`entries`: name -> "module:attribute"."""
+    def __init__(self, setting: str, entries: dict[str, str], adapt: str | None = None):
+        """A table for one setting.
+
+        Args:
+            setting: its name, for messages.
+            entries: name -> "module:attribute".
+            adapt: "module:function" that is called with every implementation and "setting=name", and returns the
+                implementation to use, or raises UserError.
+        """
         self.setting = setting
+        self._adapter = adapt
         self._paths = dict(entries)
         self._loaded: dict[str, Any] = {}
 
@@ -35,11 +44,16 @@ class Registry:
         """
         if name in self.names:
             raise ValueError(f"{self.setting}={name} exists already")
-        self._loaded[name] = implementation
+        self._loaded[name] = self._adapted(implementation, name)
 
     def unregister(self, name: str) -> None:
         """Remove a registered implementation."""
         del self._loaded[name]
+
+    def check(self, name: str) -> None:
+        """Raises UserError unless `load` would succeed; the built-in implementations are not imported."""
+        if name not in self._paths:
+            self.load(name)
 
     def load(self, name: str) -> Any:
         """The implementation of a name or an import path.
@@ -53,8 +67,13 @@ class Registry:
                 raise UserError(
                     f"{self.setting}={name}: expected one of {', '.join(self.names)}, or FILE.py:NAME"
                 )
-            self._loaded[name] = self._import(path)
+            self._loaded[name] = self._adapted(self._import(path), name)
         return self._loaded[name]
+
+    def _adapted(self, implementation: Any, name: str) -> Any:
+        if self._adapter is None:
+            return implementation
+        return self._import(self._adapter)(implementation, f"{self.setting}={name}")
 
     def _import(self, path: str) -> Any:
         module_name, _, attribute = path.rpartition(":")
@@ -66,18 +85,30 @@ class Registry:
         return vars(module)[attribute]
 
 
+def as_callable(implementation: Any, setting: str) -> Any:
+    """`implementation`, if it can be called; `setting` names it in the UserError."""
+    if not callable(implementation):
+        raise UserError(f"{setting}: expected a function, got {type(implementation).__name__}")
+    return implementation
+
+
 def _from_package(name: str) -> Any:
-    parent = name.rpartition(".")[0]
-    if parent and _from_package(parent) is None:
+    """The module of that name; None where there is none."""
+    if not all(part.isidentifier() for part in name.split(".")):
         return None
+    if parent := name.rpartition(".")[0]:
+        package = _from_package(parent)
+        if package is None or "__path__" not in vars(package):  # a module without submodules
+            return None
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _from_file(path: str) -> Any:
+    """The module in that file; None where there is no file."""
     file = Path(path).resolve()
     if not file.is_file():
         return None
-    name = f"ralign_user_{file.stem}"
+    name = f"ralign_user_{file.stem}_{zlib.crc32(bytes(file)):08x}"  # folders may have files of the same name
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -95,10 +126,12 @@ ADVANTAGES = Registry(
         "rloo": "ralign.kernels.advantages:RLOO",
         "gae": "ralign.engine.algorithms.ppo:PPO",
     },
+    adapt="ralign.engine.config.registry:as_callable",
 )
 OBJECTIVES = Registry(
     "algo.objective",
     {"clip": "ralign.kernels.objectives:CLIP", "cispo": "ralign.kernels.objectives:CISPO"},
+    adapt="ralign.engine.config.registry:as_callable",
 )
 REWARDS = Registry(
     "algo.reward",
@@ -106,6 +139,7 @@ REWARDS = Registry(
         "label": "ralign.engine.algorithms.rewards:LABEL",
         "r_align": "ralign.engine.algorithms.rewards:R_ALIGN",
     },
+    adapt="ralign.engine.algorithms.rewards:as_reward",
 )
 METARMS = Registry(
     "metarm.kind",
@@ -114,13 +148,29 @@ METARMS = Registry(
         "rule": "ralign.engine.judging.metarms:RULE",
         "endpoint": "ralign.engine.judging.metarms:ENDPOINT",
         "managed": "ralign.engine.judging.metarms:MANAGED",
+        "keywords": "ralign.engine.judging.metarms:KEYWORDS",
     },
+    adapt="ralign.engine.judging.metarms:as_kind",
 )
-FAMILIES = Registry(
+
+
+class _Families(Registry):
+    """A family that an import path gives is known by its model_type, too, as config.json files name it."""
+
+    def load(self, name: str) -> Any:
+        family = super().load(name)
+        self._loaded.setdefault(family.model_type, family)
+        return family
+
+
+FAMILIES = _Families(
     "model.family",
     {
         "qwen3": "ralign.engine.policy.families.qwen3:FAMILY",
         "qwen2": "ralign.engine.policy.families.qwen2:FAMILY",
         "llama": "ralign.engine.policy.families.llama:FAMILY",
+        "mistral": "ralign.engine.policy.families.mistral:FAMILY",
+        "olmo2": "ralign.engine.policy.families.olmo2:FAMILY",
     },
+    adapt="ralign.engine.policy.families.family:as_family",
 )

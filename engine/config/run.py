@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.judge import MetaRMConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 
 
@@ -20,8 +20,8 @@ class ModelConfig:
 
     hf_path: str | None = None
     """Hugging Face folder to start from; the shape then comes from its config.json, not from here."""
-    family: Literal["qwen3", "qwen2", "llama"] = "qwen3"
-    """Architecture: qwen3 normalises queries and keys, qwen2 has biases on QKV, llama has neither."""
+    family: str = "qwen3"
+    """Architecture: qwen3, qwen2, llama, mistral or olmo2; or FILE.py:NAME."""
     num_layers: int = 4
     """Transformer layers."""
     hidden_size: int = 128
@@ -158,12 +158,12 @@ class MemoryConfig:
 class AlgoConfig:
     """What an answer is paid and how the policy learns from it."""
 
-    reward: Literal["label", "r_align"] = "r_align"
-    """label: the verdict is right (RLVR). r_align: and the MetaRM finds its rationale right."""
+    reward: str = "r_align"
+    """label: the verdict is right (RLVR); r_align: and the MetaRM finds its rationale right; or FILE.py:NAME."""
     invalid_reward: float = -1.0
     """Reward of an answer without a verdict."""
-    advantages: Literal["grpo", "dr_grpo", "rloo", "gae"] = "grpo"
-    """Over a group: grpo (centred, over the deviation), dr_grpo (centred), rloo (leave-one-out); gae: a critic's."""
+    advantages: str = "grpo"
+    """grpo (centred, over the deviation), dr_grpo (centred), rloo (leave-one-out); gae (critic); or FILE.py:NAME."""
     num_prompts: int = 32
     """Prompts a step, over all processes."""
     num_samples: int = 8
@@ -172,8 +172,8 @@ class AlgoConfig:
     """Ask about each pair in both orders, and pay an answer only if its partner in the other order earns the same."""
     num_updates: int = 1
     """Optimizer updates a step, each on its own part of the samples; 1 is on-policy."""
-    objective: Literal["clip", "cispo"] = "clip"
-    """clip: PPO's clipped ratio. cispo: the clipped ratio as a constant weight of the logprob."""
+    objective: str = "clip"
+    """clip: PPO's clipped ratio; cispo: the clipped ratio as a constant weight of the logprob; or FILE.py:NAME."""
     ratio: Literal["token", "sequence"] = "token"
     """Whose probability ratio is clipped: each token's, or the sequence's geometric mean (GSPO)."""
     clip_low: float = 0.2
@@ -297,7 +297,7 @@ class FaultsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Run:
-    """All settings of one experiment."""
+    """Settings that every experiment has."""
 
     name: str = "run"
     """Folder of the run, inside `out`."""
@@ -329,8 +329,6 @@ class Run:
     """Memory in phases."""
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     """Reward and policy loss."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """The MetaRM, and how it is asked."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer of the RL stage."""
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -355,6 +353,14 @@ class Run:
     def folder(self) -> Path:
         """Where everything of this run goes: `out`/`name`."""
         return Path(self.out) / self.name
+
+
+@dataclass(kw_only=True, slots=True)
+class GenRMRun(Run):
+    """Settings of the training of a GenRM."""
+
+    metarm: MetaRMConfig = field(default_factory=MetaRMConfig)
+    """The MetaRM, and its requests."""
 
 
 def save_config(run: Run, path: str | Path) -> None:

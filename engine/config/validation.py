@@ -4,16 +4,14 @@ import json
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ralign.engine.config.judge import check_judge
+from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
+from ralign.engine.config.run import GenRMRun, OptimConfig, Run
 from ralign.engine.runtime.errors import UserError
 
-if TYPE_CHECKING:
-    from ralign.engine.config.run import OptimConfig, Run
 
-
-def validate(run: "Run", world_size: int) -> None:
+def validate(run: Run, world_size: int) -> None:
     """Raises UserError for the first combination of settings that `world_size` processes cannot run."""
     _check_finite(run)
     _check_model(run)
@@ -25,7 +23,8 @@ def validate(run: "Run", world_size: int) -> None:
     _check_optim("optim", run.optim)
     _check_optim("sft.optim", run.sft.optim)
     _check_critic(run)
-    check_judge(run.judge)
+    if isinstance(run, GenRMRun):
+        _check_metarm(run)
     _check_rest(run, world_size)
 
 
@@ -63,7 +62,7 @@ def _check_finite(node: Any, prefix: str = "") -> None:
             _require(math.isfinite(value), f"{prefix}{item.name} must be finite, got {value}")
 
 
-def _model_sizes(run: "Run") -> dict[str, int]:
+def _model_sizes(run: Run) -> dict[str, int]:
     """The sizes that a layout must divide: from config.json where the model comes from Hugging Face."""
     model = run.model
     if model.hf_path is not None:
@@ -97,8 +96,9 @@ def _folder_sizes(setting: str, folder: str) -> dict[str, int]:
     return {ours: hf[theirs] for ours, theirs in names.items()}
 
 
-def _check_model(run: "Run") -> None:
+def _check_model(run: Run) -> None:
     model = run.model
+    FAMILIES.check(model.family)
     if model.hf_path is not None:
         return
     _at_least(
@@ -125,7 +125,7 @@ def _check_model(run: "Run") -> None:
     )
 
 
-def _check_parallel(run: "Run", world_size: int) -> None:
+def _check_parallel(run: Run, world_size: int) -> None:
     parallel, sizes = run.parallel, _model_sizes(run)
     _at_least(
         1,
@@ -150,7 +150,7 @@ def _check_parallel(run: "Run", world_size: int) -> None:
     )
 
 
-def _check_cut(run: "Run", sizes: dict[str, int], whose: str) -> None:
+def _check_cut(run: Run, sizes: dict[str, int], whose: str) -> None:
     """The trainer's layout divides a model of these sizes."""
     parallel = run.parallel
     for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
@@ -158,7 +158,7 @@ def _check_cut(run: "Run", sizes: dict[str, int], whose: str) -> None:
     _divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], f"{whose}'s num_layers")
 
 
-def _check_critic(run: "Run") -> None:
+def _check_critic(run: Run) -> None:
     critic = run.critic
     _check_optim("critic.optim", critic.optim)
     _share(critic__gamma=critic.gamma, critic__lam=critic.lam)
@@ -193,7 +193,7 @@ def _check_critic(run: "Run") -> None:
         )
 
 
-def _check_chat(run: "Run") -> None:
+def _check_chat(run: Run) -> None:
     """Where transformers keeps chat templates there is one, if one is asked for."""
     if not run.data.chat:
         return
@@ -216,7 +216,7 @@ def _check_chat(run: "Run") -> None:
     )
 
 
-def _check_lengths(run: "Run") -> None:
+def _check_lengths(run: Run) -> None:
     prompt, longest = run.data.max_prompt_tokens, _model_sizes(run)["max_position_embeddings"]
     _at_least(
         1,
@@ -231,7 +231,7 @@ def _check_lengths(run: "Run") -> None:
             _require(prompt + new <= run.token_budget, f"{text} exceeds token_budget = {run.token_budget}")
 
 
-def _check_sampling(run: "Run") -> None:
+def _check_sampling(run: Run) -> None:
     generator = run.generator
     why = (
         "truncated sampling biases the policy ratio, since the trainer's logprobs cover the whole vocabulary"
@@ -251,8 +251,20 @@ def _check_sampling(run: "Run") -> None:
     _at_least(0, eval__temperature=run.eval.temperature)
 
 
-def _check_algo(run: "Run", world_size: int) -> None:
+def _check_metarm(run: GenRMRun) -> None:
+    kind = METARMS.load(run.metarm.kind)
+    kind.check(run.metarm)
+    _require(
+        run.metarm.kind != "none" or not REWARDS.load(run.algo.reward).needs_metarm,
+        f"algo.reward={run.algo.reward} needs a MetaRM, got metarm.kind=none",
+    )
+
+
+def _check_algo(run: Run, world_size: int) -> None:
     algo, data_size = run.algo, run.parallel.data_size(world_size)
+    REWARDS.check(algo.reward)
+    ADVANTAGES.check(algo.advantages)
+    OBJECTIVES.check(algo.objective)
     _at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
     _at_least(1, algo__num_samples=algo.num_samples)
     _require(
@@ -265,10 +277,6 @@ def _check_algo(run: "Run", world_size: int) -> None:
     _divides(num_engines, "the number of engines", algo.num_prompts, "algo.num_prompts")
     if algo.both_orders:
         _divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
-    _require(
-        algo.reward != "r_align" or run.judge.metarm != "none",
-        "algo.reward=r_align needs a MetaRM, got judge.metarm=none",
-    )
     num_samples = algo.num_prompts * algo.num_samples
     _divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
     _at_least(0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef)
@@ -283,7 +291,7 @@ def _check_algo(run: "Run", world_size: int) -> None:
         _require(algo.tis_cap > 0, f"algo.tis_cap must be positive (or None), got {algo.tis_cap}")
 
 
-def _check_optim(name: str, optim: "OptimConfig") -> None:
+def _check_optim(name: str, optim: OptimConfig) -> None:
     _require(optim.lr > 0, f"{name}.lr must be positive, got {optim.lr}")
     _require(
         0 <= optim.min_lr <= optim.lr,
@@ -298,7 +306,7 @@ def _check_optim(name: str, optim: "OptimConfig") -> None:
         _require(value >= 0, f"{name}.{field_name} must not be negative, got {value}")
 
 
-def _check_rest(run: "Run", world_size: int) -> None:
+def _check_rest(run: Run, world_size: int) -> None:
     name_is_folder = run.name not in ("", ".", "..") and "/" not in run.name
     _require(name_is_folder, f"name must name a folder inside out, got {run.name!r}")
     _at_least(

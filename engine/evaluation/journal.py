@@ -1,4 +1,4 @@
-"""What is already done, kept line by line: a run that was killed goes on from here and asks nothing twice."""
+"""Append-only records of an evaluation's results, from which an interrupted run continues."""
 
 import json
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from ralign.engine.runtime.errors import UserError
 
 
 class Journal:
-    """Records by key in a JSONL file (a `LineLog`: whole lines, one process).
+    """Records by key in a JSONL file (a `LineLog`: whole lines, one process at a time).
 
-    The first line holds the settings under which the records were made: a journal made under others is
-    refused, since its records would be taken for what they are not. A record may say under `tokens` what it cost,
-    [prompt, answer].
+    The first line holds the settings of the records; a journal of other settings is refused, since its records would
+    mean something else. A record may hold its cost under `tokens`, [prompt, answer].
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        """Opens the journal, or begins it.
+        """Open the journal, or create it.
 
-        Raises UserError for one made under other settings, a broken one, and one that another process has open.
+        Raises:
+            UserError: it has other settings, is broken, or is open in another process.
         """
         self.path = Path(path)
         self._records: dict[str, dict[str, Any]] = {}
@@ -46,10 +46,10 @@ class Journal:
             record = json.loads(line)
         except ValueError as error:
             raise UserError(
-                f"{self.path}:{number}: not JSON ({error}); remove the file to begin anew"
+                f"{self.path}:{number}: not JSON ({error}); remove the file to start over"
             ) from error
         if not isinstance(record, dict) or ("settings" if number == 1 else "key") not in record:
-            raise UserError(f"{self.path}:{number}: not a line of a journal; remove the file to begin anew")
+            raise UserError(f"{self.path}:{number}: not a line of a journal; remove the file to start over")
         return record
 
     def _check(self, made_with: Any, settings: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Journal:
             raise UserError(
                 f"{self.path} was made with {name}={made_with.get(name)!r}, not {settings.get(name)!r}"
                 + (f" (and other {', '.join(other[1:])})" if other[1:] else "")
-                + ": give another --out, or remove the file to do its part again"
+                + ": give another --out, or remove the file to repeat its part"
             )
 
     def __contains__(self, key: str) -> bool:
@@ -70,14 +70,14 @@ class Journal:
         return self._records[key]
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Keeps a record under a new key."""
+        """Add a record under a new key."""
         assert key not in self._records, key
         self._records[key] = dict(record)
         self._write({"key": key, **record})
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and answer tokens that all records cost."""
+        """Prompt and answer tokens of all records."""
         costs = [record["tokens"] for record in self._records.values() if "tokens" in record]
         return sum(num_prompt for num_prompt, _ in costs), sum(num_answer for _, num_answer in costs)
 

@@ -1,27 +1,42 @@
-"""How well does a MetaRM tell the true reason from others? Rationales built from pairs whose error is known.
+"""`ralign-eval metarm`: accuracy of a MetaRM on rationales built from pairs whose error is known.
 
-RM-Bench's chat pairs plant one error in one response and say which (``meta.error_key``: the words it is about;
-the golden judgment: what is true). For each pair four rationales are built, all with the right verdict:
+Each of RM-Bench's chat pairs has one planted error in one response, and names it (``meta.error_key``: its words; the
+golden judgment: the true fact). Four rationales are built for each pair, all with the right verdict:
 
-    true_error      names the planted error (by its words, or by the fact that it breaks): Correct
-    other_error     blames the same response for something else; in half of the pairs it mentions the words of
-                    the true error on the way, as a merit: Incorrect
+    true_error      names the planted error (by its words, or by the true fact): Correct
+    other_error     blames the same response for another thing; in half of the pairs it mentions the words of the true
+                    error as a merit: Incorrect
     style_praise    praises form and tone of the better response: Incorrect
-    vague           says that it is more accurate, and not where: Incorrect
+    vague           calls it more accurate, without any detail: Incorrect
 
-A judge that looks for the error's words (`metarms.KeywordMetaRM`) is the baseline: it is fooled by half of the
-other errors. The intervals draw prompts, not pairs: variants of one prompt share their error.
+A rule that looks for the error's words (`metarm.KeywordMetaRM`) is the baseline: half of the other errors mislead it.
+The intervals draw prompts, not pairs, since variants of one prompt share their error.
 """
 
+import argparse
+import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ralign.engine.data.pairs import Pair, other_side, prompt_text
-from ralign.engine.judging.lm_metarm import Review
-from ralign.engine.judging.metarm import Outcome
+from ralign.engine.config.registry import METARMS
+from ralign.engine.data.pairs import Pair, other_side, prompt_text, read_pairs
+from ralign.engine.evaluation.models import metarm_config
+from ralign.engine.evaluation.records import write_records
+from ralign.engine.judging.judge import ClientContext
+from ralign.engine.judging.metarm import Outcome, Review
+from ralign.engine.report.progress import Progress
+from ralign.engine.report.summary import display, percent
 from ralign.engine.runtime.errors import UserError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 KINDS = ("true_error", "other_error", "style_praise", "vague")
 _FACT = re.compile(
@@ -44,14 +59,14 @@ class Case(NamedTuple):
 
 
 def build_cases(pairs: Sequence[Pair]) -> list[Case]:
-    """Four cases a pair. UserError for pairs that do not say where their error is."""
+    """Four cases for each pair. UserError for a pair that does not name its error."""
     cases = []
     for number, pair in enumerate(pairs):
         fact = _FACT.search(pair.gt_judgment)
         key = pair.meta.get("error_key")
         if not isinstance(key, str) or not key.strip() or fact is None:
             raise UserError(
-                f"pair {pair.id!r} does not say what its error is: meta.error_key and 'Correct fact: …' in"
+                f"pair {pair.id!r} does not name its error: meta.error_key and 'Correct fact: …' in"
                 " gt_judgment are needed (RM-Bench chat)"
             )
         built = _rationales(pair, key.strip(), fact[1], variant=number % 2)
@@ -86,7 +101,7 @@ def _rationales(pair: Pair, key: str, fact: str, *, variant: int) -> dict[str, s
 
 
 def _other_word(pair: Pair, key: str, fact: str) -> str:
-    """A word of the worse response that has nothing to do with the error: the longest of the rarest ones."""
+    """A word of the worse response without relation to the error: the longest of the rarest ones."""
     response = pair.response_B if pair.gt_label == "A" else pair.response_A
     taken = {word.lower() for word in _WORD.findall(f"{key} {fact}")}
     words = [word.lower() for word in _WORD.findall(response)]
@@ -97,9 +112,9 @@ def _other_word(pair: Pair, key: str, fact: str) -> str:
 
 
 def measure_metarm(cases: Sequence[Case], reviews: Sequence[Review], *, seed: int = 0) -> dict[str, Any]:
-    """Accuracy over all cases and by kind, {value, low, high}; a failed review counts as wrong, and is counted.
+    """Accuracy over all cases and by kind, {value, low, high}, and counts of failed reviews, which are wrong.
 
-    `balanced` is the mean of the accuracy on true errors and of that on the three other kinds together.
+    `balanced` is the mean of two accuracies: on true errors, and on the three other kinds together.
     """
     prompts = {text: n for n, text in enumerate(dict.fromkeys(prompt_text(case.pair) for case in cases))}
     clusters = np.array([prompts[prompt_text(case.pair)] for case in cases])
@@ -107,13 +122,15 @@ def measure_metarm(cases: Sequence[Case], reviews: Sequence[Review], *, seed: in
     right = np.array(
         [review.outcome is case.expected for case, review in zip(cases, reviews, strict=True)], dtype=float
     )
-    # [num_prompts, num_kinds]: right ones and all, of each prompt
+    # [num_prompts, num_kinds]: number of right reviews, and of all
     num_right, num_all = np.zeros((2, len(prompts), len(KINDS)))
     np.add.at(num_right, (clusters, kinds), right)
     np.add.at(num_all, (clusters, kinds), 1)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=_NUM_DRAWS)
-    weights = np.concatenate([np.ones((1, len(prompts))), weights])  # first what was seen, then the draws
+    weights = np.concatenate(
+        [np.ones((1, len(prompts))), weights]
+    )  # row 0 is the observed sample, then the draws
     found, of = weights @ num_right, weights @ num_all
     others = found[:, 1:].sum(1) / of[:, 1:].sum(1)
     return {
@@ -142,3 +159,56 @@ def _failures(reviews: Sequence[Review]) -> dict[str, int]:
         "num_call_fail": sum(review.outcome is Outcome.CALL_FAIL for review in reviews),
         "num_parse_fail": sum(review.outcome is Outcome.PARSE_FAIL for review in reviews),
     }
+
+
+def probe(args: argparse.Namespace) -> None:
+    """The whole command; `args` as `cli` parses them."""
+    cases = build_cases(read_pairs(args.file)[: args.limit])
+    progress = Progress(enabled=not args.json)
+    config = metarm_config(args)
+    context = ClientContext(client_id="metarm", server_log=Path(args.log))
+    metarm = METARMS.load(config.kind).open(config, context)
+    assert metarm is not None, "metarm_config refuses none"
+    with closing(metarm):
+        title = f"{args.metarm} on {len(cases)} rationales"
+        with progress.stage("metarm", title, num_steps=len(cases)):
+            futures = [metarm.review(case.pair, case.rationale) for case in cases]
+            for future in as_completed(futures):
+                future.result()
+                progress.step()
+        if metarm.stop_reason:
+            raise UserError(f"stopped: {metarm.stop_reason}")
+    reviews = [future.result() for future in futures]
+    if args.cases:
+        rows = (
+            {"id": case.pair.id, "kind": case.kind, "rationale": case.rationale}
+            | {"expected": case.expected.value, **asdict(review), "outcome": review.outcome.value}
+            for case, review in zip(cases, reviews, strict=True)
+        )
+        write_records(rows, args.cases)
+    result = {"metarm": args.metarm, **measure_metarm(cases, reviews, seed=args.seed)}
+    if args.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _print_result(result)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{result['metarm']}: {result['num_pairs']} pairs of {result['num_prompts']} prompts, "
+        "per cent right [95 % interval over prompts]",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("Rationale")
+    table.add_column("Accuracy", justify="right")
+    table.add_column("Call fail", justify="right")
+    table.add_column("Parse fail", justify="right")
+    rows = {**result["kinds"], "all": result, "balanced": {"accuracy": result["balanced"]}}
+    for name, row in rows.items():
+        counts = [str(row.get(count, "")) for count in ("num_call_fail", "num_parse_fail")]
+        table.add_row(display(name), Text(percent(row["accuracy"])), *counts)
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)

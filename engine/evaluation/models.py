@@ -1,38 +1,46 @@
-"""Models to be judged, by the names of the command line: a folder, an endpoint, or a file of answers."""
+"""The models and the MetaRM of an evaluation, from the options of the command line.
 
+A model is a Hugging Face folder, an endpoint, or a file of answers; a MetaRM is one of the kinds in `METARMS`.
+"""
+
+import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from ralign.engine.config.judge import EndpointConfig, check_endpoint
+from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, ServerConfig, check_endpoint
+from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import BadLine, parse_object
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.judging.judge import Judge
+from ralign.engine.judging.endpoint import Endpoint
+from ralign.engine.judging.judge import ClientContext, Judge
 from ralign.engine.judging.local_model import LocalModel, LocalModelConfig
 from ralign.engine.runtime.errors import UserError
 
 KINDS = "a Hugging Face folder, endpoint:URL#MODEL or judged:FILE"
+METARM_KINDS = "rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME"
 
 
 class Model(Protocol):
-    """Where the answers of one model come from."""
+    """The source of one model's answers."""
 
     def settings(self) -> dict[str, Any]:
-        """What an answer depends on, beside pair and template."""
+        """Everything that an answer depends on, beside pair and template."""
         ...
 
     def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
-        """Adds the answers under these keys that there are already.
+        """Add the answers that exist under these keys to the journal.
 
-        Returns, by key, why there will be none for calls that failed before and cannot be asked again.
+        Returns:
+            key -> reason, for calls that failed earlier and cannot be repeated.
         """
         ...
 
-    def start(self, spent: tuple[int, int]) -> Judge:
-        """`spent`: prompt and answer tokens that earlier runs used."""
+    def start(self, tokens_used: tuple[int, int]) -> Judge:
+        """A judge for the missing answers. `tokens_used`: prompt and answer tokens of earlier runs."""
         ...
 
 
@@ -43,7 +51,7 @@ class FolderModel:
     config: LocalModelConfig
 
     def settings(self) -> dict[str, Any]:
-        """The weights' files stand for the model: a folder that was moved is the same, a new export is not."""
+        """The weight files identify the model: a moved folder is the same model, a new export is another."""
         files = sorted(Path(self.config.folder).glob("*.safetensors"))
         weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         names = ("temperature", "max_new_tokens", "seed", "plain")
@@ -52,18 +60,25 @@ class FolderModel:
     def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
         return {}
 
-    def start(self, spent: tuple[int, int]) -> Judge:
+    def start(self, tokens_used: tuple[int, int]) -> Judge:
         return LocalModel(self.config)
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelEndpointConfig(EndpointConfig):
+    """The endpoint of a model."""
+
+    SETTING: ClassVar[str] = "--model"
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointModel:
     """A model behind an OpenAI-compatible server."""
 
-    config: EndpointConfig
+    config: ModelEndpointConfig
 
     def settings(self) -> dict[str, Any]:
-        """Without the address: a server that was moved gives the same answers."""
+        """Without the address: a server that moved is the same model."""
         config = self.config
         return {
             "model": f"endpoint:{config.model}",
@@ -74,20 +89,18 @@ class EndpointModel:
     def fill(self, answers: Journal, keys: Sequence[str]) -> dict[str, str]:
         return {}
 
-    def start(self, spent: tuple[int, int]) -> Judge:
-        from ralign.engine.judging.endpoint import Endpoint
-
-        return Endpoint(self.config, asker="judge", spent=spent)
+    def start(self, tokens_used: tuple[int, int]) -> Judge:
+        return Endpoint(self.config, ClientContext(client_id="judge", tokens_used=tokens_used))
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredModel:
-    """Answers that another program wrote: ``model_judgment`` in the released fields, MetaRM or not."""
+    """Answers from another program: ``model_judgment`` in the released fields, with or without a MetaRM's."""
 
     path: Path
-    texts: Mapping[str, str]  # by the keys of the journal of answers
-    failed: Mapping[str, str]  # why there is no text, for calls that failed
-    name: str  # what all lines have as meta.model_name, else the folder
+    texts: Mapping[str, str]  # key in the journal of answers -> text
+    failed: Mapping[str, str]  # key -> why there is no text, for calls that failed
+    name: str  # the common meta.model_name of all lines, else the folder's name
 
     def settings(self) -> dict[str, Any]:
         return {"model": f"judged:{hash_of(sorted(self.texts.items()))}"}
@@ -98,16 +111,17 @@ class AnsweredModel:
                 answers.add(key, {"text": self.texts[key], "finish_reason": ""})
         return {key: self.failed[key] for key in keys if key in self.failed}
 
-    def start(self, spent: tuple[int, int]) -> Judge:
+    def start(self, tokens_used: tuple[int, int]) -> Judge:
         raise UserError(
-            f"--model judged:{self.path}: the file does not have every pair (in both orders, if asked)"
+            f"--model judged:{self.path}: the file does not have every pair (with --both-orders, in both orders)"
         )
 
 
 def read_answers(path: str) -> AnsweredModel:
-    """The answers in a file; a null ``model_judgment`` is a call that failed, as the released evaluator writes it.
+    """The answers in a file. A null ``model_judgment`` is a failed call, as the released evaluator writes it.
 
-    UserError where a line is no record with id and model_judgment.
+    Raises:
+        UserError: a line is not a record with id and model_judgment.
     """
     texts: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -137,12 +151,12 @@ def read_answers(path: str) -> AnsweredModel:
     return AnsweredModel(Path(path), texts, failed, name or Path(path).resolve().parent.name)
 
 
-def parse_endpoint(spec: str, what: str) -> tuple[str, str]:
-    """(URL, MODEL) of `endpoint:URL#MODEL`; `what` names the option in a UserError."""
+def parse_endpoint(spec: str, option: str) -> tuple[str, str]:
+    """(URL, MODEL) of `endpoint:URL#MODEL`; `option` is for the UserError."""
     url, sharp, model = spec.removeprefix("endpoint:").rpartition("#")
     if not sharp or not model:
         raise UserError(
-            f"{what} {spec}: expected endpoint:URL#MODEL, such as endpoint:http://host:8000/v1#name"
+            f"{option} {spec}: expected endpoint:URL#MODEL, such as endpoint:http://host:8000/v1#name"
         )
     return url, model
 
@@ -150,10 +164,14 @@ def parse_endpoint(spec: str, what: str) -> tuple[str, str]:
 def parse_models(
     arguments: Sequence[str], local: Mapping[str, Any], endpoint: Mapping[str, Any]
 ) -> dict[str, Model]:
-    """Models by name: that of `NAME=MODEL`, else the folder's, the served model's or that in the file of answers.
+    """Models by name: NAME of `NAME=MODEL`, else the name of the folder, of the served model, or in the file.
 
-    local, endpoint: the other fields of `LocalModelConfig` and `EndpointConfig`. Raises UserError for what is
-    not there, and for a name that is given twice.
+    Args:
+        arguments: of --model.
+        local, endpoint: the other fields of `LocalModelConfig` and `ModelEndpointConfig`.
+
+    Raises:
+        UserError: a model does not exist, or two have the same name.
     """
     models: dict[str, Model] = {}
     for argument in arguments:
@@ -163,8 +181,8 @@ def parse_models(
         model: Model
         if spec.startswith("endpoint:"):
             url, served = parse_endpoint(spec, "--model")
-            config = EndpointConfig(base_url=url, model=served, **endpoint)
-            check_endpoint(config, "--model")
+            config = ModelEndpointConfig(base_url=url, model=served, **endpoint)
+            check_endpoint(config)
             name, model = name or served, EndpointModel(config)
         elif spec.startswith("judged:"):
             model = read_answers(spec.removeprefix("judged:"))
@@ -176,9 +194,69 @@ def parse_models(
             raise UserError(f"--model {spec}: expected {KINDS}; there is no config.json in {spec}")
         name = name.replace("/", "_")
         if name in models:
-            raise UserError(f"--model {argument}: another model is named {name} too; name it with NAME=MODEL")
+            raise UserError(
+                f"--model {argument}: another model is named {name} too; rename it with NAME=MODEL"
+            )
         models[name] = model
     return models
+
+
+def endpoint_fields(args: argparse.Namespace, price: Sequence[float] | None) -> dict[str, Any]:
+    """Fields of an endpoint's settings; `price`: of a million prompt and answer tokens, None for none."""
+    price_in, price_out = price or (0.0, 0.0)
+    return {
+        "api_key_env": args.api_key_env,
+        "concurrency": args.concurrency,
+        "timeout_s": args.timeout_s,
+        "num_retries": args.retries,
+        "budget_tokens": args.budget_tokens,
+        "budget_cost": args.budget_cost if price else None,
+        "price_in": price_in,
+        "price_out": price_out,
+        "cache": args.cache,
+    }
+
+
+def metarm_config(args: argparse.Namespace) -> MetaRMConfig:
+    """The settings of the MetaRM that the options choose, checked.
+
+    Raises:
+        UserError: an unknown name, a bad address, no model folder, or a cost limit without a price.
+    """
+    if args.budget_cost is not None and not (args.metarm_price or args.price):
+        raise UserError(
+            f"--budget-cost {args.budget_cost:g} needs a price: --metarm-price, or --price of models"
+        )
+    config = MetaRMConfig(
+        **_metarm_kind(args.metarm),
+        template=args.metarm_template,
+        graded=args.metarm_template == "graded",
+        graded_threshold=args.metarm_graded_threshold,
+        temperature=args.metarm_temperature,
+        max_new_tokens=args.metarm_max_new_tokens,
+        num_tries=args.metarm_tries,
+        server=ServerConfig(
+            tensor=args.metarm_tensor,
+            devices=args.metarm_devices,
+            max_model_len=args.metarm_max_model_len,
+            gpu_memory_utilization=args.metarm_gpu_memory_utilization,
+        ),
+        **endpoint_fields(args, args.metarm_price),
+    )
+    METARMS.load(config.kind).check(config)
+    return config
+
+
+def _metarm_kind(spec: str) -> dict[str, str]:
+    """Fields of `MetaRMConfig` for the MetaRM that --metarm names."""
+    if spec.startswith("endpoint:"):
+        url, model = parse_endpoint(spec, "--metarm")
+        return {"kind": "endpoint", "base_url": url, "model": model}
+    if spec.startswith("managed:"):
+        return {"kind": "managed", "model": spec.removeprefix("managed:")}
+    if spec in ("none", "endpoint", "managed") or (":" not in spec and spec not in METARMS.names):
+        raise UserError(f"--metarm {spec}: expected {METARM_KINDS}")
+    return {"kind": spec}
 
 
 def hash_of(content: Any) -> str:

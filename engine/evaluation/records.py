@@ -1,11 +1,12 @@
-"""Judged pairs on disk: the released evaluator's JSONL fields, read strictly and written whole.
+"""Judged pairs on disk: the released evaluator's JSONL fields, parsed strictly and written atomically.
 
-A pairs file (`data.pairs`) gets, after the GenRM, ``model_judgment`` (null: the call failed), ``model_pred`` ("A",
-"B" or null) and ``meta.model_name``; after the MetaRM ``metarm_raw``, ``metarm_analysis``, ``metarm_verdict`` (the
-values of `Outcome`), ``metarm_score`` (1.0, 0.0 or null), ``meta.metarm_model_name`` and ``meta.metarm_error``. Of
-our own, where both orders were judged: ``model_judgment_swapped`` and ``model_pred_swapped``, written with the
-responses swapped, so that an "A" names response_B; and why calls failed, ``meta.model_error`` and
-``meta.model_error_swapped``. The released evaluator passes over fields that it does not know, and so do we.
+The GenRM adds to a pairs file (`data.pairs`): ``model_judgment`` (null: the call failed), ``model_pred`` ("A", "B" or
+null) and ``meta.model_name``. The MetaRM adds ``metarm_raw``, ``metarm_analysis``, ``metarm_verdict`` (a value of
+`Outcome`), ``metarm_score`` (1.0, 0.0 or null), ``meta.metarm_model_name`` and ``meta.metarm_error``.
+
+Fields of our own: for both orders ``model_judgment_swapped`` and ``model_pred_swapped``, written with the responses
+swapped, so that an "A" names response_B; for failed calls the reason in ``meta.model_error`` and
+``meta.model_error_swapped``. The released evaluator ignores unknown fields, and so do we.
 """
 
 import json
@@ -28,7 +29,7 @@ NUM_REASONS_SHOWN = 5
 
 @dataclass(kw_only=True, slots=True)
 class JudgedPair:
-    """One line of a judged file: what the metrics need, and the whole record."""
+    """One line of a judged file: the inputs of the metrics, and the whole record."""
 
     id: str
     label: Side
@@ -36,7 +37,7 @@ class JudgedPair:
     outcome: Outcome
     swapped_verdict: Side | None  # as written, in the swapped order
     in_both_orders: bool
-    call_failed: bool  # there is no verdict since the judge's call failed
+    call_failed: bool  # no verdict, because the judge's call failed
     swapped_call_failed: bool
     model: str | None  # meta.model_name
     record: dict[str, Any]
@@ -45,9 +46,10 @@ class JudgedPair:
 def read_judged(path: str | Path, *, max_bad_lines: int = 0) -> list[JudgedPair]:
     """The judged pairs of a file, in order; blank lines are skipped.
 
-    Raises `UserError` when the file cannot be read, holds no pair, or has more than `max_bad_lines` bad ones
-    (not JSON, fields missing or of other values, an outcome that contradicts the verdict, an id used twice
-    for one model). The message names the first of them by number and reason.
+    Raises:
+        UserError: the file cannot be read, has no pair, or has more than `max_bad_lines` bad lines (not JSON, missing
+            fields or unknown values, an outcome that contradicts the verdict, an id used twice for one model). The
+            message names the first of them with number and reason.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -77,7 +79,7 @@ def read_judged(path: str | Path, *, max_bad_lines: int = 0) -> list[JudgedPair]
 
 
 def parse_judged(record: dict[str, Any]) -> JudgedPair:
-    """The judged pair in a JSON object; `BadLine` where a field is missing or says what cannot be."""
+    """The judged pair in a JSON object. Raises `BadLine` for a missing field or an impossible value."""
     for name in ("id", "gt_label", "model_pred"):
         if name not in record:
             raise BadLine(f"missing field {name}")
@@ -114,9 +116,9 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
 
 
 def subset_of(record: dict[str, Any], field: str = SUBSET_FIELD) -> str:
-    """What a record's `field` (dots lead inside objects) calls its subset; "" without one.
+    """The subset that a record's `field` (a dotted path) names; "" without one.
 
-    An object is known by the first of its ``subset``, ``domain``, ``category``, ``dataset`` and ``name``.
+    For an object it is the first of ``subset``, ``domain``, ``category``, ``dataset`` and ``name``.
     """
     value: Any = record
     for key in field.split("."):
@@ -127,7 +129,7 @@ def subset_of(record: dict[str, Any], field: str = SUBSET_FIELD) -> str:
 
 
 def metarm_fields(outcome: Outcome, *, raw: str = "", analysis: str = "") -> dict[str, Any]:
-    """The fields that the MetaRM adds to a record, but for those in ``meta``."""
+    """The fields that the MetaRM adds to a record, except those in ``meta``."""
     return {
         "metarm_raw": raw,
         "metarm_analysis": analysis,
@@ -137,10 +139,10 @@ def metarm_fields(outcome: Outcome, *, raw: str = "", analysis: str = "") -> dic
 
 
 def test_of(path: Path, model: str | None) -> str:
-    """What the test of a judged file is called, by the file's name.
+    """The test's name, from the name of a judged file.
 
-    The released evaluator writes ``BENCH__MODEL.jsonl`` and ``BENCH__MODEL_metarm_METARM.jsonl``: where MODEL is
-    `model` (meta.model_name), BENCH; else the whole name without suffix.
+    The released evaluator writes ``BENCH__MODEL.jsonl`` and ``BENCH__MODEL_metarm_METARM.jsonl``: BENCH if MODEL is
+    `model` (meta.model_name), else the whole name without suffix.
     """
     bench, _, rest = path.stem.partition("__")
     if model and bench and rest.split("_metarm_")[0] == name_in_file(model):
@@ -149,17 +151,17 @@ def test_of(path: Path, model: str | None) -> str:
 
 
 def released_name(test: str, model: str) -> str:
-    """The file name by which the released summary knows test and model of a judged file."""
+    """The released summary's file name for this test and model."""
     return f"{name_in_file(test)}__{name_in_file(model)}.jsonl"
 
 
 def name_in_file(name: str) -> str:
-    """A name as the released evaluator writes it in file names: letters, digits, dots, hyphens, single underscores."""
+    """A name in the released evaluator's file names: letters, digits, dots, hyphens, single underscores."""
     return re.sub(r"_+", "_", re.sub(r"[^0-9A-Za-z._-]", "_", name)).strip("_")
 
 
 def write_records(records: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Writes JSON lines at once: a reader finds the old file or the whole new one."""
+    """Write JSON lines atomically: a reader finds the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
@@ -170,7 +172,7 @@ def write_records(records: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def by_subset(judged: Sequence[JudgedPair], field: str) -> dict[str, list[JudgedPair]]:
-    """Judged pairs under the names of their subsets, in the order in which these first appear."""
+    """Judged pairs by subset, in order of first appearance."""
     subsets: dict[str, list[JudgedPair]] = {}
     for pair in judged:
         subsets.setdefault(subset_of(pair.record, field), []).append(pair)

@@ -1,209 +1,235 @@
-"""Pairs through a judge and a MetaRM: answers are reviewed as they come in, and nothing is asked twice.
+"""`ralign-eval run`: pairs through models and a MetaRM, one model after the other.
 
-What is done is kept in two journals a model and test, one of answers and one of reviews, with the tokens that it
-cost. Calls that failed for good are not kept: the same command asks them again.
+Journals in OUT/work keep every answer and review, so that the same command continues an interrupted run.
 """
 
-import hashlib
-import queue
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import argparse
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from pathlib import Path
+from typing import Any
 
-from ralign.engine.data.chat import pair_messages
-from ralign.engine.data.pairs import Pair, other_side
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.config.judge import MetaRMConfig
+from ralign.engine.config.registry import METARMS
+from ralign.engine.data.metarm_prompts import load_metarm_template
+from ralign.engine.data.pairs import Pair, read_pairs
+from ralign.engine.data.prompts import load_template
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.records import metarm_fields
-from ralign.engine.judging.judge import Judge, Reply, Request, Usage
-from ralign.engine.judging.lm_metarm import LanguageMetaRM, Review
-from ralign.engine.judging.metarm import Outcome
+from ralign.engine.evaluation.models import (
+    FolderModel,
+    Model,
+    endpoint_fields,
+    hash_of,
+    metarm_config,
+    parse_models,
+)
+from ralign.engine.evaluation.pipeline import Evaluation
+from ralign.engine.evaluation.records import write_records
+from ralign.engine.evaluation.score import read_files, summarise, write_outputs, write_released
+from ralign.engine.judging.judge import ClientContext
+from ralign.engine.judging.metarm import MetaRM
 from ralign.engine.report.progress import Progress
+from ralign.engine.report.terminal import print_summary
 from ralign.engine.runtime.errors import UserError
 
-if TYPE_CHECKING:
-    from ralign.engine.evaluation.reviewers import Reviewer
+_GPU_SHARE = 0.9  # of a GPU's memory, for all engines on it together
 
 
-@dataclass(kw_only=True, slots=True)
-class Evaluation:
-    """One model on one test."""
+def run(args: argparse.Namespace) -> None:
+    """The whole command; `args` as `cli` parses them."""
+    template = load_template(args.template)
+    metarm = metarm_config(args)
+    models = models_of(args, metarm)
+    tests = _read_tests(args)
+    progress = Progress()
+    with ExitStack() as stack:
+        evaluations = {
+            name: _open_evaluations(name, model, tests, template, metarm, args, progress, stack)
+            for name, model in models.items()
+        }
+        everything = [evaluation for by_test in evaluations.values() for evaluation in by_test.values()]
+        reviewer = None
+        if any(evaluation.num_unfinished() for evaluation in everything):
+            reviewer = stack.enter_context(closing(_open_metarm(args, metarm, everything)))
+        files = []
+        for name, model in models.items():
+            files += _judge_model(name, model, evaluations[name], reviewer, args, progress)
+    judged = read_files(files)
+    summary = summarise(
+        judged,
+        subset_field=args.by,
+        num_bootstrap=args.bootstrap,
+        seed=args.seed,
+        time_s=progress.time_s,
+    )
+    page = write_outputs(summary, judged, Path(args.out) / "report", subset_field=args.by)
+    if args.released:
+        write_released(judged, args.released)
+    print_summary(summary)
+    print(f"Page: {page}")
 
-    pairs: Sequence[Pair]
-    template: str
-    both_orders: bool
-    answers: Journal
-    reviews: Journal
-    progress: Progress
-    failed: Mapping[str, str] = field(
-        default_factory=dict
-    )  # key -> why there is no answer, and none can be had
-    judge: Judge | None = None  # None: no answer is missing
-    metarm: "Reviewer | None" = None  # None: no answer and no review is missing
-    problems: dict[str, str] = field(default_factory=dict)  # key -> why its call failed
-    _events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
-    _num_open: int = 0
-    _num_right: int = 0
-    _num_judged: int = 0
-    _outcomes: Counter = field(default_factory=Counter)
-    _meters: dict[str, "_Meter"] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Gets every answer and review that the journals lack; a step of the stage is a pair done with both.
+def models_of(args: argparse.Namespace, metarm: MetaRMConfig) -> dict[str, Model]:
+    """The models by name. UserError for a share of GPU memory that leaves no room for a managed MetaRM."""
+    sampling = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
+    names = ("seed", "plain", "tensor", "max_model_len", "max_num_seqs", "kv_cache_gib")
+    of_metarm = _metarm_share(args, metarm)
+    share = args.gpu_memory_utilization or round(_GPU_SHARE - of_metarm, 3)
+    local = sampling | {name: getattr(args, name) for name in names} | {"gpu_memory_utilization": share}
+    models = parse_models(args.model, local, sampling | endpoint_fields(args, args.price))
+    if (
+        any(isinstance(model, FolderModel) for model in models.values())
+        and not 0 < share <= 1 - of_metarm + 1e-9
+    ):
+        raise UserError(
+            f"--gpu-memory-utilization {share:g} of the models and --metarm-gpu-memory-utilization {of_metarm:g} are"
+            " too much for the GPU that they share: lower one, or give the MetaRM others with --metarm-devices"
+            if of_metarm
+            else f"--gpu-memory-utilization is a share up to 1, got {share:g}"
+        )
+    return models
 
-        Raises UserError when judge or MetaRM will answer no more (a spent budget, a refused key); what was
-        done until then is kept.
-        """
-        by_model = self.metarm.judge if isinstance(self.metarm, LanguageMetaRM) else None
-        self._meters = {"answers": _Meter(self.judge), "reviews": _Meter(by_model)}
-        for pair in self.pairs:
-            for swapped in self.orders:
-                key = key_of(pair, swapped)
-                if key in self.answers:
-                    self._answered(pair, swapped)
-                elif key not in self.failed:
-                    assert self.judge is not None
-                    shown = replace(pair, response_A=pair.response_B, response_B=pair.response_A)
-                    request = Request(messages=pair_messages(self.template, shown if swapped else pair))
-                    self._await(self.judge.submit(request), pair, swapped)
-        while self._num_open:
-            result, pair, swapped = self._events.get()
-            self._num_open -= 1
-            found = result.result()
-            if isinstance(found, Reply):
-                self._receive(found, pair, swapped)
-            else:
-                self._reviewed(found, pair)
-        for asked in (self.judge, self.metarm):
-            if asked is not None and asked.stop_reason:
-                raise UserError(
-                    f"stopped: {asked.stop_reason}; what is done is kept, the same command goes on"
-                )
 
-    @property
-    def orders(self) -> tuple[bool, ...]:
-        return (False, True) if self.both_orders else (False,)
+def _metarm_share(args: argparse.Namespace, metarm: MetaRMConfig) -> float:
+    """The share of memory that the MetaRM's server takes on a GPU of the models in folders."""
+    if METARMS.load(metarm.kind).location != "server":
+        return 0.0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    of_models = visible.split(",") if visible else [str(number) for number in range(args.tensor)]
+    of_server = (args.metarm_devices or of_models[0]).split(",")
+    shared = {*of_models[: args.tensor]} & {*of_server[: args.metarm_tensor]}
+    return args.metarm_gpu_memory_utilization if shared else 0.0
 
-    @property
-    def keys(self) -> list[str]:
-        """Of all answers, wanted or there."""
-        return [key_of(pair, swapped) for pair in self.pairs for swapped in self.orders]
 
-    def num_missing(self) -> int:
-        """Answers still to be had."""
-        return sum(key not in self.answers and key not in self.failed for key in self.keys)
+def _read_tests(args: argparse.Namespace) -> dict[str, list[Pair]]:
+    tests: dict[str, list[Pair]] = {}
+    for path in map(Path, args.pairs):
+        if path.stem in tests:
+            raise UserError(
+                f"--pairs {path}: another file is named {path.stem} too; a test needs its own name"
+            )
+        tests[path.stem] = read_pairs(path, max_bad_lines=args.max_bad_lines)
+    return tests
 
-    def num_unfinished(self) -> int:
-        """Pairs, in each order, that lack an answer, or have one that is to be reviewed."""
-        return self.num_missing() + sum(
-            key_of(pair, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
+
+def _open_evaluations(
+    name: str,
+    model: Model,
+    tests: Mapping[str, Sequence[Pair]],
+    template: str,
+    metarm: MetaRMConfig,
+    args: argparse.Namespace,
+    progress: Progress,
+    stack: ExitStack,
+) -> dict[str, Evaluation]:
+    """One model's evaluations by test, with the results of earlier runs; `stack` closes their journals.
+
+    Raises:
+        UserError: earlier runs had other settings, or another process has the journals open.
+    """
+    evaluations = {}
+    for test, pairs in tests.items():
+        folder = Path(args.out) / "work" / name
+        answers, reviews = (
+            stack.enter_context(closing(Journal(folder / f"{test}.{kind}.jsonl", settings)))
+            for kind, settings in (
+                ("answers", _answer_settings(model, pairs, template)),
+                ("reviews", _review_settings(args, metarm, pairs)),
+            )
+        )
+        evaluations[test] = evaluation = Evaluation(
+            pairs=pairs[: args.limit],
+            template=template,
+            both_orders=args.both_orders,
+            answers=answers,
+            reviews=reviews,
+            progress=progress,
+        )
+        evaluation.failed = model.fill(answers, evaluation.keys)
+    return evaluations
+
+
+def _open_metarm(args: argparse.Namespace, config: MetaRMConfig, evaluations: Iterable[Evaluation]) -> MetaRM:
+    context = ClientContext(
+        client_id="metarm",
+        tokens_used=_total(evaluation.reviews for evaluation in evaluations),
+        server_log=Path(args.out) / "metarm_server.log",
+    )
+    metarm = METARMS.load(config.kind).open(config, context)
+    assert metarm is not None, "metarm_config refuses none"
+    return metarm
+
+
+def _judge_model(
+    name: str,
+    model: Model,
+    evaluations: Mapping[str, Evaluation],
+    metarm: MetaRM | None,
+    args: argparse.Namespace,
+    progress: Progress,
+) -> list[str]:
+    """Judge every test with one model; returns `NAME=FILE` for each judged file."""
+    judge = None
+    if any(evaluation.num_missing() for evaluation in evaluations.values()):
+        with progress.stage(f"start_{name}", f"Start of {name}"):
+            judge = model.start(_total(evaluation.answers for evaluation in evaluations.values()))
+    files = []
+    with closing(judge) if judge is not None else nullcontext():
+        for test, evaluation in evaluations.items():
+            evaluation.judge, evaluation.metarm = judge, metarm
+            title = f"{name} on {test}"
+            with progress.stage(f"judge_{name}", title, num_steps=evaluation.num_unfinished()):
+                evaluation.run()
+            _report_failures(evaluation, progress)
+            path = Path(args.out) / "judgments" / name / f"{test}.jsonl"
+            write_records(evaluation.records(name, args.metarm), path)
+            files.append(f"{name}={path}")
+    return files
+
+
+def _report_failures(evaluation: Evaluation, progress: Progress) -> None:
+    if evaluation.failed:
+        progress.say(
+            f"{len(evaluation.failed)} calls had failed when the answers were made, and count as failures"
+        )
+    if evaluation.problems:
+        first = next(iter(evaluation.problems.values()))
+        progress.say(
+            f"{len(evaluation.problems)} calls failed for good and count as failures (first: {first});"
+            " the same command repeats them"
         )
 
-    def _await(self, future: Future, pair: Pair, swapped: bool) -> None:
-        self._num_open += 1
-        future.add_done_callback(lambda done: self._events.put((done, pair, swapped)))
 
-    def _receive(self, reply: Reply, pair: Pair, swapped: bool) -> None:
-        key = key_of(pair, swapped)
-        if reply.failed:
-            self.problems[key] = reply.problem
-            self._step()
-            return
-        tokens = self._meters["answers"].read()
-        self.answers.add(key, {"text": reply.text, "finish_reason": reply.finish_reason, "tokens": tokens})
-        if not self._answered(pair, swapped):
-            self._step()
-
-    def _answered(self, pair: Pair, swapped: bool) -> bool:
-        """An answer is there; returns whether the MetaRM was asked about it."""
-        self._num_judged += 1
-        self._num_right += self._is_right(pair, swapped)
-        if self._lacks_review(pair, swapped):
-            assert self.metarm is not None
-            text = self.answers[key_of(pair, swapped)]["text"]
-            self._await(self.metarm.review(pair, text), pair, swapped)
-            return True
-        if not swapped and (key := self._review_key(pair)) in self.reviews:
-            self._outcomes[self.reviews[key]["outcome"]] += 1
-        return False
-
-    def _is_right(self, pair: Pair, swapped: bool) -> bool:
-        verdict = parse_verdict(self.answers[key_of(pair, swapped)]["text"])
-        return verdict == (other_side(pair.gt_label) if swapped else pair.gt_label)
-
-    def _lacks_review(self, pair: Pair, swapped: bool) -> bool:
-        """The MetaRM sees an answer if its label is right and the order the official one."""
-        return not swapped and self._is_right(pair, False) and self._review_key(pair) not in self.reviews
-
-    def _reviewed(self, review: Review, pair: Pair) -> None:
-        if review.outcome is Outcome.CALL_FAIL:
-            self.problems[f"review of {pair.id}"] = review.error
-        else:
-            record = {**asdict(review), "outcome": review.outcome.value}
-            self.reviews.add(self._review_key(pair), {**record, "tokens": self._meters["reviews"].read()})
-            self._outcomes[review.outcome.value] += 1
-        self._step()
-
-    def _step(self) -> None:
-        so_far = {"l_acc": self._num_right / self._num_judged} if self._num_judged else {}
-        correct, incorrect = (self._outcomes[kind.value] for kind in (Outcome.CORRECT, Outcome.INCORRECT))
-        if correct + incorrect:
-            so_far["s_corr"] = incorrect / (correct + incorrect)
-        self.progress.step(**so_far)
-
-    def _review_key(self, pair: Pair) -> str:
-        """A review belongs to one answer: to another one, given after the first was thrown away, it says nothing."""
-        text = self.answers[key_of(pair, False)]["text"]
-        return f"{pair.id}\t{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    def records(self, model: str, metarm: str) -> list[dict[str, Any]]:
-        """The judged pairs in the released fields, in the order of the pairs."""
-        return [self._record(pair, model, metarm) for pair in self.pairs]
-
-    def _record(self, pair: Pair, model: str, metarm: str) -> dict[str, Any]:
-        keys = [key_of(pair, swapped) for swapped in self.orders]
-        texts = [self.answers[key]["text"] if key in self.answers else None for key in keys]
-        verdicts = [parse_verdict(text or "") for text in texts]
-        meta = {**pair.meta, "model_name": model, "metarm_model_name": metarm, "metarm_error": None}
-        for key, field_name in zip(keys, ("model_error", "model_error_swapped"), strict=False):
-            if key not in self.answers:
-                meta[field_name] = self.problems.get(key) or self.failed[key]
-        if verdicts[0] != pair.gt_label:
-            judged = metarm_fields(Outcome.SKIPPED)
-        elif (key := self._review_key(pair)) in self.reviews:
-            review = self.reviews[key]
-            judged = metarm_fields(Outcome(review["outcome"]), raw=review["raw"], analysis=review["analysis"])
-            meta["metarm_error"] = review["error"] or None
-            if review["coverage"] is not None:
-                meta["metarm_coverage"] = review["coverage"]
-        else:
-            judged = metarm_fields(Outcome.CALL_FAIL)
-            meta["metarm_error"] = self.problems[f"review of {pair.id}"]
-        swapped = {}
-        if self.both_orders:
-            swapped = {"model_judgment_swapped": texts[1], "model_pred_swapped": verdicts[1]}
-        told = {"model_judgment": texts[0], "model_pred": verdicts[0], **swapped, **judged}
-        return {**asdict(pair), **told, "meta": meta}
+def _total(journals: Iterable[Journal]) -> tuple[int, int]:
+    """Prompt and answer tokens."""
+    tokens = [journal.tokens for journal in journals]
+    return sum(num_prompt for num_prompt, _ in tokens), sum(num_answer for _, num_answer in tokens)
 
 
-def key_of(pair: Pair, swapped: bool) -> str:
-    """An answer's key in its journal."""
-    return f"{pair.id}\tswapped" if swapped else pair.id
+def _answer_settings(model: Model, pairs: Sequence[Pair], template: str) -> dict[str, Any]:
+    """Everything that an answer depends on; the judge does not see the golden judgment."""
+    return {"pairs": _hash_shown(pairs), "template": hash_of(template), **model.settings()}
 
 
-class _Meter:
-    """Tokens that somebody who is asked used since one last looked."""
+def _review_settings(args: argparse.Namespace, config: MetaRMConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Everything that a review depends on, beside the answer; a server's address is not part of it."""
+    goldens = hash_of([[pair.id, pair.gt_judgment] for pair in pairs])
+    kind = METARMS.load(config.kind)
+    if kind.location == "process":
+        return {"metarm": args.metarm, "goldens": goldens}
+    template = load_metarm_template(config.template, graded=config.graded)
+    return {
+        "metarm": args.metarm if kind.location == "server" else f"{config.kind}:{config.model}",
+        "goldens": goldens,
+        "pairs": _hash_shown(pairs),
+        "template": hash_of(template),
+        "graded_threshold": config.graded_threshold,
+        "temperature": config.temperature,
+        "max_new_tokens": config.max_new_tokens,
+    }
 
-    def __init__(self, asked: Judge | None) -> None:
-        self._usage = Usage() if asked is None else asked.usage
-        self._seen = self._now()
 
-    def _now(self) -> tuple[int, int]:
-        return self._usage.num_prompt_tokens, self._usage.num_answer_tokens
-
-    def read(self) -> list[int]:
-        """[prompt, answer]"""
-        before, self._seen = self._seen, self._now()
-        return [now - then for now, then in zip(self._seen, before, strict=True)]
+def _hash_shown(pairs: Sequence[Pair]) -> str:
+    """A hash of all that a judge sees of the pairs."""
+    return hash_of([[pair.id, pair.conversations, pair.response_A, pair.response_B] for pair in pairs])

@@ -1,15 +1,40 @@
-"""The metrics of judged files, whoever judged them: whole tests, subsets, and models against each other."""
+"""Metrics of judged files: tests, subsets and comparisons of models, and the outputs of an evaluation.
 
-from collections.abc import Mapping, Sequence
+Two models on the same pairs: how far apart are they, and could the difference be chance? The categories of both models
+on each pair (wrong, Correct, Incorrect, failed) make a 4 x 4 table of counts, and all three metrics are functions of
+its margins. Both resampling schemes therefore need only that table:
+
+- the interval of the difference: pairs drawn with replacement make a table from Multinomial(n, table / n);
+- the p-value: if the models were alike, an exchange of their results on any pair would change nothing. Each pair is
+  exchanged with probability 1/2, which moves Binomial(table[i, j], 1/2) counts from cell (i, j) to (j, i); p is the
+  share of such draws that are at least as far apart as the observed table (Monte Carlo, two-sided, the observed table
+  counted among the draws). For L-Acc this is McNemar's exact test.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ralign.engine.evaluation.compare import compare
-from ralign.engine.evaluation.records import JudgedPair, by_subset, read_judged, test_of
+from ralign.engine.evaluation.records import (
+    JudgedPair,
+    by_subset,
+    read_judged,
+    released_name,
+    subset_of,
+    test_of,
+    write_records,
+)
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.judging.metrics import categorise, measure
+from ralign.engine.judging.metrics import NUM_CATEGORIES, RATIOS, categorise, measure
+from ralign.engine.report.browser import write_browser
+from ralign.engine.report.metrics_csv import write_csv
+from ralign.engine.report.plots import plot_judgments
+from ralign.engine.report.summary import make_summary, write_summary
 from ralign.engine.runtime.errors import UserError
+
+NUM_DRAWS = 20_000
+_ROUNDING = 1e-12
 
 Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 
@@ -17,9 +42,11 @@ Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 def read_files(paths: Sequence[str], *, max_bad_lines: int = 0) -> Judged:
     """Judged files by model and test.
 
-    The test is the file's name without its suffix, or BENCH where the released evaluator named the file
-    (`records.test_of`). The model is ``meta.model_name``, or for lines without it the file's folder; ``NAME=FILE``
-    names it outright. Raises `UserError` for a bad file, and if two files give the same test of the same model.
+    The test is the file's name without its suffix, or BENCH in a name by the released evaluator (`records.test_of`).
+    The model is NAME in ``NAME=FILE``, else ``meta.model_name``, else the file's folder.
+
+    Raises:
+        UserError: a bad file, or two files with the same test of the same model.
     """
     judged: Judged = {}
     for argument in paths:
@@ -33,7 +60,7 @@ def read_files(paths: Sequence[str], *, max_bad_lines: int = 0) -> Judged:
             if test in tests:
                 raise UserError(
                     f"{argument}: model {model!r} has the test {test!r} from another file already;"
-                    " name the model with NAME=FILE, or the file otherwise"
+                    " name the model with NAME=FILE, or rename the file"
                 )
             tests[test] = pairs
     return judged
@@ -47,7 +74,7 @@ def _split(argument: str) -> tuple[str | None, Path]:
 
 
 def score(judged: Judged, *, subset_field: str, num_bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Results by model and test, as `report.summary` takes them; with `subsets` where a test has several."""
+    """Results by model and test, in the form that `report.summary` needs; with `subsets` for a test of several."""
     results: dict[str, dict[str, Any]] = {}
     for model, tests in judged.items():
         for test, pairs in tests.items():
@@ -63,11 +90,11 @@ def score(judged: Judged, *, subset_field: str, num_bootstrap: int, seed: int) -
 
 
 def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int) -> dict[str, Any]:
-    """`measure` on judged pairs, with failures by kind; both orders where every pair has them.
+    """`measure` on judged pairs, and failures by kind; both orders if every pair has them.
 
-    num_call_fail: pairs without a verdict since the judge's call failed; they are among num_parse_fail, and wrong.
-    num_swapped_call_fail: the same of the second order. num_metarm_call_fail, num_metarm_parse_fail: the MetaRM's,
-    together num_judge_fail.
+    num_call_fail: pairs without a verdict because the judge's call failed; they are also in num_parse_fail, and wrong.
+    num_swapped_call_fail: the same for the second order. num_metarm_call_fail, num_metarm_parse_fail: the MetaRM's
+    failures, whose sum is num_judge_fail.
     """
     both_orders = all(pair.in_both_orders for pair in pairs)
     result = measure(
@@ -85,7 +112,7 @@ def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int
 
 
 def compare_models(judged: Judged, *, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Every model against the first one, on each test that both have, over the pairs that both judged."""
+    """Every model against the first one, on each test of both, over the pairs that both judged."""
     comparisons: dict[str, list[dict[str, Any]]] = {}
     baseline, *others = judged
     for test, pairs in judged[baseline].items():
@@ -102,7 +129,7 @@ def compare_models(judged: Judged, *, seed: int) -> dict[str, list[dict[str, Any
 def compare_pairs(
     baseline: Sequence[JudgedPair], model: Sequence[JudgedPair], *, seed: int
 ) -> dict[str, Any] | None:
-    """`compare` on the pairs with the same id; None if there are none, `UserError` if labels differ."""
+    """`compare` on the pairs with the same id; None if there are none. UserError if labels differ."""
     of_baseline: Mapping[str, JudgedPair] = {pair.id: pair for pair in baseline}
     of_model = {pair.id: pair for pair in model}
     shared = [id for id in of_baseline if id in of_model]
@@ -124,3 +151,102 @@ def _columns(pairs: Sequence[JudgedPair]) -> tuple[list, list, list]:
         [pair.label for pair in pairs],
         [pair.outcome for pair in pairs],
     )
+
+
+def compare(
+    baseline: np.ndarray, model: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """The difference of each metric, `model` minus `baseline`.
+
+    Args:
+        baseline, model: [num_pairs] int64, the categories of `metrics.categorise` on the same pairs in the same order.
+        num_draws, seed: of both resampling schemes.
+
+    Returns:
+        num_pairs; num_different (pairs with different categories); for each metric {difference, low, high, p_value}:
+        fractions, 95 % bootstrap interval; all None where the metric has no denominator.
+    """
+    assert baseline.shape == model.shape and baseline.size
+    num_pairs = len(baseline)
+    cells = np.bincount(baseline * NUM_CATEGORIES + model, minlength=NUM_CATEGORIES**2)
+    table = cells.reshape(NUM_CATEGORIES, NUM_CATEGORIES)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(num_pairs, cells / num_pairs, size=num_draws).reshape(-1, *table.shape)
+    moved = rng.binomial(table, 0.5, size=(num_draws, *table.shape))
+    exchanged = table - moved + moved.transpose(0, 2, 1)
+    result: dict[str, Any] = {"num_pairs": num_pairs, "num_different": int(num_pairs - np.trace(table))}
+    for name, ratio in RATIOS.items():
+        observed = float(_difference(ratio, table))
+        if np.isnan(observed):
+            result[name] = dict.fromkeys(("difference", "low", "high", "p_value"))
+            continue
+        low, high = np.nanpercentile(_difference(ratio, drawn), (2.5, 97.5))
+        # A draw without a denominator is no evidence against chance: it counts as far apart.
+        near = np.abs(_difference(ratio, exchanged)) < abs(observed) - _ROUNDING
+        p_value = (1 + num_draws - int(near.sum())) / (1 + num_draws)
+        result[name] = {"difference": observed, "low": float(low), "high": float(high), "p_value": p_value}
+    return result
+
+
+def _difference(ratio: Callable[[np.ndarray], np.ndarray], tables: np.ndarray) -> np.ndarray:
+    """tables [..., baseline, model] -> [...]: the model's metric minus the baseline's."""
+    return ratio(tables.sum(-2)) - ratio(tables.sum(-1))
+
+
+def summarise(
+    judged: Judged,
+    *,
+    subset_field: str,
+    num_bootstrap: int,
+    seed: int,
+    time_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The summary of judged files, comparisons included."""
+    results = score(judged, subset_field=subset_field, num_bootstrap=num_bootstrap, seed=seed)
+    return make_summary(
+        results, seed=seed, time_s=time_s or {}, comparisons=compare_models(judged, seed=seed)
+    )
+
+
+def write_outputs(
+    summary: Mapping[str, Any], judged: Judged, folder: str | Path, *, subset_field: str
+) -> Path:
+    """Write summary.json, metrics.csv, the bar chart and the page into `folder`; returns the page's path."""
+    folder = Path(folder)
+    write_summary(summary, folder / "summary.json")
+    write_csv(summary, folder / "metrics.csv")
+    figure = plot_judgments(summary, folder / "judgments.png")
+    records = {
+        model: {test: [pair.record for pair in pairs] for test, pairs in tests.items()}
+        for model, tests in judged.items()
+    }
+    return write_browser(
+        summary,
+        records,
+        folder / "index.html",
+        subset_of=lambda record: subset_of(record, subset_field),
+        figure=figure,
+    )
+
+
+def write_released(judged: Judged, folder: str | Path) -> None:
+    """Write each test of each model into `folder`, under the released summary's name for it.
+
+    Raises:
+        UserError: two would have the same name.
+    """
+    written: dict[str, str] = {}
+    for model, tests in judged.items():
+        for test, pairs in tests.items():
+            name = released_name(test, model)
+            if name in written:
+                raise UserError(
+                    f"--released {folder}: {model} on {test} and {written[name]} would both be {name};"
+                    " give one of the models another name with NAME=FILE"
+                )
+            written[name] = f"{model} on {test}"
+            records = [pair.record for pair in pairs]
+            named = [
+                {**record, "meta": {**(record.get("meta") or {}), "model_name": model}} for record in records
+            ]
+            write_records(named, Path(folder) / name)

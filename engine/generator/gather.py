@@ -117,14 +117,14 @@ def describe(model: PackedGPT, cluster: Cluster, generate_tensor: int) -> World:
 
 def shardings(model: PackedGPT, cluster: Cluster) -> Iterator[tuple[str, Sharding]]:
     """(vLLM's name, sharding) of every parameter of this pipeline stage."""
-    for _, parameter, row in hf.parameter_slots(model, cluster):
-        shape = parameter.shape
-        if row.split_dim == 0:
-            parts = tuple(size * cluster.tp_size for size in hf.part_sizes(model, parameter, row))
+    for _, parameter, mapping in hf.parameter_maps(model, cluster):
+        if mapping.split_dim == 1:
+            num_rows, num_columns = parameter.shape
+            sharding = Sharding(parts=(num_columns * cluster.tp_size,), split_dim=1, width=num_rows)
         else:
-            parts = (shape[row.split_dim or 0] * (cluster.tp_size if row.split_dim else 1),)
-        width = shape[0] if row.split_dim == 1 else (shape[1] if len(shape) == 2 else 1)
-        yield row.vllm, Sharding(parts=parts, split_dim=row.split_dim, width=width)
+            width = parameter.shape[1] if parameter.ndim == 2 else 1
+            sharding = Sharding(parts=mapping.rows, split_dim=mapping.split_dim, width=width)
+        yield mapping.vllm, sharding
 
 
 def pieces(world: World, max_size: int) -> Iterator[Piece]:

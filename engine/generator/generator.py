@@ -78,7 +78,7 @@ class Generator:
     """One vLLM engine a group of neighbouring ranks (a replica).
 
     Where the trainer's layout allows it, the engine's parameters are views of the policy's (the shared path);
-    otherwise the engine has its own, which `bring_weights` fills from the policy's (the gather path).
+    otherwise the engine has its own, which `sync_weights` fills from the policy's (the gather path).
 
     Attributes:
         replicas: which engine this rank belongs to, of how many.
@@ -104,13 +104,13 @@ class Generator:
         Args:
             kv_bytes: KV cache of this rank; None takes the configured size.
             bucket_bytes: staging memory of the gather path.
-            can_sleep: the KV cache may be given back while training (on CUDA this wants vLLM's own allocator).
+            can_sleep: `sleep` gives the KV cache back (on CUDA this needs vLLM's own allocator).
         """
         self.policy, self.cluster, self.eos_token_id = policy, cluster, eos_token_id
         self.tensor_size = config.tensor or cluster.tp_size
         self.is_shared = self.tensor_size == cluster.tp_size and cluster.pp_size == 1
         self.replicas = Replicas(cluster, self.tensor_size)
-        self.weight_version = 0
+        self.weight_version, self._can_sleep = 0, can_sleep
         self.on_progress: Callable[[], None] = lambda: None
         engine_args.prepare_environment(config)
         from ralign.engine.generator import cpu_engine, shared
@@ -165,7 +165,7 @@ class Generator:
         seed: int,
         on_finished: Callable[[int, Rollout], None] = lambda index, rollout: None,
     ) -> list[Rollout]:
-        """Sample responses; the same call with the same seed and weights gives the same tokens.
+        """Sample responses; the same call with the same seed and weights gives the same tokens. `wake` comes before.
 
         Args:
             prompts: token ids; each replica brings its own, all its ranks the same.
@@ -179,8 +179,7 @@ class Generator:
         """
         from vllm import SamplingParams, TokensPrompt
 
-        self.bring_weights()
-        self.kv_cache.wake()
+        assert self.kv_cache.is_awake and not self._is_stale, "wake the generator before it generates"
         sampling = SamplingParams(
             n=1,
             temperature=temperature,
@@ -233,7 +232,7 @@ class Generator:
     def weights_updated(self) -> None:
         """The trainer changed the weights: what was cached of the old ones is dropped.
 
-        On the shared path the new ones are here already; on the gather path the next `bring_weights` fetches
+        On the shared path the new ones are here already; on the gather path the next `sync_weights` fetches
         them, once, however many updates there were.
         """
         self.weight_version += 1
@@ -244,8 +243,18 @@ class Generator:
         self._is_stale = not self.is_shared
         self.kv_cache.forget()
 
-    def bring_weights(self) -> None:
-        """See to it that the engine holds the newest weights; collective on the gather path, else nothing."""
+    def wake(self) -> None:
+        """Give the engine the newest weights and its KV cache: the one place that does so. Collective."""
+        self.sync_weights()
+        self.kv_cache.wake()
+
+    def sleep(self) -> None:
+        """Give the KV cache's memory back, where the memory plan asks for it. Nothing may be generating."""
+        if self._can_sleep:
+            self.kv_cache.sleep()
+
+    def sync_weights(self) -> None:
+        """On the gather path, copy the newest weights into the engine if it holds older ones; collective there."""
         if self._is_stale or self.kv_cache.lost_weights:
             self.kv_cache.wake_weights()
             self._gather.bring()
@@ -256,7 +265,7 @@ class Generator:
 
         Collective on the gather path: every replica is compared with the sum over the trainer's shards.
         """
-        self.bring_weights()
+        self.sync_weights()
         self.kv_cache.wake_weights()
         written, read = self._checksums_shared() if self.is_shared else self._checksums_gathered()
         wrong = sorted(name for name in written if read.get(name) != written[name])
@@ -269,7 +278,7 @@ class Generator:
     def prove(self) -> float:
         """Prove that the engine computes with the trainer's weights, and as the trainer does (proof.py); collective.
 
-        It generates: memory must be the engine's. Returns the mean difference of a sampled token's logprob.
+        `wake` comes before, and again after. Returns the mean difference of a sampled token's logprob.
 
         Raises:
             RuntimeError: it computes otherwise.
@@ -307,4 +316,5 @@ class Generator:
 
     def close(self) -> None:
         """End the engine and, with it, the process groups it shares with the job."""
+        self.kv_cache.wake()  # vLLM frees a sleeping cache with a warning
         self.llm.llm_engine.engine_core.shutdown()

@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     def weights_changed(self) -> None: ...
 
-    def bring_weights(self) -> None: ...
+    def sync_weights(self) -> None: ...
 
 
 def prove_computation(policy: Policy, generator: Engine) -> float:
@@ -62,7 +62,7 @@ def prove_computation(policy: Policy, generator: Engine) -> float:
             f"allowed in {dtype}"
         )
     with scrambled(policy, generator):
-        generator.bring_weights()
+        generator.sync_weights()
         errors = generator.llm.apply_model(layer_errors)[0]
     stale = [name for name, error in errors.items() if not error <= LAYER_BOUND]
     if stale:

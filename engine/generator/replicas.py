@@ -1,19 +1,23 @@
-"""Which ranks sample together: a job's engines, each on neighbouring ranks, and how their results come together."""
+"""The job's engines, each on neighbouring ranks, and the exchange of their results."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch.distributed as dist
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
+
+T = TypeVar("T")
 
 
 class Replicas:
     """This rank's place among the job's engines.
 
     Attributes:
-        index, count: which engine this rank belongs to, of how many.
+        index, count: the engine of this rank, and the number of engines.
         place: this rank's tensor-parallel rank in its engine.
-        replica_groups: the process groups of ranks with the same samples (one: the engine's own ranks).
+        tensor: ranks of an engine.
     """
 
     def __init__(self, cluster: Cluster, tensor: int):
@@ -21,15 +25,15 @@ class Replicas:
         world = cluster.world_size
         self.index, self.place = divmod(cluster.rank, tensor)
         self.count, self.tensor = world // tensor, tensor
-        # Engines end at different times: these groups wait longer than others.
+        # Engines finish at different times, so these groups need a longer timeout than others.
         options = {"backend": "gloo", "timeout": timedelta(seconds=cluster.generation_timeout_s)}
         engines = [dist.new_group(range(i * tensor, (i + 1) * tensor), **options) for i in range(self.count)]
         peers = [dist.new_group(range(place, world, tensor), **options) for place in range(tensor)]
-        self.replica_groups = [engines[self.index]]
+        self._engine = engines[self.index]  # ranks with the same samples
         self._peers = peers[self.place]
 
     def share_of(self, num_items: int) -> range:
-        """Which of these items are this engine's: equally many each, the last engines perhaps fewer."""
+        """The items of this engine: an equal number for each, perhaps fewer for the last engines."""
         share = -(-num_items // self.count)
         return range(min(self.index * share, num_items), min((self.index + 1) * share, num_items))
 
@@ -39,21 +43,49 @@ class Replicas:
         dist.all_gather_object(values, value, group=self._peers)
         return values
 
-    def check_same(self, crc: int) -> None:
-        """What `crc` stands for must be the same on all ranks of this engine; collective over them.
+    @property
+    def makes_requests(self) -> bool:
+        """True on one rank of each engine: the one that sends the requests of the engine's samples."""
+        return self.place == 0
 
-        Each of an engine's ranks schedules and samples by itself, from sums that an all-reduce gave it. One bit of
-        difference in a sum, and tensor-parallel ranks would train on different tokens, or wait for each other forever.
+    def ask_once(self, ask: Callable[[], T]) -> T:
+        """The result of `ask`, which runs on one rank of each engine, on all ranks of that engine.
+
+        For requests about samples, which all ranks of an engine hold. Collective over the job.
 
         Raises:
-            UserError: it is not.
+            UserError: on every rank of the job, if `ask` raised it (or JudgeStopped, which is one) on any rank.
+        """
+        result, error = None, None
+        if self.makes_requests:
+            try:
+                result = ask()
+            except UserError as raised:
+                error = raised
+        if self.tensor > 1:
+            box = [(result, error)]
+            dist.broadcast_object_list(box, self.index * self.tensor, group=self._engine)
+            result, error = box[0]
+        errors = [error for error in self.all_gather_data(error) if error is not None]
+        if errors:
+            raise errors[0]
+        return result
+
+    def check_same(self, crc: int) -> None:
+        """Compare a checksum over the ranks of this engine; collective over them.
+
+        Each rank of an engine schedules and samples by itself, from sums of an all-reduce. If a sum differed in one
+        bit, tensor-parallel ranks would train on different tokens, or wait for each other forever.
+
+        Raises:
+            UserError: the checksums differ.
         """
         if self.tensor == 1:
             return
         crcs = [0] * self.tensor
-        dist.all_gather_object(crcs, crc, group=self.replica_groups[0])
+        dist.all_gather_object(crcs, crc, group=self._engine)
         if len(set(crcs)) > 1:
             raise UserError(
                 f"the ranks of engine {self.index} sampled different tokens (CRC-32 {', '.join(map(hex, crcs))}): "
-                "their all-reduce does not add in one order; set generator.all_reduce=custom, or generator.tensor=1"
+                "their all-reduce does not add in a fixed order; set generator.all_reduce=custom, or generator.tensor=1"
             )

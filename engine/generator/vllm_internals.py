@@ -1,114 +1,82 @@
-"""Every access to vLLM's internals: what is not its public interface, with the version in which it was read.
+"""Every access to vLLM's internals, each with the version in which it was read (see runtime/internals.py)."""
 
-vLLM may move these in any release. `require` and `replaced` then say which access is missing and what it is for,
-before an engine is built; tests/engine/generator/test_vllm_internals.py holds them against the installed version.
-"""
-
-import importlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from ralign.engine.runtime.internals import Internal, InternalPath
 
 READ_IN = "0.32.0"
 
-# Module, attribute (dotted inside the module), what it is for. All modules import on every machine.
-CPU_GEMM = (
-    "vllm.model_executor.layers.utils",
-    "dispatch_cpu_unquantized_gemm",
-    "how a linear layer on CPU reads its weight",
+CPU_GEMM = Internal(
+    module="vllm.model_executor.layers.utils",
+    name="dispatch_cpu_unquantized_gemm",
+    purpose="chooses how a linear layer on CPU reads its weight",
+    read_in=READ_IN,
 )
-SHM_NAME = (
-    "vllm.distributed.device_communicators.cpu_communicator",
-    "_CPUSHMDistributed.make_group_name",
-    "the name of the memory that tensor-parallel ranks on CPU exchange through",
+SHM_NAME = Internal(
+    module="vllm.distributed.device_communicators.cpu_communicator",
+    name="_CPUSHMDistributed.make_group_name",
+    purpose="names the memory through which tensor-parallel ranks on CPU exchange tensors",
+    read_in=READ_IN,
 )
-Access = tuple[str, str, str]
-
-
-class MissingInternal(RuntimeError):
-    """The installed vLLM has no such internal."""
-
-
-def require(access: Access) -> Any:
-    """The internal that `access` names.
-
-    Raises:
-        MissingInternal: the installed vLLM has none, in one sentence.
-    """
-    module, names, purpose = access
-    try:
-        found: Any = importlib.import_module(module)
-        for name in names.split("."):
-            found = vars(found)[name] if isinstance(found, type) else getattr(found, name)
-    except (ImportError, AttributeError, KeyError) as error:
-        import vllm
-
-        raise MissingInternal(
-            f"vLLM {vllm.__version__} has no {module}.{names} ({purpose}), which ralign replaces; it was read in "
-            f"vLLM {READ_IN}"
-        ) from error
-    return found
-
-
-@contextmanager
-def replaced(access: Access, replacement: Any) -> Iterator[Any]:
-    """While open, the internal is `replacement`; yields the original.
-
-    Raises:
-        MissingInternal: as `require` does.
-    """
-    original = require(access)
-    module, names, _ = access
-    *path, last = names.split(".")
-    owner: Any = importlib.import_module(module)
-    for name in path:
-        owner = getattr(owner, name)
-    setattr(owner, last, replacement)
-    try:
-        yield original
-    finally:
-        setattr(owner, last, original)
+MODEL_RUNNER = (
+    ("vllm.entrypoints.llm", "LLM", "llm_engine"),
+    ("vllm.v1.engine.llm_engine", "LLMEngine", "model_executor"),
+    ("vllm.v1.executor.uniproc_executor", "UniProcExecutor", "driver_worker"),
+    ("vllm.v1.worker.worker_base", "WorkerWrapperBase", "worker"),
+    ("vllm.v1.worker.gpu_worker", "Worker", "model_runner"),
+)
+KV_CACHES = InternalPath(
+    steps=(*MODEL_RUNNER, ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "kv_caches")),
+    purpose="the tensors of the KV cache, whose memory is given back while the policy trains",
+    read_in=READ_IN,
+)
+FINALIZER = InternalPath(
+    steps=(
+        ("vllm.entrypoints.llm", "LLM", "llm_engine"),
+        ("vllm.v1.engine.llm_engine", "LLMEngine", "engine_core"),
+        ("vllm.v1.engine.core_client", "InprocClient", "_finalizer"),
+    ),
+    purpose="the engine's shutdown when it is deleted",
+    read_in=READ_IN,
+)
 
 
 def linear_reads_its_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
     """In place of `CPU_GEMM`: the layer's product reads the parameter itself, at every call.
 
     vLLM chooses here, by the CPU and by what is installed, a kernel that packs a private copy of the weight (oneDNN,
-    the sgl kernel on CPUs with AMX, zentorch) and may empty the parameter: the engine would go on with the weights of
+    the sgl kernel on CPUs with AMX, zentorch) and may empty the parameter. The engine would then keep the weights of
     its start, whatever the trainer writes.
     """
     layer.cpu_linear = torch.nn.functional.linear
 
 
 def kv_cache_storages(llm: Any) -> list[torch.UntypedStorage]:
-    """The storages of the engine's KV cache, each once; layers may share one. Both model runners keep this list."""
-    caches = llm.llm_engine.model_executor.driver_worker.worker.model_runner.kv_caches
+    """The storages of the engine's KV cache, each once; layers may share one. Both model runners have the list."""
+    caches = KV_CACHES.get(llm)
     tensors = [x for cache in caches for x in (cache if isinstance(cache, list | tuple) else [cache])]
-    storages: dict[int, torch.UntypedStorage] = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        storages.setdefault(storage._cdata, storage)
-    return list(storages.values())
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return list({id(storage): storage for storage in storages}.values())
 
 
-def named_request(name: str) -> str:
-    """A request's id as the engine's outputs carry it: the engine appends a random part to those it returns."""
-    return name.split("-")[0]
+def named_request(request_id: str) -> str:
+    """A request's id as the engine's outputs carry it: the engine appends a random part to those that it returns."""
+    return request_id.split("-")[0]
 
 
 def detach_shutdown(llm: Any) -> None:
-    """Take back the engine's shutdown at its deletion, which would end the job's process groups, too."""
-    llm.llm_engine.engine_core._finalizer.detach()
+    """Cancel the engine's shutdown at its deletion, which would end the job's process groups, too."""
+    FINALIZER.get(llm).detach()
 
 
 @torch.no_grad()
 def layer_errors(model: torch.nn.Module) -> dict[str, float]:
-    """Of every layer that multiplies by a matrix: how far its product is from its parameter's, over the largest entry.
+    """Difference between a layer's product and its parameter's, over the largest entry, for every linear layer.
 
-    `quant_method.apply` is the product that the layer's forward computes on this rank, without collectives.
+    `quant_method.apply` is the product that the layer's forward computes on this rank, without collectives. A layer
+    whose parameter was emptied has an infinite error.
     """
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -119,7 +87,7 @@ def layer_errors(model: torch.nn.Module) -> dict[str, float]:
             continue
         weight = layer.weight
         if weight.ndim != 2:
-            errors[name] = math.inf  # emptied: what it computes with lies elsewhere
+            errors[name] = math.inf  # emptied: the layer computes with a copy
             continue
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(4, weight.shape[1], generator=generator).to(weight)

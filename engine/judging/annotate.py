@@ -1,16 +1,15 @@
-"""Golden judgments for a pairs file, by a strong model that is told the label.
+"""Golden judgments for a pairs file, by a strong model that knows the label.
 
-    ralign-annotate pairs=pairs.jsonl output=golden.jsonl judge.model=NAME judge.base_url=http://host:8000/v1
+    ralign-annotate pairs=pairs.jsonl output=golden.jsonl annotator.model=NAME annotator.base_url=http://host:8000/v1
 
-The model is shown both responses and which of them is better, and writes the judgment of someone who found
-that out. A judgment is kept only if its verdict is the label, and if it does not speak of having been told; one
-that is not is asked for again, `num_tries` times in all. Pairs that have a golden judgment keep it, unless
-`redo=True`.
+The model reads both responses and the label, and writes a judgment as if it had found the label itself. A judgment is
+kept if its verdict is the label and its text does not reveal that the label was given; otherwise it is requested
+again, up to `num_tries` requests in all. Pairs with a golden judgment keep it, unless `redo=True`.
 
-Every answer goes to OUTPUT.journal.jsonl as it comes. A run that was killed goes on from there: nothing that was
-answered is paid for again. OUTPUT (the pairs that have a judgment, in the order of the input) and
-OUTPUT.summary.json (kept, rejected and why, failed, tokens, cost) are written at the end, and when a budget is
-spent; calls that failed are tried again by the next run.
+Every answer is appended to OUTPUT.journal.jsonl at once. A killed run continues from there and repeats no answered
+request. OUTPUT (the pairs with a judgment, in the order of the input) and OUTPUT.summary.json (counts of kept,
+rejected and failed pairs with reasons, tokens, cost) are written at the end, and when a budget is spent. The next run
+repeats failed calls.
 """
 
 import json
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import EndpointConfig, check_endpoint, extra_fields
@@ -30,7 +30,7 @@ from ralign.engine.data.prompts import read_template
 from ralign.engine.data.verdicts import all_verdicts, visible
 from ralign.engine.judging.cache import cache_key
 from ralign.engine.judging.endpoint import Endpoint
-from ralign.engine.judging.judge import JudgeStopped, Reply, Request
+from ralign.engine.judging.judge import ClientContext, JudgeStopped, Reply, Request
 from ralign.engine.report.progress import Progress
 from ralign.engine.runtime.append_log import LineLog
 from ralign.engine.runtime.entry_point import run_main
@@ -79,19 +79,19 @@ Judge in your own voice. Do not mention that the outcome was known, nor the expe
 _SIDE = r"(?:(?:response|assistant|output|answer)\s+\(?[ab]\b\)?|(?-i:[AB]\b))"
 _FINDING = r"(?:label|verdict|preference|winner|(?:preferred|better|chosen) (?:response|answer|one))"
 _FOUND = r"(?:find|found|judged?|prefer(?:red)?|deemed|considered|chose|rated|ranked|favou?r(?:ed)?|concluded|agreed?)"
-_TOLD = re.compile(
+_LABEL_LEAK = re.compile(
     # the label itself
     rf"\b(?:ground[- ]truth|gold(?:en)?|expert|experts') {_FINDING}\b"
     r"|\b(?:as|by|per|to|from|with|since|because) the (?:given|provided|known|stated|supplied)"
     rf" (?:{_FINDING}|outcome)\b"
     rf"|\bthe {_FINDING} (?:was|is|were|has been|had been) (?:given|provided|told|known|supplied|stated)\b"
-    # having been told it
+    # its disclosure
     r"|\b(?:(?:I|we) (?:was|were|am|are|have been|had been)|I'm|I've been|we've been|we're) (?:told|informed|given)\b"
     rf"[^.!?\n]{{0,30}}?\b(?:{_SIDE} (?:is|was|wins|won)|which (?:response|one)|{_FINDING}|the (?:outcome|result))"
     rf"|\b(?:it (?:is|was)|being) (?:known|given|told|established) that {_SIDE} (?:is|was|wins|won)\b"
     r"|\b(?:the outcome|the result) (?:was|is) known (?:in advance|beforehand|to me)\b"
     r"|\bI (?:was|am|have been) (?:instructed|asked|told) to (?:justify|explain why|show why|argue)\b"
-    # those who found it, and their notes
+    # its authors, and their notes
     rf"|\b(?:experts?|reviewers?|annotators?|raters?) (?:have |had )?{_FOUND} (?:that )?"
     rf"(?:{_SIDE}|(?:it|(?:this|the first|the second)(?: one| response)?) (?:to be|the|better))"
     r"|\b(?:reviewers?|annotators?)['’]s? (?:notes?|comments?|verdicts?|labels?)\b"
@@ -101,25 +101,32 @@ _TOLD = re.compile(
 
 
 @dataclass(kw_only=True, slots=True)
+class AnnotatorConfig(EndpointConfig):
+    """The model that writes golden judgments."""
+
+    SETTING: ClassVar[str] = "annotator"
+
+
+@dataclass(kw_only=True, slots=True)
 class AnnotateConfig:
     """Settings of `ralign-annotate`."""
 
     pairs: str | None = None
     """Pairs file (JSONL); gt_judgment may be missing."""
     output: str | None = None
-    """Pairs file to write; its journal and summary stand beside it."""
+    """Pairs file to write, with its journal and summary beside it."""
     template: str = "golden"
-    """Prompt: golden, or a file of your own."""
+    """Prompt template: golden, or a file."""
     num_tries: int = 2
-    """Questions per pair, while the judgment's verdict is not the label."""
+    """Requests for one pair: a rejected judgment is requested again."""
     redo: bool = False
-    """Write golden judgments anew where there are some."""
+    """Replace golden judgments that exist."""
     max_bad_lines: int = 0
-    """Bad lines of the pairs file to go on without; one more ends the run."""
+    """Bad lines of the pairs file to skip; one more ends the run."""
     limit: int | None = None
-    """Look at the first pairs alone, for a try."""
-    judge: EndpointConfig = field(default_factory=EndpointConfig)
-    """The model that writes."""
+    """Number of pairs to read from the file, for a trial; None reads all."""
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
+    """The model that writes the judgments."""
 
 
 def main() -> None:
@@ -137,7 +144,7 @@ def _main(argv: list[str]) -> None:
     for name in ("num_tries", "limit"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
-    check_endpoint(config.judge, "judge")
+    check_endpoint(config.annotator)
     summary = annotate(config)
     reasons = ", ".join(f"{number} {reason}" for reason, number in summary["rejected"].items())
     print(
@@ -149,21 +156,23 @@ def _main(argv: list[str]) -> None:
 
 
 def annotate(config: AnnotateConfig) -> dict:
-    """Does the whole job and returns the summary.
+    """Write the output and its summary; returns the summary.
 
     Raises:
-        UserError: files that cannot be used, another process on the same output.
-        JudgeStopped: the budget is spent or the key refused; what there is has been written.
+        UserError: a file cannot be used, or another process has the same output open.
+        JudgeStopped: the budget is spent or the key was refused. The output holds the judgments so far.
     """
     template = load_template(config.template)
     pairs = read_pairs(config.pairs, max_bad_lines=config.max_bad_lines, need_golden=False)[: config.limit]
     with Journal(Path(f"{config.output}.journal.jsonl")) as journal:
         writer = Writer(config, template, journal)
-        judge = Endpoint(config.judge, spent=journal.tokens)
+        judge = Endpoint(config.annotator, ClientContext(tokens_used=journal.tokens))
         progress, done = Progress(), Counter()
         try:
-            todo = [pair for pair in pairs if writer.wants(pair)]
-            with progress.stage("annotate", f"Golden judgments by {config.judge.model}", num_steps=len(todo)):
+            todo = [pair for pair in pairs if writer.needs_answer(pair)]
+            with progress.stage(
+                "annotate", f"Golden judgments by {config.annotator.model}", num_steps=len(todo)
+            ):
                 for end in writer.run(judge, todo):
                     done[end] += 1
                     progress.step(**done, tokens=sum(journal.tokens))
@@ -172,18 +181,18 @@ def annotate(config: AnnotateConfig) -> dict:
         summary = writer.finish(pairs)
     if judge.stop_reason is not None:
         raise JudgeStopped(
-            f"{judge.stop_reason}; {config.output} has what was answered, and a further run goes on"
+            f"{judge.stop_reason}; {config.output} holds the judgments so far, and the same command continues"
         )
     return summary
 
 
 def load_template(name_or_path: str) -> str:
-    """The built-in template, or the file's text; UserError if there is none or a placeholder is missing."""
+    """The built-in template of this name, or the file's text. UserError without either, or without a placeholder."""
     return read_template(name_or_path, {"golden": GOLDEN}, _PLACEHOLDER, NEEDED)
 
 
 def render(template: str, pair: Pair) -> str:
-    """The writer's prompt for a pair."""
+    """The prompt for a pair."""
     turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
     reviews = pair.meta.get("reviews") or []
     values = {
@@ -199,7 +208,7 @@ def render(template: str, pair: Pair) -> str:
 
 
 def reason_to_reject(reply: Reply, label: str) -> str | None:
-    """Why an answer is no golden judgment for this label, in a few words, or None."""
+    """Why an answer is rejected as a golden judgment for this label, in a few words, or None."""
     if reply.problem:
         return "empty or too long"
     if reply.finish_reason == "length":
@@ -210,36 +219,36 @@ def reason_to_reject(reply: Reply, label: str) -> str | None:
         return "no verdict"
     if set(verdicts) != {label}:
         return "verdict is not the label" if len(set(verdicts)) == 1 else "two verdicts"
-    return "speaks of being told" if _TOLD.search(text) else None
+    return "reveals the label" if _LABEL_LEAK.search(text) else None
 
 
 class Writer:
-    """Asks for the missing judgments and knows what became of each pair."""
+    """Requests the missing judgments, and counts the results."""
 
     def __init__(self, config: AnnotateConfig, template: str, journal: "Journal"):
         self.config, self.template, self.journal = config, template, journal
-        self.failed: Counter[str] = Counter()  # why calls failed
+        self.failed: Counter[str] = Counter()  # problem -> number of failed calls
 
     def key(self, pair: Pair) -> str:
-        """What an answer depends on: the prompt, the model, its sampling."""
-        judge = self.config.judge
+        """A hash of everything that an answer depends on: prompt, model and sampling."""
+        judge = self.config.annotator
         sampling = [judge.temperature, judge.max_new_tokens, extra_fields(judge)]
         return cache_key(
             id=pair.id, prompt=render(self.template, pair), model=judge.model, sampling=sampling
         ).hex()[:32]
 
-    def wants(self, pair: Pair) -> bool:
-        """Whether this pair still needs an answer."""
+    def needs_answer(self, pair: Pair) -> bool:
+        """Whether a request for this pair is missing."""
         if pair.gt_judgment and not self.config.redo:
             return False
         tries = self.journal.tries.get(self.key(pair), [])
         return not tries or (tries[-1]["reason"] is not None and len(tries) < self.config.num_tries)
 
     def run(self, judge: Endpoint, todo: list[Pair]) -> Iterator[str]:
-        """Asks about all of `todo`; yields kept, rejected or failed whenever a pair is done.
+        """Request judgments of all pairs in `todo`; yields "kept", "rejected" or "failed" when a pair is finished.
 
-        No more pairs are open than the judge has slots, so no more answers than that are lost to a kill. Ends
-        early when the judge has stopped.
+        At most `concurrency` pairs are open at once, so a kill loses no more answers than that. Ends early if the
+        judge stops.
         """
         arrived: queue.SimpleQueue = queue.SimpleQueue()
         waiting = iter(todo)
@@ -250,19 +259,19 @@ class Writer:
             request = Request.of(render(self.template, pair), attempt)
             judge.submit(request).add_done_callback(lambda done: arrived.put((pair, done)))
 
-        for pair in islice(waiting, self.config.judge.concurrency):
+        for pair in islice(waiting, self.config.annotator.concurrency):
             submit(pair)
             num_open += 1
         while num_open:
             pair, done = arrived.get()
-            # Not in the callback, where an error would be swallowed and the answer waited for for ever.
+            # Not in the callback, which would swallow an error and leave this loop waiting forever.
             reply = Reply(failed=True, problem="cancelled") if done.cancelled() else done.result()
             reason = reason_to_reject(reply, pair.gt_label)
             if reply.failed:
                 self.failed[reply.problem.partition(": ")[0]] += 1
             else:
                 self.journal.add(self.key(pair), pair, reply, reason)
-                if self.wants(pair):
+                if self.needs_answer(pair):
                     submit(pair)
                     continue
             num_open -= 1
@@ -272,7 +281,7 @@ class Writer:
                 num_open += 1
 
     def finish(self, pairs: list[Pair]) -> dict:
-        """Writes output and summary; returns the summary."""
+        """Write output and summary; returns the summary."""
         kept, rejected = [], Counter()
         for pair in pairs:
             tries = self.journal.tries.get(self.key(pair))
@@ -287,7 +296,7 @@ class Writer:
         write_pairs(part, kept)
         os.replace(part, output)
         num_prompt, num_answer = self.journal.tokens
-        judge = self.config.judge
+        judge = self.config.annotator
         summary = {
             "model": judge.model,
             "num_pairs": len(pairs),
@@ -305,13 +314,15 @@ class Writer:
 
 
 class Journal:
-    """Every answer, one JSON object a line, safe as soon as `add` returns; a torn last line is dropped.
+    """All answers, one JSON object a line. `add` returns when the line is on disk; a torn last line is dropped.
 
-    `tries` maps a key to its answers so far; `tokens` is (prompt, answer) of all that was ever paid for.
+    Attributes:
+        tries: key -> its answers so far.
+        tokens: (prompt, answer) tokens of all answers.
     """
 
     def __init__(self, path: Path):
-        """Opens the journal for this process alone; UserError if it cannot be, or another process has it."""
+        """Open the journal for this process only. UserError if that fails, or if another process has it open."""
         self.tries: dict[str, list[dict]] = {}
         self.tokens = (0, 0)
         self._log = LineLog(path)
@@ -327,7 +338,7 @@ class Journal:
         self.tokens = (self.tokens[0] + entry["tokens"][0], self.tokens[1] + entry["tokens"][1])
 
     def add(self, key: str, pair: Pair, reply: Reply, reason: str | None) -> None:
-        """One answer: its judgment if it is kept (`reason` None), else why not."""
+        """Append an answer. `reason` says why it is rejected; None keeps it."""
         entry = {
             "key": key,
             "id": pair.id,

@@ -1,12 +1,12 @@
-"""Strengths from comparisons: P(i beats j) = s_i / (s_i + s_j) (Bradley and Terry 1952)."""
+"""Strengths of a group from comparisons: P(i beats j) = s_i / (s_i + s_j) (Bradley and Terry 1952)."""
 
 import numpy as np
 
 
 def has_fit(wins: np.ndarray) -> bool:
-    """Whether finite strengths fit best: from each sample a chain of wins leads to each other one (Ford 1957).
+    """Whether the likelihood has a finite maximum: a chain of wins leads from each sample to any other (Ford 1957).
 
-    wins: [N, N], how often i beat j.
+    wins: [N, N] float, times that i beat j.
     """
     num_samples = len(wins)
     reach = (wins > 0) | np.eye(num_samples, dtype=bool)
@@ -18,10 +18,10 @@ def has_fit(wins: np.ndarray) -> bool:
 def strengths(
     wins: np.ndarray, *, tolerance: float = 1e-10, max_iterations: int = 10_000
 ) -> np.ndarray | None:
-    """Log-strengths [N] with mean 0 that make `wins` likeliest; None if no finite ones do (see `has_fit`).
+    """Log-strengths [N] float64 of maximum likelihood, with mean 0; None if there is no finite maximum (`has_fit`).
 
-    wins: [N, N], how often i beat j; a tie is half a win for both. Newton's method on the concave likelihood, with
-    halved steps where a full one would not raise it.
+    wins: [N, N] float, times that i beat j; a tie is half a win for both. Newton's method on the concave likelihood,
+    with halved steps where a full step would not raise it.
     """
     if not has_fit(wins):
         return None
@@ -45,7 +45,7 @@ def strengths(
 
 
 def bradley_terry(wins: np.ndarray) -> np.ndarray | None:
-    """Rewards [N] in [-1, 1]: the mean chance of winning against each other sample, scaled; None without a fit."""
+    """Rewards [N] float64 in [-1, 1]: the mean probability of a win against the others, scaled; None without a fit."""
     theta = strengths(wins)
     if theta is None:
         return None

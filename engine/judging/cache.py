@@ -1,8 +1,8 @@
-"""Answers already paid for, and what was paid, in one SQLite file a host.
+"""Replies of earlier requests, and the tokens that they cost, in one SQLite file for each host.
 
-Safe against several processes and against a kill at any moment: SQLite's write-ahead log keeps a committed
-answer whatever happens to the process, and drops a half-written one. One file a host, since that log does not
-work across machines on a network file system.
+Several processes may share the file, and a kill at any moment leaves it intact: SQLite's write-ahead log keeps every
+committed reply and drops a half-written one. Each host has a file of its own, since that log does not work across
+machines on a network file system.
 """
 
 import fcntl
@@ -18,6 +18,7 @@ from ralign.engine.judging.judge import Reply
 from ralign.engine.runtime.errors import UserError
 
 _LOCK_TIMEOUT_S = 60.0
+# Names of table and columns as in the first release, so that caches from then can still be read.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
@@ -27,17 +28,17 @@ CREATE TABLE IF NOT EXISTS spent (
 
 
 class ReplyCache:
-    """Keys to replies, and tokens spent by asker (a name that a restarted process keeps)."""
+    """Key -> reply, and client id -> tokens used. A restarted process keeps its client id."""
 
     def __init__(self, folder: str | Path):
-        """Opens or makes the file of this host in `folder`. UserError if that cannot be."""
+        """Open or create this host's file in `folder`. UserError if that fails."""
         path = Path(folder) / f"{socket.gethostname()}.sqlite"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite does not wait for a lock while it turns a new file to the write-ahead log: it fails at once.
-            # Processes that open the file in the same moment therefore take turns.
-            with open(path.with_suffix(".lock"), "a") as turn:
-                fcntl.flock(turn, fcntl.LOCK_EX)
+            # SQLite fails at once, without waiting for a lock, while another process switches a new file to the
+            # write-ahead log. Processes that open the file at the same time therefore take turns.
+            with open(path.with_suffix(".lock"), "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 self._db = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"cannot use the cache {path}: {error}") from error
@@ -47,8 +48,11 @@ class ReplyCache:
         row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         return Reply(**(json.loads(row[0]) | {"cached": True})) if row else None
 
-    def put(self, asker: str, replies: Sequence[tuple[bytes, Reply]]) -> None:
-        """Keeps replies and adds their tokens to what `asker` spent, in one transaction."""
+    def put(self, client_id: str, replies: Sequence[tuple[bytes, Reply]]) -> None:
+        """Save replies and add their tokens to the client's count, in one transaction.
+
+        A reply with a problem is not saved, but its tokens count.
+        """
         num_prompt = sum(reply.num_prompt_tokens for _, reply in replies)
         num_answer = sum(reply.num_answer_tokens for _, reply in replies)
         rows = [(key, json.dumps(asdict(reply))) for key, reply in replies if not reply.problem]
@@ -58,13 +62,13 @@ class ReplyCache:
                 "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (asker) DO UPDATE SET"
                 " num_prompt_tokens = num_prompt_tokens + excluded.num_prompt_tokens,"
                 " num_answer_tokens = num_answer_tokens + excluded.num_answer_tokens",
-                (asker, num_prompt, num_answer),
+                (client_id, num_prompt, num_answer),
             )
 
-    def spent(self, asker: str) -> tuple[int, int]:
-        """Prompt and answer tokens that `asker` spent, over all its lives."""
+    def tokens_used(self, client_id: str) -> tuple[int, int]:
+        """Prompt and answer tokens of this client, over all its restarts."""
         row = self._db.execute(
-            "SELECT num_prompt_tokens, num_answer_tokens FROM spent WHERE asker = ?", (asker,)
+            "SELECT num_prompt_tokens, num_answer_tokens FROM spent WHERE asker = ?", (client_id,)
         ).fetchone()
         return (row[0], row[1]) if row else (0, 0)
 
@@ -75,11 +79,11 @@ class ReplyCache:
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut may
+    db.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power failure may lose the last replies
     db.executescript(_SCHEMA)
     return db
 
 
 def cache_key(**parts: object) -> bytes:
-    """A key of everything that an answer depends on; parts must be JSON."""
+    """A key for a reply from everything that it depends on; parts must be JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()

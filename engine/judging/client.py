@@ -1,7 +1,7 @@
 """One try of one request to an OpenAI-compatible server, through the official asynchronous client.
 
-What a try can end in: a `Reply` (text, or why it holds no usable one) or a `Failure` that says whether to try again.
-Made and used in one event loop.
+A try gives a `Reply` (text, or the reason why there is no usable text) or raises a `Failure` (which states whether a
+retry makes sense). Clients are made and used in one event loop.
 """
 
 import asyncio
@@ -16,58 +16,58 @@ MAX_REPLY_BYTES = 1 << 20
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})
 _STOPPING_STATUS = frozenset({401, 403, 404})
 _READ_HEADERS = ("content-type", "retry-after")
-_CHARS_PER_TOKEN = 4  # for servers that do not count
+_CHARS_PER_TOKEN = 4  # for servers that report no token counts
 
 Messages = Iterable[tuple[str, str]]  # (role, content), oldest first
 
 
 @dataclass(eq=False)
 class Failure(Exception):
-    """Why one try got no answer."""
+    """One try without an answer."""
 
     problem: str
     retry: bool
-    after_s: float | None = None  # the server's own wish
+    after_s: float | None = None  # the server's Retry-After
     unreachable: bool = False
-    stops: bool = False  # no other request will be answered either
+    stops: bool = False  # all other requests would fail too
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Address:
-    """A server, and what all requests to it have in common."""
+    """A server, and the settings that all requests to it share."""
 
     base_url: str
     api_key: str
-    key_name: str  # where the key came from, for messages
+    key_name: str  # environment variable of the key, for messages
     timeout_s: float
     num_connections: int
     use_proxy: bool = True
-    body: dict[str, Any] = field(default_factory=dict)  # the model's name and the sampling
+    body: dict[str, Any] = field(default_factory=dict)  # fields of every request: model name and sampling
 
 
 class ChatClient:
-    """Asks one server."""
+    """Sends requests to one server."""
 
     def __init__(self, address: Address):
         from openai import AsyncOpenAI, omit
 
         self.address = address
-        # Headers in which the client tells of this machine: nobody's business.
-        told = ("Lang", "Package-Version", "OS", "Arch", "Async", "Runtime", "Runtime-Version")
+        # The client would send headers about this machine.
+        telemetry_headers = ("Lang", "Package-Version", "OS", "Arch", "Async", "Runtime", "Runtime-Version")
         self._client = AsyncOpenAI(
             base_url=address.base_url,
             api_key=address.api_key,
             timeout=address.timeout_s,
             max_retries=0,
             http_client=_http_client(address),
-            default_headers={f"X-Stainless-{name}": omit for name in told},
+            default_headers={f"X-Stainless-{name}": omit for name in telemetry_headers},
         )
         self._url = str(self._client.base_url.join("chat/completions"))
-        told_per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
-        self._options = {"headers": dict.fromkeys(told_per_call, omit)}
+        per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
+        self._options = {"headers": dict.fromkeys(per_call, omit)}
 
     async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
-        """One try; raises `Failure` if it gets no answer."""
+        """One try. Raises `Failure` without an answer."""
         import httpx
         import openai
 
@@ -80,8 +80,8 @@ class ChatClient:
             body["seed"] = attempt
         late = Failure(f"no answer within {address.timeout_s:g} s", retry=True)
         try:
-            async with asyncio.timeout(address.timeout_s):  # the client's own limits each read
-                # The client's general form: its typed one spends most of its time on checking types.
+            async with asyncio.timeout(address.timeout_s):  # the client's own timeout limits single reads
+                # The untyped call: the typed one spends most of its time on type checks.
                 response = await self._client.post(
                     self._url, body=body, cast_to=httpx.Response, options=self._options
                 )
@@ -100,13 +100,13 @@ class ChatClient:
 
     def _refused(self, error) -> Failure:
         status, address = error.status_code, self.address
-        said = " ".join(str(error.message).split())[:300]
+        message = " ".join(str(error.message).split())[:300]
         hint = f" (key from {address.key_name})" if status in (401, 403) else ""
         model = address.body.get("model")
         after = error.response.headers.get("retry-after", "")
-        stops = status in _STOPPING_STATUS or error.code == "insufficient_quota"  # that one comes as a 429
+        stops = status in _STOPPING_STATUS or error.code == "insufficient_quota"  # sent with status 429
         return Failure(
-            f"{address.base_url} refuses model {model} with status {status}{hint}: {said}",
+            f"{address.base_url} refuses model {model} with status {status}{hint}: {message}",
             retry=not stops and (status in _RETRIED_STATUS or status >= 500),
             after_s=float(after) if after.replace(".", "", 1).isdigit() else None,
             stops=stops,
@@ -114,12 +114,12 @@ class ChatClient:
 
 
 def _http_client(address: Address):
-    """On aiohttp's pool of connections: httpx's own takes time quadratic in their number (7 ms a request at 256)."""
+    """On aiohttp's connection pool: httpx's takes time quadratic in its size (7 ms a request at 256)."""
     import httpx
     from openai import DefaultAioHttpClient
 
     class OneAddress(DefaultAioHttpClient):
-        """Its requests differ in their content alone, so that address and headers are made once."""
+        """Requests differ only in their content, so address and headers are built once."""
 
         first = None
 
@@ -136,7 +136,7 @@ def _http_client(address: Address):
             )
 
         async def send(self, request, **options):
-            """Leaves the rest of an answer of more than MAX_REPLY_BYTES unread."""
+            """Stop reading an answer after MAX_REPLY_BYTES."""
             response = await super().send(request, **(options | {"stream": True}))
             content = bytearray()
             try:
@@ -155,7 +155,7 @@ def _http_client(address: Address):
 
 
 def read_completion(content: bytes, num_prompt_chars: int = 0) -> Reply:
-    """The reply in the body of a chat completion; `Failure` (to retry) if it is none."""
+    """The reply in the body of a chat completion. Raises `Failure`, to be retried, for another body."""
     if len(content) > MAX_REPLY_BYTES:
         return Reply(
             problem=f"the answer has more than {MAX_REPLY_BYTES} bytes",
@@ -169,11 +169,11 @@ def read_completion(content: bytes, num_prompt_chars: int = 0) -> Reply:
         text, usage = message["content"], body.get("usage") or {}
         thinking = message.get("reasoning_content") or message.get("reasoning") or ""
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise Failure(f"the body is no completion: {content[:80]!r}", retry=True) from None
+        raise Failure(f"the body is not a completion: {content[:80]!r}", retry=True) from None
     if not isinstance(text, str | None) or not isinstance(thinking, str):
-        raise Failure(f"the content is no text: {content[:80]!r}", retry=True)
+        raise Failure(f"the content is not text: {content[:80]!r}", retry=True)
     answer = text or ""
-    if answer and thinking:  # a server's parser took it off: the answer is kept whole, as the model wrote it
+    if answer and thinking:  # the server's parser split them: join them as the model wrote them
         answer = f"{thinking}\n\n</think>\n\n{answer}"
     return Reply(
         text=answer.encode("utf-8", "replace").decode("utf-8"),  # no lone surrogates
@@ -189,12 +189,12 @@ def num_chars(messages: Messages) -> int:
 
 
 def estimated_tokens(messages: Messages) -> float:
-    """Of a prompt that was not sent yet."""
+    """Tokens of a prompt, by its length."""
     return num_chars(messages) / _CHARS_PER_TOKEN
 
 
 def _lost_connection(error: BaseException | None) -> BaseException | None:
-    """What broke the connection, or None for a timeout: the client calls some broken connections timeouts."""
+    """The error that broke the connection, or None for a timeout: the client reports some of them as timeouts."""
     import aiohttp
 
     while error is not None:
@@ -205,6 +205,6 @@ def _lost_connection(error: BaseException | None) -> BaseException | None:
 
 
 def _count(usage: Any, name: str, num_chars: int) -> int:
-    """Tokens as the server counted them; by length if it did not."""
+    """The server's token count, or an estimate by length."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and count >= 0 else -(-num_chars // _CHARS_PER_TOKEN)

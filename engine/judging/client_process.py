@@ -1,11 +1,11 @@
-"""A `ChatClient` in a process of its own: HTTP takes no time of the training process and of its interpreter's lock.
+"""A `ChatClient` in a process of its own, so that HTTP takes no time of the training process and its GIL.
 
     parent                                           child
     ClientProcess.ask ── number, request ── stdin ─► ChatClient.ask
                       ◄─ number, reply ──── stdout ─
 
-Each message is its length (8 bytes) and JSON. The child ends when its standard input does, so that it never outlives
-the job, however that ends.
+A message is its length (8 bytes) and JSON. The child ends when its standard input closes, so it never outlives the
+job, however the job ends.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ _LENGTH = struct.Struct("<q")
 
 
 class ClientProcess:
-    """Asks one server through a child, which is started at the first request, and again if it died."""
+    """Sends requests to one server through a child, started at the first request, and again after a crash."""
 
     def __init__(self, address: Address):
         self.address = address
         self._child: _Child | None = None
 
     async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
-        """One try; raises `Failure` if it gets no answer."""
+        """One try. Raises `Failure` without an answer."""
         if self._child is None or self._child.is_gone:
             self._child = _Child(self.address)
         kind, fields = await self._child.ask([list(messages), attempt])
@@ -39,7 +39,7 @@ class ClientProcess:
         return Reply(**fields)
 
     async def close(self) -> None:
-        """Drops what is under way."""
+        """End the child; requests under way get no answer."""
         if self._child is not None:
             await self._child.end()
 
@@ -50,14 +50,14 @@ class _Child:
     def __init__(self, address: Address):
         self.is_gone = False
         self._answers: dict[int, asyncio.Future] = {}
-        self._num_asked = 0
+        self._num_sent = 0
         loop = asyncio.get_running_loop()
         self._started = loop.create_task(self._start(address))
         self._reading = loop.create_task(self._read())
 
     async def ask(self, request: list) -> list:
-        """The child's answer; raises `Failure` if it dies before."""
-        number = self._num_asked = self._num_asked + 1
+        """The child's answer. Raises `Failure` if the child ends first."""
+        number = self._num_sent = self._num_sent + 1
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         process = await asyncio.shield(self._started)
         process.stdin.write(_pack([number, *request]))
@@ -76,14 +76,14 @@ class _Child:
         return process
 
     async def _read(self) -> None:
-        """Hands answers out until the child is gone; what it left unanswered may be tried again."""
+        """Deliver answers until the child is gone; requests left without one may be retried."""
         process = await asyncio.shield(self._started)
         while (message := await _unpack(process.stdout)) is not None:
             number, *answer = message
             if not (waiting := self._answers.pop(number)).done():
                 waiting.set_result(answer)
         self.is_gone = True
-        lost = Failure(f"the asking process ended with status {await process.wait()}", retry=True)
+        lost = Failure(f"the client process ended with status {await process.wait()}", retry=True)
         for waiting in self._answers.values():
             if not waiting.done():
                 waiting.set_exception(lost)
@@ -95,7 +95,7 @@ def _pack(message: object) -> bytes:
 
 
 async def _unpack(stream: asyncio.StreamReader) -> list | dict | None:
-    """The next message; None when there are no more."""
+    """The next message; None at the end."""
     try:
         (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
         return json.loads(await stream.readexactly(length))
@@ -104,10 +104,10 @@ async def _unpack(stream: asyncio.StreamReader) -> list | dict | None:
 
 
 async def _serve() -> None:
-    """The child: answers what comes in, in whatever order it is done."""
+    """The child: answers requests in the order in which they finish."""
     loop = asyncio.get_running_loop()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # a stray print goes to the log, not among the answers
+    os.dup2(2, 1)  # a stray print must not corrupt the answers
     requests = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
     transport, _ = await loop.connect_write_pipe(asyncio.Protocol, answers)
@@ -133,7 +133,7 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    # These are for the job, which may still want answers to finish its step.
+    # The job handles these signals, and may need more answers to finish its step.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_serve())

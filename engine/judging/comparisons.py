@@ -1,36 +1,35 @@
 """Rewards of a group of answers from comparisons by a pairwise judge.
 
-The samples of one prompt are a group. A `Schedule` says who meets whom; a `Tournament` gives the calls that the
-judge must answer, round by round, takes the answers, and ends with one reward a sample:
+The samples of one prompt are a group. A `Schedule` defines which samples are compared; a `Tournament` lists the calls
+to the judge round by round, takes the answers, and ends with one reward for each sample:
 
     scheme      comparisons a group   reward in [-1, 1]
     reference   N                     against one fixed answer: +1 won, 0 tied, -1 lost
     circular    N                     mean result against both neighbours in a random circle
     all_pairs   N (N - 1) / 2         mean result against all others
     knockout    N - 1                 matches won less matches lost in a single-elimination bracket, over the
-                                      number of rounds: +1 for who won them all
+                                      number of rounds: +1 for the winner of all
 
-`all_pairs` is the mean result (win rate, scaled to [-1, 1]) against the group; `circular` estimates it without
-bias, since in a random circle any two others are equally likely neighbours. A knockout's rewards are no estimate
-of that mean; with a judge that is never wrong its winner is the best sample. Its bracket is drawn by lot, or by
-strengths known beforehand: then the best meet late. (To compare each sample with one anchor first and seed by that
-costs N calls more, which do more elsewhere: docs/actors.md.)
+`all_pairs` is the mean result (win rate, scaled to [-1, 1]) against the group. `circular` estimates it without bias,
+since in a random circle any two other samples are equally likely neighbours. A knockout's rewards do not estimate that
+mean; with a judge that is never wrong its winner is the best sample. Its bracket is drawn at random.
 
-Judges look at seats too: the response shown first may be favoured. A comparison is settled by `seats`:
+Judges have a position bias: they may favour the response shown first. `order` determines the calls of a comparison:
 
-    random   one call, seats drawn by lot (on a circle: each sample once in either seat)
-    both     two calls, one in either order; the mean of those that were answered
+    random   one call, in random order (on a circle: each sample once in either position)
+    both     two calls, one in either order; the mean of the answered ones
     agree    two calls; a result only if both name the same response, else a tie
 
-Under each, a bias that adds to the first seat's chance and takes as much from the second's leaves every
-expected reward as it is. A judge that does not read in a share b of its calls, and names the first seat in them,
-is the same as one that draws lots in them: every expected result, and so every expected reward but a knockout's,
-is 1 - b of what it was, and order and normalised advantages stay.
+A bias that adds to the first position's probability and takes as much from the second's leaves every expected reward
+unchanged, whatever `order` is. A judge that ignores the responses in a share b of its calls, and names the first
+position there, is equivalent to one that answers these calls at random: every expected result, and so every expected
+reward except a knockout's, is 1 - b of its value, and ranks and normalised advantages stay.
 
-A call that failed or could not be read is no tie: it is masked. A comparison without usable calls takes no part in
-any reward, and a sample without comparisons has none (`valid` is False). After a masked match or a tie the lot
-says who goes on in a knockout; that is no win, and neither is a bye. Two answers with the same text are not asked
-about: their comparison has result 0, is no call, and shows nothing of the judge. The `Tally` counts all of it.
+A call that failed or has no verdict is masked, which is not a tie. A comparison without usable calls has no effect on
+any reward, and a sample without comparisons has no reward (`valid` is False). After a masked match or a tie a knockout
+draws at random which sample continues; that is not a win, and neither is a bye. Two answers with the same text are not
+compared: their comparison has result 0, makes no call, and shows nothing about the judge. `ComparisonStats` counts all
+of these.
 
 N: samples of a group.
 """
@@ -46,20 +45,20 @@ from ralign.engine.judging.bradley_terry import bradley_terry
 from ralign.engine.runtime.errors import UserError
 
 Scheme = Literal["reference", "circular", "all_pairs", "knockout"]
-Seats = Literal["random", "both", "agree"]
+Order = Literal["random", "both", "agree"]
 Value = Literal["mean", "bradley_terry"]
-REFERENCE = -1  # stands for the fixed answer where a sample's number is expected
+REFERENCE = -1  # the fixed answer, in place of a sample's index
 
 
 class Answer(Enum):
-    """What became of one call."""
+    """The result of one call."""
 
-    FIRST = "first"  # the response in the first seat is better
+    FIRST = "first"  # the response in the first position is better
     SECOND = "second"
     TIE = "tie"
-    SAME = "same"  # nobody was asked: both texts are the same
-    UNPARSABLE = "unparsable"  # the judge answered, without a verdict
-    FAILED = "failed"  # no answer could be had
+    SAME = "same"  # no call: both texts are the same
+    UNPARSABLE = "unparsable"  # an answer without a verdict
+    FAILED = "failed"  # no answer
 
 
 _RESULT = {Answer.FIRST: 1.0, Answer.SECOND: -1.0, Answer.TIE: 0.0, Answer.SAME: 0.0}
@@ -67,7 +66,7 @@ _RESULT = {Answer.FIRST: 1.0, Answer.SECOND: -1.0, Answer.TIE: 0.0, Answer.SAME:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Ask the judge about these two, in these seats."""
+    """A question to the judge: two samples, in this order."""
 
     first: int
     second: int
@@ -75,7 +74,7 @@ class Call:
 
 @dataclass(kw_only=True, slots=True)
 class Comparison:
-    """Two that met. `result`: +1 `left` is better, -1 `right` is, values between for ties; None if masked."""
+    """Two compared samples. `result`: +1 `left` is better, -1 `right` is, between them for ties; None if masked."""
 
     left: int
     right: int
@@ -83,29 +82,30 @@ class Comparison:
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
-    """Counts over comparisons; tallies add up."""
+class ComparisonStats:
+    """Counts over comparisons."""
 
-    num_calls: int = 0  # asked of the judge
+    num_calls: int = 0
     num_unparsable: int = 0  # calls
     num_failed: int = 0  # calls
-    num_first: int = 0  # calls that named the first seat
+    num_first: int = 0  # calls that named the first position
     num_second: int = 0
     num_comparisons: int = 0
     num_same: int = 0  # comparisons of two equal texts, without a call; in none of the counts below
     num_masked: int = 0  # comparisons without a usable result
-    num_ties: int = 0  # comparisons with result 0, those where seats decided among them
+    num_ties: int = 0  # comparisons with result 0, those with opposite answers in the two orders included
     num_swapped: int = 0  # comparisons that the judge answered in both orders
-    num_consistent: int = 0  # of those, the ones with the same result twice
+    num_consistent: int = 0  # of those, comparisons with the same result twice
     num_without_fit: int = 0  # groups whose comparisons allow no Bradley-Terry fit
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "ComparisonStats") -> None:
+        """Add the counts of `other` to these."""
         for item in fields(self):
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     @property
-    def first_seat_share(self) -> float:
-        """Share of decided calls that name the first seat; one half for a judge that ignores seats."""
+    def first_position_share(self) -> float:
+        """Share of decided calls that name the first position; one half for a judge without position bias."""
         return _share(self.num_first, self.num_first + self.num_second)
 
     @property
@@ -116,31 +116,31 @@ class Tally:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Schedule:
-    """Which comparisons a group of `num_samples` needs."""
+    """The comparisons of a group of `num_samples`."""
 
     scheme: Scheme
     num_samples: int
-    seats: Seats = "random"
+    order: Order = "random"
     value: Value = "mean"
-    """bradley_terry: mean chance of winning against the others by fitted strengths, where a fit exists, else mean."""
+    """bradley_terry: mean probability of a win against the others by fitted strengths; mean where there is no fit."""
 
     def __post_init__(self) -> None:
-        for name, known in (("scheme", Scheme), ("seats", Seats), ("value", Value)):
+        for name, known in (("scheme", Scheme), ("order", Order), ("value", Value)):
             if (given := getattr(self, name)) not in get_args(known):
                 raise UserError(f"{name} must be one of {', '.join(get_args(known))}, got {given!r}")
         least = 1 if self.scheme == "reference" else 3 if self.scheme == "circular" else 2
         if self.num_samples < least:
             raise UserError(f"{self.scheme} needs groups of at least {least}, got {self.num_samples}")
-        # A circle has a fit where each beats the next all around (one decided circle of 8 in 128 by lot), and then
-        # all strengths are equal, as the means are.
+        # A circle has a fit only if each sample beats the next all around (one random circle of 8 in 128), and then
+        # all strengths are equal, like the means.
         if self.value == "bradley_terry" and self.scheme != "all_pairs":
             raise UserError(
-                f"value=bradley_terry needs all_pairs: {self.scheme} comparisons hardly ever allow a fit"
+                f"value=bradley_terry needs all_pairs: {self.scheme} comparisons rarely allow a fit"
             )
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of comparisons that depend on those before."""
+        """Rounds; the comparisons of one depend on the results of those before."""
         return (self.num_samples - 1).bit_length() if self.scheme == "knockout" else 1
 
     @property
@@ -150,79 +150,72 @@ class Schedule:
 
     @property
     def num_calls(self) -> int:
-        """Judge calls a group, where no two texts are the same."""
-        return self.num_comparisons * (1 if self.seats == "random" else 2)
+        """Calls for a group without equal texts."""
+        return self.num_comparisons * (1 if self.order == "random" else 2)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Transcript:
-    """One call word for word: who sat where, and what the judge said."""
+    """One call in full."""
 
     call: Call
-    first: str  # the text in the first seat
+    first: str  # the text in the first position
     second: str
-    reply: str  # the judge's words; "" where the call failed
-    problem: str  # why there are none
+    reply: str  # the judge's text; "" where the call failed
+    problem: str  # why there is none
     answer: Answer
 
 
 @dataclass(kw_only=True, slots=True)
 class GroupResult:
-    """What a tournament ends with."""
+    """Rewards of a group, and the comparisons behind them."""
 
     rewards: np.ndarray  # [N] float64; 0 where not valid
     valid: np.ndarray  # [N] bool
     comparisons: list[Comparison]
-    tally: Tally
-    transcripts: list[Transcript] = field(
-        default_factory=list
-    )  # of a few calls, where whoever asked kept some
+    stats: ComparisonStats
+    transcripts: list[Transcript] = field(default_factory=list)  # of some calls
 
 
 @dataclass
 class Tournament:
-    """One group's comparisons: ask the `calls` of a round, `answer` them, until there are none."""
+    """One group's comparisons: put the `calls` of a round to the judge and `answer` them, until there are none."""
 
     schedule: Schedule
     rng: random.Random
-    strengths: Sequence[float] | None = None
-    """Prior strength of each sample in any unit, to seed a knockout; None draws by lot."""
     calls: list[Call] = field(default_factory=list, init=False)
     comparisons: list[Comparison] = field(default_factory=list, init=False)
-    tally: Tally = field(default_factory=Tally, init=False)
+    stats: ComparisonStats = field(default_factory=ComparisonStats, init=False)
 
     def __post_init__(self) -> None:
-        assert self.strengths is None or len(self.strengths) == self.schedule.num_samples
-        order = list(range(self.schedule.num_samples))
-        self.rng.shuffle(order)
+        shuffled = list(range(self.schedule.num_samples))
+        self.rng.shuffle(shuffled)
         match self.schedule.scheme:
             case "knockout":
-                if self.strengths is not None:  # the lot decides among equals
-                    order.sort(key=lambda i: -self.strengths[i])
-                self._alive = _bracket(order)
-                self._open(self._drawn())
+                self._remaining = bracket(shuffled)
+                self._open(self._next_matches())
             case "circular":
-                self._open(list(zip(order, order[1:] + order[:1], strict=True)), draw=False)
+                self._open(list(zip(shuffled, shuffled[1:] + shuffled[:1], strict=True)), draw=False)
             case "all_pairs":
-                self._open([(i, j) for i in range(len(order)) for j in range(i)])
+                self._open([(i, j) for i in range(len(shuffled)) for j in range(i)])
             case "reference":
-                self._open([(i, REFERENCE) for i in range(len(order))])
+                self._open([(i, REFERENCE) for i in range(len(shuffled))])
 
     def answer(self, answers: Sequence[Answer]) -> None:
-        """One answer a call of this round, in order; the next round's calls take their place."""
+        """Take one answer for each call of this round, in order. `calls` are then those of the next round."""
         assert len(answers) == len(self.calls), (len(answers), len(self.calls))
         per_match = len(self.calls) // max(len(self._matches), 1)
-        settled = [
-            self._settle(match, self.calls[i * per_match :][:per_match], answers[i * per_match :][:per_match])
+        decided = [
+            self._decide(match, self.calls[i * per_match :][:per_match], answers[i * per_match :][:per_match])
             for i, match in enumerate(self._matches)
         ]
-        self.comparisons += settled
+        self.comparisons += decided
         self.calls, self._matches = [], []
         if self.schedule.scheme == "knockout":
-            self._advance(settled)
+            self._advance(decided)
 
     def result(self) -> GroupResult:
-        """Rewards, once no calls are left."""
+        """Rewards, after the last round."""
         assert not self.calls, "the tournament is not over"
         total, count = self._totals()
         valid = count > 0
@@ -233,32 +226,32 @@ class Tournament:
         if self.schedule.value == "bradley_terry":
             fitted = bradley_terry(self._wins())
             if fitted is None:
-                self.tally.num_without_fit += 1
+                self.stats.num_without_fit += 1
             else:
                 rewards = fitted
-        return GroupResult(rewards=rewards, valid=valid, comparisons=self.comparisons, tally=self.tally)
+        return GroupResult(rewards=rewards, valid=valid, comparisons=self.comparisons, stats=self.stats)
 
     def _open(self, matches: list[tuple[int, int]], *, draw: bool = True) -> None:
-        """A round: its matches and their calls. Without `draw` seats are as listed."""
+        """Begin a round with these matches. Without `draw` each call keeps the listed order."""
         self._matches = matches
         for left, right in matches:
-            seated = Call(left, right)
+            call = Call(left, right)
             if draw and self.rng.random() < 0.5:
-                seated = Call(right, left)
-            self.calls.append(seated)
-            if self.schedule.seats != "random":
-                self.calls.append(Call(seated.second, seated.first))
+                call = Call(right, left)
+            self.calls.append(call)
+            if self.schedule.order != "random":
+                self.calls.append(Call(call.second, call.first))
 
-    def _settle(self, match: tuple[int, int], calls: Sequence[Call], answers: Sequence[Answer]) -> Comparison:
+    def _decide(self, match: tuple[int, int], calls: Sequence[Call], answers: Sequence[Answer]) -> Comparison:
         left, right = match
         results = [
             _RESULT[answer] * (1 if call.first == left else -1)
             for call, answer in zip(calls, answers, strict=True)
             if answer in _RESULT
         ]
-        if not results or (self.schedule.seats == "agree" and len(results) < 2):
+        if not results or (self.schedule.order == "agree" and len(results) < 2):
             result = None
-        elif self.schedule.seats == "agree":
+        elif self.schedule.order == "agree":
             result = results[0] if results[0] == results[1] else 0.0
         else:
             result = sum(results) / len(results)
@@ -266,26 +259,26 @@ class Tournament:
         return Comparison(left=left, right=right, result=result)
 
     def _count(self, answers: Sequence[Answer], results: list[float], result: float | None) -> None:
-        tally = self.tally
-        tally.num_comparisons += 1
+        stats = self.stats
+        stats.num_comparisons += 1
         if Answer.SAME in answers:
             assert set(answers) == {Answer.SAME}, answers
-            tally.num_same += 1
+            stats.num_same += 1
             return
-        tally.num_calls += len(answers)
+        stats.num_calls += len(answers)
         for name in ("unparsable", "failed", "first", "second"):
             count = sum(answer.value == name for answer in answers)
-            setattr(tally, f"num_{name}", getattr(tally, f"num_{name}") + count)
+            setattr(stats, f"num_{name}", getattr(stats, f"num_{name}") + count)
         if len(results) == 2:
-            tally.num_swapped += 1
-            tally.num_consistent += results[0] == results[1]
-        tally.num_masked += result is None
-        tally.num_ties += result == 0
+            stats.num_swapped += 1
+            stats.num_consistent += results[0] == results[1]
+        stats.num_masked += result is None
+        stats.num_ties += result == 0
 
     def _totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each sample's sum of results over its comparisons that survived, and how many these are."""
+        """[N] sum of each sample's results over its usable comparisons, and [N] their number."""
         total, count = np.zeros((2, self.schedule.num_samples))
-        for met in self._survived():
+        for met in self._usable():
             for sample, result in ((met.left, met.result), (met.right, -met.result)):
                 if sample != REFERENCE:
                     total[sample] += result
@@ -293,51 +286,51 @@ class Tournament:
         return total, count
 
     def _wins(self) -> np.ndarray:
-        """[N, N]: how often i beat j; a tie is half a win for both."""
+        """[N, N]: times that i beat j; a tie is half a win for both."""
         wins = np.zeros((self.schedule.num_samples,) * 2)
-        for met in self._survived():
+        for met in self._usable():
             wins[met.left, met.right] += (1 + met.result) / 2
             wins[met.right, met.left] += (1 - met.result) / 2
         return wins
 
-    def _survived(self) -> Iterator[Comparison]:
+    def _usable(self) -> Iterator[Comparison]:
         return (met for met in self.comparisons if met.result is not None)
 
-    def _drawn(self) -> list[tuple[int, int]]:
-        """The next round's matches: neighbours in the bracket; None, an empty place, is a bye."""
-        couples = zip(self._alive[::2], self._alive[1::2], strict=True)
+    def _next_matches(self) -> list[tuple[int, int]]:
+        """Neighbours in the bracket; a place without a sample (None) gives the other one a bye."""
+        couples = zip(self._remaining[::2], self._remaining[1::2], strict=True)
         return [(a, b) for a, b in couples if a is not None and b is not None]
 
-    def _advance(self, settled: list[Comparison]) -> None:
-        """Losers go out. Ties and masked matches are decided by lot."""
+    def _advance(self, decided: list[Comparison]) -> None:
+        """Remove the losers. Ties and masked matches are decided at random."""
         winners = {}
-        for met in settled:
-            ahead = met.result or (self.rng.random() - 0.5)
-            winners[met.left] = winners[met.right] = met.left if ahead > 0 else met.right
-        couples = zip(self._alive[::2], self._alive[1::2], strict=True)
-        self._alive = [winners.get(a, a) if a is not None else b for a, b in couples]
-        if len(self._alive) > 1:
-            self._open(self._drawn())
+        for met in decided:
+            result = met.result or (self.rng.random() - 0.5)
+            winners[met.left] = winners[met.right] = met.left if result > 0 else met.right
+        couples = zip(self._remaining[::2], self._remaining[1::2], strict=True)
+        self._remaining = [winners.get(a, a) if a is not None else b for a, b in couples]
+        if len(self._remaining) > 1:
+            self._open(self._next_matches())
 
 
-def _bracket(order: list[int]) -> list[int | None]:
-    """Best first -> places of a bracket in which the best two can only meet at the end, byes for the best."""
+def bracket(seeds: list[int]) -> list[int | None]:
+    """Places of a bracket for these seeds: the first two can meet only in the final, byes go to the first ones."""
     places = [0]
-    while len(places) < len(order):
+    while len(places) < len(seeds):
         size = 2 * len(places)
         places = [seed for place in places for seed in (place, size - 1 - place)]
-    return [order[seed] if seed < len(order) else None for seed in places]
+    return [seeds[seed] if seed < len(seeds) else None for seed in places]
 
 
 def length_penalty(
     rewards: np.ndarray, valid: np.ndarray, lengths: np.ndarray, coefficient: float
 ) -> np.ndarray:
-    """Rewards of one group less a penalty that sums to 0 over its valid samples: short answers gain what long lose.
+    """Rewards of one group minus a penalty that sums to 0 over its valid samples.
 
-    coefficient · w · (length − mean) / (longest − shortest). It is dynamic: w, the share of valid samples with a
-    positive reward, holds it back where hardly any answer is good yet, and brevity would be all there is to learn.
+    coefficient · w · (length − mean) / (longest − shortest). The penalty is dynamic: w is the share of valid samples
+    with a positive reward, so that a group with few good answers does not learn brevity alone.
 
-    rewards [N] float, valid [N] bool, lengths [N] in any unit. Samples that are not valid stay as they are.
+    rewards: [N] float. valid: [N] bool; other samples keep their reward. lengths: [N] in any unit.
     """
     if not valid.any():
         return rewards
@@ -350,10 +343,10 @@ def length_penalty(
 
 
 def cache_order(prompts: Sequence[str], first: Sequence[str]) -> list[int]:
-    """The order in which to ask, so that a judge with a prefix cache reads each beginning once.
+    """An order of calls in which a judge with a prefix cache computes each common prefix once.
 
-    Calls about one prompt come together, and within them those with the same response in the first seat: that
-    far their texts are the same.
+    Calls for one prompt come together, and among them those with the same response in the first position: up to there
+    their texts are equal.
     """
     return sorted(range(len(prompts)), key=lambda i: (prompts[i], first[i]))
 

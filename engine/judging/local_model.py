@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a `Judge`: vLLM in this process, every request answered as soon as it is finished."""
+"""A Hugging Face folder as a `Judge`: vLLM in this process, with continuous batching over all requests."""
 
 import hashlib
 import json
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.data.chat import as_text
-from ralign.engine.judging.judge import Reply, Request, Usage
+from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.runtime.errors import UserError
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class LocalModelConfig:
-    """A model to load, and how it is sampled."""
+    """A model to load, and its sampling."""
 
     folder: str
     temperature: float
     max_new_tokens: int
     seed: int = 0
-    plain: bool = False  # the text as it is, though the tokenizer has a chat template
+    plain: bool = False  # no chat template, even if the tokenizer has one
     tensor: int = 1
     max_model_len: int | None = None  # None: the model's
     max_num_seqs: int = 256
@@ -32,19 +32,18 @@ class LocalModelConfig:
 
 
 class _Refused(Exception):
-    """Why one request is not for this model."""
+    """Why the model cannot take a request."""
 
 
-class LocalModel:
-    """Requests go to one thread, which runs the engine; answers depend on seed and request alone."""
+class LocalModel(Judge):
+    """One thread runs the engine. A reply depends only on the seed and the request."""
 
     def __init__(self, config: LocalModelConfig, **engine_options: Any) -> None:
-        """Loads the model; `engine_options` are vLLM's. UserError if the folder holds none."""
+        """Load the model; `engine_options` are vLLM's. UserError if the folder contains no model."""
         if not (Path(config.folder) / "config.json").is_file():
-            raise UserError(f"{config.folder} is no Hugging Face model folder: it has no config.json")
+            raise UserError(f"{config.folder} is not a Hugging Face model folder: it has no config.json")
         self.config = config
         self.usage = Usage()
-        self.stop_reason: str | None = None
         self._llm = _load(config, engine_options)
         self._tokenizer = self._llm.get_tokenizer()
         self._max_model_len = self._llm.model_config.max_model_len
@@ -64,7 +63,7 @@ class LocalModel:
         return future
 
     def close(self) -> None:
-        """Ends the engine and gives its memory back; what is under way is dropped."""
+        """End the engine and free its memory. No request may be under way."""
         self._waiting.put(None)
         self._thread.join()
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -79,7 +78,7 @@ class LocalModel:
                 for output in self._llm.llm_engine.step():
                     if output.finished:
                         self._finish(self._running.pop(output.request_id), output)
-        except BaseException as error:  # a bug, or the engine is dead: whoever waits must hear of it
+        except BaseException as error:  # a bug, or a crash of the engine: every future must get it
             self._broken = error
             while not self._waiting.empty():
                 if (item := self._waiting.get()) is not None:
@@ -89,14 +88,14 @@ class LocalModel:
             raise
 
     def _take(self) -> bool:
-        """Hands the engine what came in; waits when there is nothing to do. False at the end."""
+        """Pass waiting requests to the engine; block while there are none at all. False after `close`."""
         while not self._running or not self._waiting.empty():
             item = self._waiting.get()
             if item is None:
                 return False
             request, future = item
             name = str(self.usage.num_calls + len(self._running))
-            self._running[name] = future  # from here on it is answered, whatever happens
+            self._running[name] = future  # first, so that an error below reaches the future
             try:
                 prompt_ids = self._prompt(request)
             except _Refused as refused:
@@ -107,20 +106,16 @@ class LocalModel:
         return True
 
     def _prompt(self, request: Request) -> list[int]:
-        """The prompt's tokens; `_Refused` if the model cannot be asked this."""
+        """The prompt's token ids. Raises `_Refused` for a request that the model cannot take."""
         from jinja2 import TemplateError
 
         try:
-            prompt_ids = self._encode(request)
+            prompt_ids = encode_request(request, self._tokenizer, chat=self._chat)
         except TemplateError as error:
-            raise _Refused(f"the chat template refuses it: {error}") from error
+            raise _Refused(f"the chat template refuses the request: {error}") from error
         if len(prompt_ids) >= self._max_model_len:
             raise _Refused(f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}")
         return prompt_ids
-
-    def _encode(self, request: Request) -> list[int]:
-        text = as_text(request.messages, self._tokenizer, chat=self._chat)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -147,6 +142,12 @@ class LocalModel:
         )
 
 
+def encode_request(request: Request, tokenizer, *, chat: bool) -> list[int]:
+    """The token ids of a prompt, in the tokenizer's chat template if `chat`."""
+    text = as_text(request.messages, tokenizer, chat=chat)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -159,7 +160,7 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
     if on_cpu:
         prepare_cpu()
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # vLLM's CPU worker reads this at start and refuses less than it would take by itself.
+        # vLLM's CPU worker reads this at start, and refuses a cache smaller than its own default.
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib))))
     from vllm import LLM
 
@@ -175,8 +176,8 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
             {
                 "block_size": 32,
                 "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-                # A prompt in chunks makes vLLM take back draws of the request's own generator, which torch's
-                # CPU generators cannot do.
+                # With chunked prefill vLLM rewinds a request's own random generator, which torch's CPU generators
+                # cannot do.
                 "enable_chunked_prefill": False,
             }
             if on_cpu

@@ -1,49 +1,67 @@
-"""A judge that the job runs itself: a vLLM server, started by the first rank and shared by all.
+"""A judge on a vLLM server that the job starts: the first rank runs the server, all ranks send requests to it.
 
-Requests wait while the server is being started again. Where it shares GPUs with the policy it sleeps while the policy
-trains.
+Requests wait while the server restarts after a crash. A server that shares its GPUs with the policy sleeps while the
+policy trains.
 """
 
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.endpoint import Endpoint
-from ralign.engine.judging.judge import Reply, Request, Usage
-from ralign.engine.judging.server import Server, death_note
+from ralign.engine.judging.judge import ClientContext, Judge, Reply, Request, Usage
+from ralign.engine.judging.server import Server, failure_file
 from ralign.engine.runtime.cluster import Cluster
 
+T = TypeVar("T")
 
-class ManagedJudge:
-    """A `Judge` on the job's own server; construction, `awake` and `close` are collective."""
 
-    def __init__(self, config: JudgeConfig, cluster: Cluster, folder: Path, num_askers: int = 1):
-        """Start the server on the first rank (its log goes to `folder`, which every rank sees) and wait for it."""
-        self.cluster, self.sleeps = cluster, config.server.sleep_level > 0
-        self.server: Server | None = None
-        log = folder / "judge_server.log"
-        if cluster.is_first_rank:
-            self.server = Server(config, log, host=_address(cluster))
-        url = cluster.on_first_rank(lambda: self.server.start())
+class ManagedJudge(Judge):
+    """A `Judge` on a server of its own.
+
+    With a cluster in the context, construction, `awake` and `close` are collective over its ranks; without one the
+    judge belongs to this process.
+    """
+
+    def __init__(self, config: JudgeConfig, context: ClientContext):
+        """Start the server, and wait until it is healthy. UserError if it does not start."""
+        self.cluster, self.sleeps = context.cluster, config.server.sleep_level > 0
+        log = context.server_log
+        self._server: Server | None = None
+        if self.cluster is None or self.cluster.is_first_rank:
+            self._server = Server(config, log, host=_address(self.cluster))
+        url = self._on_first_rank(lambda server: server.start())
         self.endpoint = Endpoint(
             config,
+            context,
             base_url=url,
-            api_key=cluster.on_first_rank(lambda: self.server.api_key),
+            api_key=self._on_first_rank(lambda server: server.api_key),
             model_key=fingerprint(Path(config.model)),
-            asker=f"{folder} rank{cluster.rank}",
-            num_askers=num_askers,
             patience_s=config.server.start_timeout_s,
             use_proxy=False,
-            lost=lambda: _read_if_there(death_note(log)),
+            failure=lambda: _read_if_exists(failure_file(log)),
         )
         if self.sleeps:
-            cluster.on_first_rank(lambda: self.server.sleep())
+            self._on_first_rank(lambda server: server.sleep())
+
+    def _on_first_rank(self, action: Callable[[Server], T]) -> T:
+        """The result of `action` on the rank that runs the server, on every rank."""
+        if self.cluster is None:
+            return action(self.server)
+        return self.cluster.on_first_rank(lambda: action(self.server))
+
+    @property
+    def server(self) -> Server:
+        """The server, on the rank that runs it."""
+        assert self._server is not None, "only the first rank runs the server"
+        return self._server
 
     @property
     def usage(self) -> Usage:
@@ -51,49 +69,51 @@ class ManagedJudge:
 
     @property
     def stop_reason(self) -> str | None:
-        return (self.server.dead if self.server else None) or self.endpoint.stop_reason
+        return (self._server.failure if self._server else None) or self.endpoint.stop_reason
 
     @property
-    def spent(self) -> tuple[int, int]:
-        return self.endpoint.spent
+    def tokens_used(self) -> tuple[int, int]:
+        return self.endpoint.tokens_used
 
-    @spent.setter
-    def spent(self, tokens: tuple[int, int]) -> None:
-        self.endpoint.spent = tokens
+    def restore_tokens_used(self, tokens: tuple[int, int]) -> None:
+        self.endpoint.restore_tokens_used(tokens)
 
     def submit(self, request: Request) -> Future[Reply]:
         return self.endpoint.submit(request)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """To be held open while the judge is asked. JudgeStopped, on every rank, if its server is gone for good."""
         if self.sleeps:
-            self.cluster.on_first_rank(lambda: self.server.wake())
+            self._on_first_rank(lambda server: server.wake())
         yield
         if self.sleeps:
-            dist.barrier()  # nobody has a question left
-            self.cluster.on_first_rank(lambda: self.server.sleep())
+            self._barrier()  # no rank has a request under way
+            self._on_first_rank(lambda server: server.sleep())
 
     def close(self) -> None:
         self.endpoint.close()
-        dist.barrier()
-        if self.server is not None:
-            self.server.close()
+        self._barrier()
+        if self._server is not None:
+            self._server.close()
+
+    def _barrier(self) -> None:
+        if self.cluster is not None:
+            dist.barrier()
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells a model folder from another and from itself after a change, for the cache; a hub's name is its own."""
+    """A cache key for a model folder that changes with its files; for a name on the hub the name itself."""
     if not folder.is_dir():
         return str(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return json.dumps([str(folder), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]])
 
 
-def _address(cluster: Cluster) -> str:
-    """Where the other ranks find this machine."""
-    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == cluster.world_size
+def _address(cluster: Cluster | None) -> str:
+    """The address of this machine for the other ranks."""
+    one_machine = cluster is None or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == cluster.world_size
     return "127.0.0.1" if one_machine else socket.gethostname()
 
 
-def _read_if_there(path: Path) -> str | None:
+def _read_if_exists(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None

@@ -1,16 +1,15 @@
-"""How good a judge is, and how far it is right for the right reason: L-Acc, S-Corr, F-Score with intervals.
+"""L-Acc, S-Corr and F-Score of a judge, with intervals: how often is it right, and how often for the right reason?
 
-With each pair in one of the categories wrong (label missed, or no verdict), Correct, Incorrect and failed
-(label right, but the MetaRM gave no usable answer), the released R-Align evaluator defines
+Each pair is in one of four categories: wrong (another verdict than the label, or none), Correct, Incorrect, and failed
+(the verdict is the label, but the MetaRM gave no usable answer). The released R-Align evaluator defines
 
     L-Acc   = (Correct + Incorrect + failed) / all
     S-Corr  = Incorrect / (Correct + Incorrect)
     F-Score = Correct / (all - failed)
 
-so that without failures F-Score = L-Acc (1 - S-Corr). All three depend on the pairs through the category
-counts alone, and drawing n pairs with replacement draws these counts from Multinomial(n, counts / n): that is
-how the bootstrap is done here, without touching the pairs again. Intervals are 95 % percentile intervals; at
-0 and 1 they close up, as every such interval does.
+so that F-Score = L-Acc (1 - S-Corr) without failures. All three depend only on the counts of the categories. A
+bootstrap sample of n pairs has counts from Multinomial(n, counts / n), so the bootstrap draws those and not the pairs.
+Intervals are 95 % percentile intervals; at 0 and 1 their width is 0.
 """
 
 import math
@@ -36,17 +35,23 @@ def measure(
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One model on one test, as `report/summary.json` holds it.
+    """The metrics of one model on one test, in the form of `report/summary.json`.
 
-    verdicts: "A", "B" or None (unparsable: wrong). labels: "A" or "B". outcomes: the MetaRM's, `Outcome`s or
-        the names in a judged file; SkippedLabelMismatch exactly where the verdict misses the label.
-    swapped_verdicts: verdicts on the same pairs with the responses swapped, as written (an "A" names the
-        response that is B in `labels`); without them swap_consistency is None, and both_order_l_acc left out.
+    Args:
+        verdicts: "A", "B" or None (no verdict: wrong).
+        labels: "A" or "B".
+        outcomes: `Outcome`s, or their names in a judged file; SkippedLabelMismatch exactly where the verdict is not
+            the label.
+        swapped_verdicts: verdicts on the same pairs with the responses swapped, as written (an "A" names the response
+            that is B in `labels`). Without them swap_consistency is None, and there is no both_order_l_acc.
+        num_bootstrap, seed: of the bootstrap.
 
-    Returns num_pairs, l_acc, s_corr, f_score, swap_consistency and both_order_l_acc as {value, low, high}
-    (fractions; None in each where the denominator is 0), num_parse_fail (no verdict) and num_judge_fail
-    (MetaRM failed). Raises UserError for sequences of other lengths, unknown names, and outcomes that
-    contradict the verdicts.
+    Returns:
+        num_pairs; l_acc, s_corr, f_score, swap_consistency and both_order_l_acc as {value, low, high} (fractions; all
+        None where the denominator is 0); num_parse_fail (no verdict) and num_judge_fail (the review failed).
+
+    Raises:
+        UserError: sequences of different lengths, unknown names, or outcomes that contradict the verdicts.
     """
     categories = categorise(verdicts, labels, outcomes)
     if swapped_verdicts is not None and len(swapped_verdicts) != len(labels):
@@ -74,7 +79,7 @@ def measure(
 def categorise(
     verdicts: Sequence[str | None], labels: Sequence[str], outcomes: Sequence[Outcome | str]
 ) -> np.ndarray:
-    """[num_pairs] int64: the category of each pair, from 0 to NUM_CATEGORIES - 1; checks as `measure` does."""
+    """[num_pairs] int64: the category of each pair, from 0 to NUM_CATEGORIES - 1. Raises as `measure`."""
     if not len(verdicts) == len(labels) == len(outcomes):
         raise UserError(f"{len(verdicts)} verdicts, {len(labels)} labels and {len(outcomes)} outcomes")
     if not len(labels):
@@ -116,7 +121,7 @@ RATIOS = {
 
 
 def _interval(value: float, draws: np.ndarray) -> dict[str, float | None]:
-    """The value with the percentiles of its bootstrap draws; draws without a value (NaN) are left out."""
+    """The value with percentiles of its bootstrap draws, those without a value (NaN) left out."""
     if math.isnan(value):
         return {"value": None, "low": None, "high": None}
     low, high = np.nanpercentile(draws, _INTERVAL)

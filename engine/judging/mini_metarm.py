@@ -1,7 +1,7 @@
-"""JudgeWorld for MetaRMs: golden judgments, judgments to audit, and the audit that is right by construction.
+"""JudgeWorld for MetaRMs: golden judgments, judgments to audit, and the correct audit of each.
 
-A tiny language model learns to audit as one learns to judge: evidence first. It copies side, item and value of
-the golden factor and of each factor that the judgment names, marks each as same or not, and then decides.
+A tiny language model learns to audit with the evidence first: it compares side, item and value of the golden factor
+with those of each factor in the judgment, marks each as same or other, and then decides.
 """
 
 import random
@@ -19,7 +19,7 @@ MAX_FACTORS = 3
 
 
 class Case(NamedTuple):
-    """One judgment to audit, and the rule's outcome."""
+    """A judgment to audit, and the rule's outcome."""
 
     pair: Pair
     judgment: str
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The audit to learn."""
+        """The correct audit."""
         (golden,) = decisive_factors(visible(self.pair.gt_judgment))
         found = factor_sentences(visible(self.judgment))[:MAX_FACTORS]
         checks = [
@@ -46,10 +46,10 @@ class Case(NamedTuple):
 
 
 def make_cases(pairs: Sequence[Pair], *, num_per_pair: int = 1, seed: int) -> list[Case]:
-    """Cases of every kind on these pairs, about half of them Correct; the rule decides each.
+    """Cases of every kind on these pairs, about half of them Correct by the rule.
 
     Raises:
-        UserError: a pair with several decisive factors; the audit that is taught here compares with one.
+        UserError: a pair with several decisive factors; this audit compares with a single one.
     """
     if several := next((pair for pair in pairs if len(decisive_factors(pair.gt_judgment)) > 1), None):
         raise UserError(f"{several.id} has several decisive factors: world.max_faults must be 1 here")
@@ -59,7 +59,7 @@ def make_cases(pairs: Sequence[Pair], *, num_per_pair: int = 1, seed: int) -> li
         for _ in range(num_per_pair):
             make = rng.choice(_RIGHT if rng.random() < 0.5 else _WRONG)
             judgment = make(pair, rng)
-            cases.append(Case(pair, judgment, rule.judge(pair.gt_judgment, judgment)))
+            cases.append(Case(pair, judgment, rule.outcome(pair.gt_judgment, judgment)))
     return cases
 
 
@@ -69,19 +69,19 @@ def _factor(pair: Pair) -> tuple[str, str, str]:
 
 
 def _with_factors(pair: Pair, rng: random.Random, *factors: tuple[str, str, str]) -> str:
-    """A judgment with these factors instead of the golden one; half of them with mistaken evidence, or none."""
+    """A judgment with these factors in place of the golden one; about half have wrong evidence, or none."""
     own = decisive_factor(*_factor(pair))
     before, _, after = pair.gt_judgment.partition(own)
     if rng.random() < 0.1:
         before = ""
     elif rng.random() < 0.5:
         before = _mistaken(before, rng)
-    said = " ".join(decisive_factor(*factor) for factor in factors)
-    return f"{before}{said}{after}"
+    sentences = " ".join(decisive_factor(*factor) for factor in factors)
+    return f"{before}{sentences}{after}"
 
 
 def _mistaken(evidence: str, rng: random.Random) -> str:
-    """Evidence with some of its words put in place of others."""
+    """Evidence with some words replaced by others of it."""
     words = evidence.split(" ")
     for _ in range(rng.randint(1, 4)):
         words[rng.randrange(len(words))] = rng.choice(words)
@@ -118,7 +118,7 @@ def _other_value(pair: Pair, rng: random.Random) -> str:
 
 
 def _another(pair: Pair, rng: random.Random) -> tuple[str, str, str]:
-    """A factor that has its item's own value and is not the golden one."""
+    """A possible factor other than the golden one."""
     while True:
         item = rng.choice(list(VALUES))
         factor = (rng.choice(SIDES), item, rng.choice(VALUES[item]))
@@ -147,7 +147,7 @@ def _cue(pair: Pair, rng: random.Random) -> str:
 _Maker = Callable[[Pair, random.Random], str]
 _RIGHT: tuple[_Maker, ...] = (_golden, _right, _right, _twice)
 _WRONG: tuple[_Maker, ...] = (
-    # What is wrong in one place alone is the hardest to tell.
+    # Factors with a single error are the hardest to find, so they are the most frequent.
     _other_side, _other_side, _other_item, _other_item, _other_value, _other_value, _other_value, _other_value,
     _another_one, _one_too_many, _one_too_many, _none, _cue,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A GenRM as the reward of groups of answers: comparisons asked of a `Judge`, rewards and counts given back."""
+"""A GenRM as the reward model of groups of answers: comparisons by a `Judge`, rewards and counts from them."""
 
 import hashlib
 import random
@@ -29,12 +29,11 @@ class Group:
     """The answers to one prompt.
 
     Attributes:
-        name: names the prompt; draws of seats and opponents depend on it.
+        name: identifies the prompt; the random order and opponents depend on it.
         texts: the answers.
-        lengths: of each, in tokens, for the length penalty.
-        messages_for: how the judge is asked about two of them, the first seat's first.
-        reference: the fixed answer; the scheme `reference` needs one.
-        strengths: of each answer, known beforehand (by a reward model, say), to seed a knockout; None seeds by lot.
+        lengths: of the answers in tokens, for the length penalty.
+        messages_for: the judge's prompt for two answers, in this order.
+        reference: the fixed answer that the scheme `reference` needs.
     """
 
     name: str
@@ -42,14 +41,13 @@ class Group:
     lengths: Sequence[int]
     messages_for: Callable[[str, str], Messages]
     reference: str | None = None
-    strengths: Sequence[float] | None = None
 
 
 class PairwiseReward:
-    """Plays the tournaments of many groups at once, a round of all groups at a time.
+    """Runs the tournaments of many groups at once, round by round.
 
-    Two answers of the same text are not asked about: their order would decide. An answer without a verdict is
-    asked for again, `num_tries` times in all.
+    Two answers with the same text are not put to the judge, which could only go by their order. A reply without a
+    verdict is requested again, up to `num_tries` requests in all.
     """
 
     def __init__(
@@ -59,21 +57,21 @@ class PairwiseReward:
         self.length_coefficient = length_coefficient
 
     def score(self, groups: Sequence[Group], seed: int, num_kept: int = 0) -> list[GroupResult]:
-        """One result a group, in order. The same groups, seed and answers give the same rewards.
+        """One result for each group, in order. The same groups, seed and replies give the same rewards.
 
-        The first `num_kept` calls are kept word for word.
+        The results hold transcripts of the first `num_kept` calls.
 
         Raises:
-            JudgeStopped: the judge will answer nothing more.
+            JudgeStopped: all further requests to the judge fail.
         """
-        tournaments = [Tournament(self.schedule, _lot(seed, group.name), group.strengths) for group in groups]
+        tournaments = [Tournament(self.schedule, _rng(seed, group.name)) for group in groups]
         kept: list[list[Transcript]] = [[] for _ in groups]
-        while asked := [n for n, tournament in enumerate(tournaments) if tournament.calls]:
-            rounds = self._round([(groups[n], tournaments[n].calls) for n in asked])
-            for n, transcripts in zip(asked, rounds, strict=True):
+        while playing := [n for n, tournament in enumerate(tournaments) if tournament.calls]:
+            rounds = self._round([(groups[n], tournaments[n].calls) for n in playing])
+            for n, transcripts in zip(playing, rounds, strict=True):
                 tournaments[n].answer([transcript.answer for transcript in transcripts])
-                said = [transcript for transcript in transcripts if transcript.answer is not Answer.SAME]
-                kept[n] += said[: num_kept - sum(map(len, kept))]
+                calls = [transcript for transcript in transcripts if transcript.answer is not Answer.SAME]
+                kept[n] += calls[: num_kept - sum(map(len, kept))]
         if self.judge.stop_reason is not None:
             raise JudgeStopped(self.judge.stop_reason)
         results = [tournament.result() for tournament in tournaments]
@@ -86,7 +84,7 @@ class PairwiseReward:
         return results
 
     def _round(self, calls: Sequence[tuple[Group, Sequence[Call]]]) -> list[list[Transcript]]:
-        """What was said in one round, group by group, in the order of the calls."""
+        """Transcripts of one round, by group, in the order of the calls."""
         flat = [(group, call, *_texts(group, call)) for group, of_group in calls for call in of_group]
         replies: list[Reply | None] = [None] * len(flat)
         order = cache_order([group.name for group, *_ in flat], [first for *_, first, _ in flat])
@@ -95,27 +93,25 @@ class PairwiseReward:
             futures = []
             for i in open_calls:
                 group, _, first, second = flat[i]
-                asked = Request(messages=group.messages_for(first, second), attempt=attempt)
-                futures.append(self.judge.submit(asked))
+                request = Request(messages=group.messages_for(first, second), attempt=attempt)
+                futures.append(self.judge.submit(request))
             for i, future in zip(open_calls, futures, strict=True):
                 replies[i] = future.result()
             open_calls = [i for i in open_calls if read_answer(replies[i]) is Answer.UNPARSABLE]
-        said = (_transcript(*call, reply) for (_, *call), reply in zip(flat, replies, strict=True))
-        return [[next(said) for _ in of_group] for _, of_group in calls]
+        transcripts = (_transcript(*call, reply) for (_, *call), reply in zip(flat, replies, strict=True))
+        return [[next(transcripts) for _ in of_group] for _, of_group in calls]
 
 
 def read_answer(reply: Reply) -> Answer:
-    """What a GenRM's reply decides: its verdict, outside its thinking; a call without an answer has failed."""
+    """The answer in a GenRM's reply: its verdict, outside its thinking."""
     return Answer.FAILED if reply.failed else _ANSWERS[parse_verdict(visible(reply.text))]
 
 
 def _transcript(call: Call, first: str, second: str, reply: Reply | None) -> Transcript:
-    """Without a reply nobody was asked."""
+    """No reply means that no call was needed."""
     answer = Answer.SAME if reply is None else read_answer(reply)
-    said = Reply() if reply is None else reply
-    return Transcript(
-        call=call, first=first, second=second, reply=said.text, problem=said.problem, answer=answer
-    )
+    text, problem = ("", "") if reply is None else (reply.text, reply.problem)
+    return Transcript(call=call, first=first, second=second, reply=text, problem=problem, answer=answer)
 
 
 def _texts(group: Group, call: Call) -> tuple[str, str]:
@@ -128,5 +124,5 @@ def _texts(group: Group, call: Call) -> tuple[str, str]:
     return text(call.first), text(call.second)
 
 
-def _lot(seed: int, name: str) -> random.Random:
+def _rng(seed: int, name: str) -> random.Random:
     return random.Random(hashlib.sha256(f"{seed} {name}".encode()).digest())

@@ -1,10 +1,10 @@
-"""Runs a server that must not outlive its starter, however that ends.
+"""Runs a command, and ends its whole process tree when the parent ends, however that ends.
 
-    python -m ralign.engine.judging.process_guard STARTER_PID COMMAND...
+    python -m ralign.engine.judging.process_guard PARENT_PID COMMAND...
 
-It stands in a session of its own, where signals to the job's process group do not reach it, watches its
-starter, and adopts whatever the server's processes leave behind. When the starter is gone, on SIGTERM, or when
-the server ends, all of them are ended: asked first, killed after GRACE_S.
+The guard runs in a session of its own, which signals to the job's process group do not reach, and adopts orphans of
+the command's processes. When the parent is gone, on SIGTERM, or when the command ends, it sends SIGTERM to all
+remaining processes, and SIGKILL after GRACE_S.
 """
 
 import ctypes
@@ -17,28 +17,28 @@ import time
 import psutil
 
 GRACE_S = 5.0
-_LOOK_S = 0.2
+_POLL_S = 0.2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def main(starter: int, command: list[str]) -> int:
-    """Exit status of the command; -SIGTERM if the warden ended it."""
+def main(parent: int, command: list[str]) -> int:
+    """Exit status of the command; -SIGTERM if the guard ended it."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(-signal.SIGTERM))
-    # Should the warden itself be killed, at least the server's first process goes with it.
-    server = subprocess.Popen(command, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+    # If the guard itself is killed, the kernel kills at least the command's first process.
+    child = subprocess.Popen(command, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
     try:
-        while server.poll() is None and os.getppid() == starter:
-            time.sleep(_LOOK_S)
-        return -signal.SIGTERM if server.returncode is None else server.returncode
+        while child.poll() is None and os.getppid() == parent:
+            time.sleep(_POLL_S)
+        return -signal.SIGTERM if child.returncode is None else child.returncode
     finally:
         end_all(psutil.Process().children(recursive=True))
 
 
 def end_all(processes: list[psutil.Process]) -> None:
-    """Asks, then kills; returns when none is left."""
+    """SIGTERM, then SIGKILL; returns when no process is left."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     _, left = psutil.wait_procs(processes, timeout=GRACE_S)

@@ -1,6 +1,6 @@
-"""One vLLM server for a judge that the job runs itself.
+"""One vLLM server for a managed judge.
 
-It ends with the job, however that ends (`warden`), and is started once more, at the same address, if it dies.
+`process_guard` ends it with the job, however the job ends. If it crashes, it is restarted once at the same address.
 """
 
 import json
@@ -22,68 +22,60 @@ from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.runtime.errors import UserError
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _SLEEP_TIMEOUT_S = 300.0
-_END_S = 30.0
-_DIRECT = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-)  # no proxy on the way to our own server
-# What torchrun and the training processes set for themselves must not reach the server.
-_OURS = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "ROLE_RANK",
-)
-_OURS += ("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+_TERMINATE_S = 30.0
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# Variables of torchrun and of the training processes, which must not reach the server.
+_TORCHRUN_ENV = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING",
+)  # fmt: skip
 
 
-def death_note(log: Path) -> Path:
-    """The file that says why the server with this log is gone for good; there is none while there is hope."""
-    return log.with_suffix(".dead")
+def failure_file(log: Path) -> Path:
+    """The file with the reason why the server with this log is gone for good. It does not exist before."""
+    return log.with_suffix(".failure")
 
 
 class Server:
-    """One vLLM server under a warden. All methods may be called from any thread of the process that made it."""
+    """One vLLM server. All methods may be called from any thread of the process that made it."""
 
     def __init__(self, config: JudgeConfig, log: Path, *, host: str = "127.0.0.1"):
-        """`host` is the address under which the ranks reach this machine. Nothing is started yet."""
+        """`host` is the address of this machine for the other ranks. Nothing is started yet."""
         self.config, self.log, self.host = config, log, host
-        self.death_note = death_note(log)
+        self.failure_file = failure_file(log)
         self.port = _free_port()
         self.api_key = secrets.token_hex(16)
         self.root = f"http://{host}:{self.port}"
         self.num_restarts = 0
-        self.dead: str | None = None  # why there is no server any more
+        self.failure: str | None = None  # why the server is gone for good
         self._asleep = False
         self._closing = False
-        self._changing = threading.RLock()  # held while the server starts, sleeps or wakes
+        self._transition = threading.RLock()  # held while the server starts, sleeps or wakes
         self._process: subprocess.Popen | None = None
 
     def start(self) -> str:
-        """Start, wait for health, watch; returns the base URL. UserError with the log's end if it fails."""
+        """Start, wait until healthy, watch; returns the base URL. UserError with the log's end if that fails."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.death_note.unlink(missing_ok=True)
+        self.failure_file.unlink(missing_ok=True)
         self._spawn()
         self._wait_for_health()
         threading.Thread(target=self._watch, name="judge-server", daemon=True).start()
         return f"{self.root}/v1"
 
     def _spawn(self) -> None:
-        env = {name: value for name, value in os.environ.items() if name not in _OURS}
+        env = {name: value for name, value in os.environ.items() if name not in _TORCHRUN_ENV}
         env = {name: value for name, value in env.items() if not name.startswith("TORCHELASTIC_")}
         env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": self.api_key, "VLLM_LOGGING_LEVEL": "INFO"}
         if self.config.server.devices is not None:
             env["CUDA_VISIBLE_DEVICES"] = self.config.server.devices
         if not torch.cuda.is_available():
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        warden = [sys.executable, "-m", "ralign.engine.judging.process_guard", str(os.getpid())]
+        guard = [sys.executable, "-m", "ralign.engine.judging.process_guard", str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*warden, *server_command(self.config, self.host, self.port)],
+                [*guard, *server_command(self.config, self.host, self.port)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -95,37 +87,37 @@ class Server:
         until_s = time.monotonic() + self.config.server.start_timeout_s
         while not self._healthy():
             if self._process.poll() is not None:
-                raise UserError(f"the judge's server ended while starting: {self._last_words()}")
+                raise UserError(f"the judge's server ended while starting: {self._log_tail()}")
             if time.monotonic() > until_s:
                 self._stop()
                 raise UserError(
-                    "the judge's server did not come up within judge.server.start_timeout_s="
-                    f"{self.config.server.start_timeout_s:g}: {self._last_words()}"
+                    f"the judge's server did not start within {self.config.SETTING}.server.start_timeout_s="
+                    f"{self.config.server.start_timeout_s:g}: {self._log_tail()}"
                 )
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def _healthy(self) -> bool:
         try:
-            with _DIRECT.open(f"{self.root}/health", timeout=5) as reply:
+            with _NO_PROXY.open(f"{self.root}/health", timeout=5) as reply:
                 return reply.status == 200
         except (OSError, urllib.error.URLError):
             return False
 
-    def _last_words(self, num_chars: int = 600) -> str:
-        """The last error in the log, or its end."""
+    def _log_tail(self, num_chars: int = 600) -> str:
+        """The last error in the log, or else its last lines."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if "Error" in line]
         return f"{' | '.join(errors[-1:] or lines[-3:])[-num_chars:]} (log: {self.log})"
 
     def _watch(self) -> None:
-        """Runs as long as the server should: starts it once more when it ends by itself."""
+        """Restart the server once if it ends by itself."""
         while True:
             self._process.wait()
-            with self._changing:
+            with self._transition:
                 if self._closing:
                     return
                 if self.num_restarts:
-                    self._give_up(f"the judge's server died twice: {self._last_words()}")
+                    self._give_up(f"the judge's server died twice: {self._log_tail()}")
                     return
                 self.num_restarts += 1
                 self._spawn()
@@ -134,48 +126,48 @@ class Server:
                     if self._asleep:
                         self._post(f"/sleep?level={self.config.server.sleep_level}")
                 except (UserError, OSError) as error:
-                    self._give_up(f"the judge's server, after a restart: {error}")
+                    self._give_up(f"the judge's server failed after a restart: {error}")
                     return
 
     def _give_up(self, reason: str) -> None:
-        """Said in a file, too: the other ranks and nodes see that."""
-        self.death_note.write_text(reason, encoding="utf-8")
-        self.dead = reason
+        """Record the reason, also in a file for the other ranks and nodes."""
+        self.failure_file.write_text(reason, encoding="utf-8")
+        self.failure = reason
 
     def sleep(self) -> None:
-        """Give the GPU's memory back; nothing may be under way. JudgeStopped if there is no server any more."""
+        """Free the GPU memory; no request may be under way. JudgeStopped if the server is gone for good."""
         self._asleep = True
-        self._tell(f"/sleep?level={self.config.server.sleep_level}")
+        self._post_with_retry(f"/sleep?level={self.config.server.sleep_level}")
 
     def wake(self) -> None:
-        """Be ready to judge again. JudgeStopped if there is no server any more."""
+        """Get ready for requests. JudgeStopped if the server is gone for good."""
         if not self._asleep:
             return
         self._asleep = False
-        if self.config.server.sleep_level == 2:  # the weights were dropped: read them anew
-            self._tell("/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache")
+        if self.config.server.sleep_level == 2:  # the weights were dropped: load them again
+            self._post_with_retry("/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache")
         else:
-            self._tell("/wake_up")
+            self._post_with_retry("/wake_up")
 
-    def _tell(self, *paths: str) -> None:
-        """Posts to these in turn; from the first again to a server that was started in place of a dead one."""
+    def _post_with_retry(self, *paths: str) -> None:
+        """Post to all paths in turn; start over from the first if the server restarts meanwhile."""
         while True:
-            with self._changing:
-                if self.dead is not None:
-                    raise JudgeStopped(self.dead)
+            with self._transition:
+                if self.failure is not None:
+                    raise JudgeStopped(self.failure)
                 try:
                     for path in paths:
                         self._post(path, {"method": "reload_weights"} if path == "/collective_rpc" else {})
                     return
                 except urllib.error.HTTPError as error:
                     raise JudgeStopped(
-                        f"the judge's server answers {path} with status {error.code}: {self._last_words()}"
+                        f"the judge's server answers {path} with status {error.code}: {self._log_tail()}"
                     ) from None
-                except TimeoutError:  # its engine is gone, or it hangs: it is ended for the watcher to see
+                except TimeoutError:  # it hangs: end it, so that `_watch` restarts it
                     self._process.terminate()
-                except OSError:  # it has just died: the watcher gets its turn
+                except OSError:  # it has just ended: `_watch` restarts it
                     pass
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def _post(self, path: str, body: dict | None = None) -> None:
         request = urllib.request.Request(
@@ -184,7 +176,7 @@ class Server:
             data=json.dumps(body or {}).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"},
         )
-        with _DIRECT.open(request, timeout=_SLEEP_TIMEOUT_S):
+        with _NO_PROXY.open(request, timeout=_SLEEP_TIMEOUT_S):
             pass
 
     def close(self) -> None:
@@ -195,7 +187,7 @@ class Server:
     def _stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(_END_S)
+            self._process.wait(_TERMINATE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -222,13 +214,13 @@ def server_command(config: JudgeConfig, host: str, port: int) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command += ["--enable-sleep-mode"] if on_gpu and server.sleep_level else []
-    # A prompt in chunks makes vLLM take back draws of a request's own generator, which torch's CPU generators cannot.
+    # With chunked prefill vLLM rewinds a request's own random generator, which torch's CPU generators cannot do.
     command += [] if on_gpu else ["--enforce-eager", "--no-enable-chunked-prefill"]
     return command + shlex.split(server.options or "")
 
 
 def _free_port() -> int:
-    """A port for a server that binds it a minute from now: below those that systems give out for connections."""
+    """A free port below the ephemeral range, so that no connection takes it before the server binds it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:

@@ -6,6 +6,7 @@ to the time. Ends with status 0 when the recipe's own layout fits and 2 when it 
 """
 
 import argparse
+import importlib
 import importlib.util
 import inspect
 import json
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.run import Run
@@ -26,7 +28,7 @@ from ralign.engine.planner.terms import terms_rows
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # in the source tree and in an installed package
 HOST_GB = 256.0  # a GPU's share of a node with 2 TB
 LENGTHS = ("mean_prompt_tokens", "mean_new_tokens")
 
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="After the options, settings of the recipe as field.sub=value, for example parallel.tensor=4.",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="a recipe's file, or its name in recipes/")
+    parser.add_argument("recipe", help="a recipe's file, or the name of one that comes with ralign")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of the job, over all nodes")
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(CHIPS)}, or memory in GB (default h100)")
     parser.add_argument("--host-gb", type=float, default=HOST_GB, help="host memory for each GPU, GB")
@@ -83,22 +85,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def recipe_file(recipe: str) -> Path:
+    """The file of a recipe given by path or by name.
+
+    Raises:
+        UserError: no such file, nor a recipe of that name.
+    """
+    for path in (Path(recipe), RECIPES / f"{recipe.removesuffix('.py')}.py"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
+    raise UserError(f"recipe {recipe}: no such file, nor a recipe of that name ({known})")
+
+
 def recipe_run(recipe: str) -> Run:
     """The settings of a recipe: what its first function annotated `-> Run` returns.
 
     Raises:
         UserError: no such file, or no such function in it.
     """
-    path = Path(recipe)
-    if not path.is_file():
-        path = RECIPES / f"{recipe.removesuffix('.py')}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
-        raise UserError(f"recipe {recipe}: no such file, nor a recipe of that name ({known})")
-    sys.path.insert(0, str(path.resolve().parent))  # as if it were run: recipes import their neighbours
-    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    path = recipe_file(recipe)
+    module = _module_of(path)
     for function in vars(module).values():
         if inspect.isfunction(function) and function.__module__ == module.__name__:
             signature = inspect.signature(function)
@@ -107,6 +114,20 @@ def recipe_run(recipe: str) -> Run:
             if (is_run or found == "Run") and not signature.parameters:
                 return function()
     raise UserError(f"recipe {path}: no function without arguments annotated `-> Run`")
+
+
+def _module_of(path: Path) -> ModuleType:
+    """The module of a recipe: `ralign.recipes.NAME`, or one that is made from a user's own file."""
+    if path.resolve().parent == RECIPES:
+        return importlib.import_module(f"ralign.recipes.{path.stem}")
+    sys.path.insert(
+        0, str(path.resolve().parent)
+    )  # as `python FILE` does: a recipe may import its neighbours
+    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path  # a name that ends in .py has a loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def plan(

@@ -8,10 +8,10 @@ a judge, the ledger is theirs: they have the least room.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
 
-if TYPE_CHECKING:
-    from ralign.engine.config.run import Run
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.run import GenRMRun, Run
 
 GIB = 2**30
 
@@ -25,6 +25,7 @@ class ResidentJudge:
             there yet, or is a name on a hub.
         kv_bytes: KV cache on a CPU.
         share: of a GPU's memory, weights and all.
+        setting: its group of settings, metarm or genrm.
         is_server: a server of the job, which can sleep.
         sleep_level: 0: always awake; 1: asleep but while generating, its weights in host memory; 2: asleep then too,
             its weights nowhere.
@@ -33,35 +34,39 @@ class ResidentJudge:
     weight_bytes: int
     kv_bytes: int
     share: float
-    is_server: bool
+    setting: str
+    is_server: bool = False
     sleep_level: int = 0
 
     @classmethod
-    def of(cls, run: "Run") -> Optional["ResidentJudge"]:
+    def of(cls, run: Run) -> "ResidentJudge | None":
         """The judge that shares devices with this run's policy; None if there is none, or if it has its own."""
-        actor = getattr(run, "actor", None)
-        if actor is None:
-            return cls._server(run, run.judge.model) if run.judge.metarm == "managed" else None
-        if actor.judge == "managed":  # even where its folder is still to be named: its share is known
-            return cls._server(run, actor.genrm)
-        if actor.genrm is None or actor.judge == "endpoint":
+        if isinstance(run, GenRMRun):
+            return cls._server(run.metarm) if run.metarm.kind == "managed" else None
+        if not isinstance(run, ActorRun):
+            return None
+        genrm = run.genrm
+        if genrm.kind == "managed":  # also where its folder is still to be named: its share is known
+            return cls._server(genrm)
+        if genrm.model is None or genrm.kind == "endpoint":
             return None
         return cls(
-            weight_bytes=folder_bytes(actor.genrm),
-            kv_bytes=int(actor.kv_cache_gib * GIB),
-            share=actor.gpu_memory_utilization,
-            is_server=False,
+            weight_bytes=folder_bytes(genrm.model),
+            kv_bytes=int(genrm.kv_cache_gib * GIB),
+            share=genrm.gpu_memory_utilization,
+            setting=genrm.SETTING,
         )
 
     @classmethod
-    def _server(cls, run: "Run", model: str | None) -> Optional["ResidentJudge"]:
-        server = run.judge.server
+    def _server(cls, judge: JudgeConfig) -> "ResidentJudge | None":
+        server = judge.server
         if server.devices is not None:
             return None
         return cls(
-            weight_bytes=folder_bytes(model) // server.tensor if model else 0,
+            weight_bytes=folder_bytes(judge.model) // server.tensor if judge.model else 0,
             kv_bytes=int(server.kv_cache_gib * GIB),
             share=server.gpu_memory_utilization,
+            setting=judge.SETTING,
             is_server=True,
             sleep_level=server.sleep_level,
         )
@@ -76,9 +81,9 @@ class ResidentJudge:
         room = int(self.share * capacity_bytes)
         if not on_gpu or self.weight_bytes < room:
             return []
-        setting = f"{'judge.server' if self.is_server else 'actor'}.gpu_memory_utilization"
+        group = f"{self.setting}.server" if self.is_server else self.setting
         return [
-            f"the judge has {room / GIB:.2f} GiB ({setting}={self.share:g}), its weights alone "
+            f"the judge has {room / GIB:.2f} GiB ({group}.gpu_memory_utilization={self.share:g}), its weights alone "
             f"need {self.weight_bytes / GIB:.2f} GiB"
         ]
 

@@ -170,7 +170,7 @@ def refusal(
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
     line += "; ".join(problems)
     if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # on a CPU nothing sleeps
-        line += "; with judge.server.sleep_level=1 it fits"
+        line += f"; with {layout.job.judge.setting}.server.sleep_level=1 it fits"
     if near is None:
         return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
     return f"{line}; nearest layout that fits: {near.settings()}"

@@ -1,26 +1,37 @@
 """The sizes of a model that memory and time depend on, and how many parameters a rank holds.
 
-Nothing here imports torch: `ralign-plan` and the refusal of a start answer at once.
+What a decoder layer consists of comes from the model's family (`policy.families`). Nothing here imports torch:
+`ralign-plan` and the refusal of a start answer at once.
 """
 
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from ralign.engine.config.registry import FAMILIES
+from ralign.engine.policy.families.family import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    VALUE_HEAD,
+    Sizes,
+    family_of,
+    head_size,
+    padded_vocab_size,
+    sizes_of,
+)
 from ralign.engine.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from ralign.engine.config.run import ModelConfig
 
-VOCAB_PADDING = 64  # as engine/policy/param_names.py pads it
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A dense decoder; sizes count items."""
+    """A dense decoder; sizes count items. `family` is Hugging Face's model_type."""
 
-    family: Literal["qwen3", "qwen2", "llama"]
+    family: str
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -36,7 +47,7 @@ class Shape:
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+        return padded_vocab_size(self.vocab_size)
 
     @property
     def num_parameters(self) -> int:
@@ -49,33 +60,31 @@ class Shape:
         Returns:
             (embedding, all layers' parameters, final norm and head), each in the model's order.
         """
-        layers = self.layer(tensor) * (self.num_layers // pipeline)
-        table = self.padded_vocab_size * self.hidden_size // tensor
+        sizes = self._sizes()
+        layers = family_of(self.family).layer_sizes(sizes, tensor) * (self.num_layers // pipeline)
         first, last = stage == 0, stage == pipeline - 1
         has_own_head = last and (not self.tie_embeddings or pipeline > 1)  # stages cannot share one tensor
-        top = self.hidden_size if self.is_critic else table
-        head = [self.hidden_size] * last + [top] * has_own_head
-        return [table] * first, layers, head
+        own_head = VALUE_HEAD if self.is_critic else HEAD
+        top = [FINAL_NORM] * last + [own_head] * has_own_head
+        return (
+            [EMBEDDING.num_local(sizes, tensor)] * first,
+            layers,
+            [parameter.num_local(sizes, tensor) for parameter in top],
+        )
 
     def as_critic(self) -> "Shape":
         """The same decoder with a value head."""
         return replace(self, is_critic=True, tie_embeddings=False)
 
-    def layer(self, tensor: int) -> list[int]:
-        """Sizes of one layer's parameters on one of `tensor` ranks: norms, QKV, projection, gate and up, down."""
-        hidden, heads = self.hidden_size, self.num_attention_heads * self.head_dim
-        qkv = (self.num_attention_heads + 2 * self.num_query_groups) * self.head_dim
-        sizes = [hidden, heads * hidden // tensor, qkv * hidden // tensor]
-        if self.family == "qwen2":
-            sizes.append(qkv // tensor)
-        if self.family == "qwen3":
-            sizes += [self.head_dim, self.head_dim]
-        return [
-            *sizes,
-            hidden,
-            2 * self.ffn_hidden_size * hidden // tensor,
-            self.ffn_hidden_size * hidden // tensor,
-        ]
+    def _sizes(self) -> Sizes:
+        return sizes_of(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            ffn_hidden_size=self.ffn_hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            num_query_groups=self.num_query_groups,
+            head_dim=self.head_dim,
+        )
 
 
 def _qwen3(name: str, layers: int, hidden: int, ffn: int, heads: int, *, tied: bool = False) -> Shape:
@@ -108,17 +117,17 @@ PUBLISHED = {
 
 
 def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
-    """The shape of a run's model: the folder's config.json, a published one of that name, or the settings.
+    """The shape of a run's model: from the folder's config.json, a published one of that name, or the settings.
 
     Args:
-        vocab_size: where the vocabulary comes from a tokenizer that is not made yet.
+        vocab_size: of a fresh model, whose tokenizer may not be made yet.
 
     Raises:
-        UserError: a Hugging Face folder that is not there and whose name is not known either.
+        UserError: as `shape_of_folder`; an unknown model.family.
     """
     if model.hf_path is None:
         return Shape(
-            family=model.family,
+            family=FAMILIES.load(model.family).model_type,
             num_layers=model.num_layers,
             hidden_size=model.hidden_size,
             ffn_hidden_size=model.ffn_hidden_size,
@@ -134,7 +143,11 @@ def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
 
 
 def shape_of_folder(folder: str, setting: str) -> Shape:
-    """The shape that a setting's folder, or its name among the published ones, says; UserError without either."""
+    """The shape of the model in a setting's folder, or of the published model of that name.
+
+    Raises:
+        UserError: the folder is not there and its name is not known; as `shape_of_hf`.
+    """
     if (Path(folder) / "config.json").is_file():
         return read_shape(folder)
     name = Path(folder).name
@@ -147,24 +160,29 @@ def shape_of_folder(folder: str, setting: str) -> Shape:
 
 
 def read_shape(folder: str | Path) -> Shape:
-    """The shape of the model in a Hugging Face folder."""
+    """The shape of the model in a Hugging Face folder; errors as `shape_of_hf`."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return shape_of_hf(config, Path(folder).name)
 
 
 def shape_of_hf(config: dict, name: str = "") -> Shape:
-    """The shape that a Hugging Face config.json describes."""
+    """The shape that a Hugging Face config.json describes.
+
+    Raises:
+        KeyError: a size is missing.
+        UserError: the family, or a feature of the model, is not supported.
+    """
+    family_of(config["model_type"]).check(config)
     rope = config.get("rope_parameters") or {}
-    heads = config["num_attention_heads"]
     return Shape(
         name=name,
         family=config["model_type"],
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["intermediate_size"],
-        num_attention_heads=heads,
+        num_attention_heads=config["num_attention_heads"],
         num_query_groups=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        head_dim=head_size(config),
         vocab_size=config["vocab_size"],
         rope_theta=config.get("rope_theta") or rope.get("rope_theta", 1e4),
         tie_embeddings=config.get("tie_word_embeddings", False),

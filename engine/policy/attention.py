@@ -1,11 +1,11 @@
-"""Causal self-attention over packed sequences, with QKV kept as [q; k; v] on every tensor-parallel rank.
+"""Causal self-attention over packed sequences, with QKV stored as [q; k; v] on every tensor-parallel rank.
 
-Megatron interleaves q, k and v by query group; vLLM stacks them. Keeping vLLM's order makes the two
-libraries' shards the same bytes, whatever the number of query groups a rank holds.
+Megatron interleaves q, k and v by query group; vLLM stacks them. In vLLM's order the shards of the two libraries are
+the same bytes, whatever the number of query groups on a rank.
 
-T: this rank's tokens of the packed micro-batch (all of it without context parallelism).  S: the tokens whose
-keys it attends to (T, and those of the context-parallel ranks before it).  N, G: this rank's query heads and
-groups.  D: head size.
+T: this rank's tokens of the packed micro-batch (all tokens without context parallelism).  S: the tokens whose keys it
+attends to (its own, and those of the context-parallel ranks before it).  N, G: this rank's query heads and groups.
+D: head size.
 """
 
 import functools
@@ -19,16 +19,18 @@ from ralign.engine.policy.rope import apply_rotary
 from torch import Tensor
 from torch.nn import functional as F
 
-PAD_WASTE = 1.25  # SDPA: sequences attend together while padding to the longest costs at most this factor
+PAD_WASTE = (
+    1.25  # SDPA: sequences are padded to the longest and computed together up to this factor of length
+)
 
 
 class PackedSelfAttention(SelfAttention):
-    """Megatron's self-attention (its projections and their parallelism) on packed tokens."""
+    """Megatron's self-attention, with its projections and their parallelism, on packed tokens."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask=None, *, rotary_pos_emb: Tensor, packed_seq_params, **_
     ):
-        """hidden_states: [T or T / tp, 1, hidden]; returns the same shape and the (absent) output bias."""
+        """[T or T / tp, 1, hidden] -> (the same shape, the output bias, which is None)."""
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         query, key = apply_rotary(query, rotary_pos_emb), apply_rotary(key, rotary_pos_emb)
         key, value = gather_keys(key, value, packed_seq_params)
@@ -43,7 +45,7 @@ class PackedSelfAttention(SelfAttention):
         return self.linear_proj(core.reshape(core.shape[0], 1, -1))
 
     def get_query_key_value_tensors(self, hidden_states: Tensor, *_, **__) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [T, N, D], key and value [T, G, D]; q and k normalised where the family does so."""
+        """Query [T, N, D], key and value [T, G, D]; q and k are normalised if the family's layer does so."""
         num_heads, num_groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition
         head_dim = self.hidden_size_per_attention_head
         mixed, _ = self.linear_qkv(hidden_states)
@@ -53,7 +55,7 @@ class PackedSelfAttention(SelfAttention):
 
 
 class NoCoreAttention(torch.nn.Module):
-    """Fills the spec's place for core attention, which `packed_attention` computes as a plain function."""
+    """Takes the place of core attention in the spec; `packed_attention` computes it as a plain function."""
 
     def __init__(self, **_):
         super().__init__()
@@ -65,11 +67,12 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packed) -> Tenso
     Args:
         query: [T, N, D].  key, value: [S, G, D].
         packed: Megatron's PackedSeqParams: `cu_seqlens_q`, `cu_seqlens_kv` int32 [B + 1], `max_seqlen_q`,
-            `max_seqlen_kv`. A sequence with fewer queries than keys has its last ones.
+            `max_seqlen_kv`. If a sequence has fewer queries than keys, they are its last queries.
 
     Returns:
-        [T, N, D]. On CUDA by `flash_attention.varlen_kernel`; on CPU, and in fp32, which those kernels refuse, by
-        SDPA, sequences of similar length together (on CUDA the host then waits once a micro-batch for their lengths).
+        [T, N, D]. On CUDA by `flash_attention.varlen_kernel`. On CPU, and in fp32, which those kernels do not support,
+        by SDPA, sequences of similar length together; on CUDA the host then waits for their lengths, once per
+        micro-batch.
     """
     if _has_kernel(query):
         kernel = varlen_kernel(query.device, query.dtype, query.shape[-1])
@@ -83,7 +86,7 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> Tensor:
-    """Each bucket is padded to its longest sequence; causality keeps the padding, at the end, unseen."""
+    """Each bucket is padded to its longest sequence. The padding is at the end, where causality hides it."""
     output = torch.zeros_like(query)
     for bucket in _buckets(packed):
         q, k, v = (
@@ -100,8 +103,8 @@ def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> T
 class _Bucket(NamedTuple):
     """Sequences of similar length, padded to the longest: row indices [b, L].
 
-    `sequences`, `steps` [n]: which of the b x L queries are real; `rows` [n]: where these are.
-    `sees` [Lq, Lk] is None where queries and keys are the same tokens (plain causal attention).
+    `sequences`, `steps` [n]: which of the b x L queries are real. `rows` [n]: their rows in the output.
+    `sees` [Lq, Lk]: the mask; None if queries and keys are the same tokens (plain causal attention).
     """
 
     query_rows: Tensor
@@ -113,8 +116,10 @@ class _Bucket(NamedTuple):
 
 
 def _buckets(packed) -> list[_Bucket]:
-    """Made once for all layers of a batch."""
-    if (known := getattr(packed, "buckets", None)) is not None:
+    """Computed once for all layers of a batch."""
+    if (
+        known := getattr(packed, "buckets", None)
+    ) is not None:  # an attribute that is added to Megatron's class
         return known
     whole, cut = [], []
     queries, keys = packed.cu_seqlens_q.tolist(), packed.cu_seqlens_kv.tolist()
@@ -143,7 +148,7 @@ def _bucket(group: list[tuple[int, int, int, int]]) -> _Bucket:
 
 
 def _cut_sequence(num_queries: int, q_start: int, k_start: int, num_keys: int) -> _Bucket:
-    """The end of a sequence whose beginning is on other context-parallel ranks."""
+    """The end of a sequence that begins on other context-parallel ranks."""
     query_rows = torch.arange(q_start, q_start + num_queries)
     key_rows = torch.arange(k_start, k_start + num_keys)[None, :]
     sees = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)

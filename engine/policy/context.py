@@ -1,9 +1,9 @@
-"""Context parallelism of packed micro-batches: each rank has an equal, contiguous part of the token stream.
+"""Context parallelism of packed micro-batches: each rank has an equal, contiguous part of the tokens.
 
-A rank computes its own tokens everywhere but in attention, where its queries meet the keys and values of all
-ranks (gathered; their gradients are summed back to the owners). A cut may fall inside a sequence: that
-sequence's queries are then its last ones so far, and causal attention aligned at the end is exactly right.
-No length is read on the host: the boundaries below are computed on the device.
+A rank computes its own tokens. In attention, its queries need the keys and values of the ranks before it: keys and
+values are gathered, and their gradients are summed on the rank that they belong to. A boundary may fall inside a
+sequence: a rank's queries are then the last ones of the keys that it has, and causal attention aligned at the end is
+exact. The boundaries below are computed on the device; the host reads no lengths.
 
 T: tokens of the micro-batch.  c: context-parallel ranks; c divides T.
 """
@@ -16,7 +16,7 @@ from ralign.engine.data.packing import PackedBatch, to_device
 from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
 
-# torch 2.13 renamed it; 2.11 and 2.12 know the old name alone.
+# torch 2.13 renamed it; 2.11 and 2.12 have the old name only.
 _scatter = (
     dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
 )
@@ -30,22 +30,22 @@ def own_tokens(batch: PackedBatch, cluster: Cluster) -> slice:
 
 
 def sequence_bounds(cu_seqlens: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-    """(cu_seqlens_q, cu_seqlens_kv), int32 [B + 1] each, of the queries in `own` and the keys they may see.
+    """(cu_seqlens_q, cu_seqlens_kv), int32 [B + 1] each, of the queries in `own` and the keys that they attend to.
 
-    A sequence that ends before `own` has no queries, one that starts behind it neither queries nor keys.
+    A sequence that ends before `own` has no queries; one that starts after it has neither queries nor keys.
     """
     return cu_seqlens.clamp(own.start, own.stop) - own.start, cu_seqlens.clamp(max=own.stop)
 
 
 def target_rows(batch: PackedBatch, own: slice) -> Tensor:
-    """[R] int64, ascending, from the start of `own`: its rows with a target, from what the host knows of them."""
+    """[R] int64, ascending: the rows of `own` that have a target, counted from its start; without a device read."""
     bounds = zip(batch.row_starts.tolist(), batch.row_counts.tolist(), strict=True)
     parts = [np.arange(max(start, own.start), min(start + count, own.stop)) for start, count in bounds]
     return to_device(np.concatenate([np.zeros(0, dtype=np.int64), *parts]) - own.start, batch.targets.device)
 
 
 def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
-    """Megatron's form of the sequences' bounds on this rank, made once for all passes over the micro-batch."""
+    """The bounds of the sequences on this rank in Megatron's form, made once for all passes over the micro-batch."""
     if batch.packed_params is None:
         own = own_tokens(batch, cluster)
         queries, keys = sequence_bounds(batch.cu_seqlens, own)
@@ -62,10 +62,10 @@ def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
 
 
 def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
-    """[T / c, G, D] each -> [S, G, D] each, in one collective; as they are without context parallelism.
+    """[T / c, G, D] each -> [S, G, D] each, in one collective; unchanged without context parallelism.
 
-    S: this rank's last token and all before it. No row may be there that belongs to no sequence of this rank's:
-    the varlen kernels leave such a row's gradient as they find the memory, and it would be added to its owner's.
+    S: the tokens up to this rank's last one. Rows after it are cut off: they belong to no sequence of this rank, the
+    varlen kernels leave the gradients of such rows uninitialised, and these would be added on other ranks.
     """
     group = packed.cp_group
     if group is None or dist.get_world_size(group) == 1:
@@ -75,9 +75,9 @@ def gather_keys(key: Tensor, value: Tensor, packed) -> tuple[Tensor, Tensor]:
 
 
 def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[k, T / c] of each rank -> [k, T] on all.
+    """[k, T / c] of each rank -> [k, T] on all ranks.
 
-    What follows is computed alike on every rank, so a rank's gradient is its own part of it.
+    All ranks compute the same from the result, so the gradient of a rank is its own part.
     """
     if dist.get_world_size(group) == 1:
         return x
@@ -85,7 +85,7 @@ def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along dim 0; the gradient is summed over the ranks, or alike on all of them."""
+    """All-gather along dim 0; its gradient is summed over the ranks, or the same on all ranks."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup, sum_gradients: bool):

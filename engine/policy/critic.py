@@ -1,8 +1,8 @@
 """The critic of PPO: the policy's architecture with a value head in place of the LM head.
 
-The value at a position is what the answer is expected to earn from there on; where the policy predicts a response
-token, it is the value of the state in which that token is chosen. In a Hugging Face folder it is a reward model,
-`*ForSequenceClassification` with one label: it can start from one, and is exported as one.
+The value at a position estimates the return of the answer from there on. At a position where the policy predicts a
+response token, it is the value of the state in which that token is chosen. The critic's Hugging Face form is a reward
+model, `*ForSequenceClassification` with one label: a critic is loaded from one and exported as one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from megatron.core.transformer import TransformerConfig
 from ralign.engine.config.run import KernelsConfig
 from ralign.engine.data.packing import PackedBatch
 from ralign.engine.policy.context import gather_tokens
-from ralign.engine.policy.megatron_model import TrainedModel
+from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.policy.model import PackedGPT
 from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 
 class ValueGPT(PackedGPT):
-    """`PackedGPT` whose last stage gives each token's value."""
+    """`PackedGPT` whose last stage returns the value of each token."""
 
     num_outputs = 1
     has_lm_head = False
@@ -34,13 +34,14 @@ class ValueGPT(PackedGPT):
             del self.output_layer
             options = {"dtype": config.params_dtype, "device": cluster.device}
             self.value_head = nn.Linear(config.hidden_size, 1, bias=False, **options)
-            # Each rank sees its own tokens only, so Megatron must reduce this gradient over the tensor group.
-            self.value_head.weight.sequence_parallel = config.sequence_parallel
+            # Under sequence parallelism a rank has a part of the tokens; Megatron sums the ranks' gradients.
+            weight = self.value_head.weight
+            weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
 
     def _postprocess(self, hidden_states: Tensor, **_):
         """[1, T] values, fp32, on the last stage, hidden states [T / cp, 1, H] on the others.
 
-        Ranks that share the micro-batch's tokens compute their own and give each other the results.
+        Ranks that share a micro-batch compute the values of their own tokens and gather the results.
         """
         if not self.post_process:
             return hidden_states
@@ -50,14 +51,14 @@ class ValueGPT(PackedGPT):
         return gather_tokens(values, self.cluster.cp_group)
 
 
-class Critic(TrainedModel):
-    """A value model: micro-batches into values, and updates. A folder without a value head starts at value 0."""
+class Critic(MegatronModel):
+    """A value model: computes values and is updated. From a folder without a value head, all values start at 0."""
 
     def _module(self, config: TransformerConfig) -> ValueGPT:
         return ValueGPT(self.hf_config, config, self.cluster, self.kernels)
 
     def values(self, micro_batches: Sequence[PackedBatch]) -> list[Tensor]:
-        """[T] fp32 for each micro-batch, on every rank that shares its data."""
+        """[T] fp32 for each micro-batch, on every rank that has the micro-batch."""
         return [output[0] for output in self.outputs(micro_batches)]
 
     def export(self, target: str | Path) -> None:

@@ -1,21 +1,23 @@
-"""The starting point of a run: a Hugging Face folder with config, tokenizer and (random) weights."""
+"""A fresh model: a Hugging Face folder with configuration, tokenizer and random weights."""
 
 from pathlib import Path
 
 import torch
+from ralign.engine.config.registry import FAMILIES
 from ralign.engine.config.run import ModelConfig
 
 
 def create_model_folder(folder: str | Path, model: ModelConfig, tokenizer, seed: int) -> None:
-    """Draw a model of the configured shape and write it with its tokenizer; call it on one rank.
+    """Draws a model of the configured shape and writes it with its tokenizer; call it on one rank.
 
-    Random weights go through the same Hugging Face folder as pretrained ones, so that they do not depend on
-    how the job is laid out.
+    Random weights go through a Hugging Face folder, as pretrained ones do, so that they do not depend on the job's
+    layout.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    family = FAMILIES.load(model.family)
     config = AutoConfig.for_model(
-        model.family,
+        family.model_type,
         vocab_size=len(tokenizer),
         num_hidden_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -32,6 +34,11 @@ def create_model_folder(folder: str | Path, model: ModelConfig, tokenizer, seed:
         bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
     )
+    for name, value in family.required.items():
+        if hasattr(
+            config, name
+        ):  # its default may be what the family refuses, such as Mistral's sliding window
+            setattr(config, name, value)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         weights = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

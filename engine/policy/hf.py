@@ -1,7 +1,7 @@
-"""Hugging Face folders in and out of a sharded Megatron model.
+"""Loads Hugging Face folders into a sharded Megatron model, and exports them.
 
-Reading: every rank opens the safetensors files and takes its own slices only; no rank holds a full model.
-Writing: each pipeline stage's first rank gathers one tensor at a time and writes files of bounded size.
+Loading: every rank opens the safetensors files and reads its own slices only; no rank holds a full model.
+Export: the first rank of each pipeline stage gathers one tensor at a time and writes files of bounded size.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.param_names import Slot, slot
+from ralign.engine.policy.param_names import ParamMap, param_map
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
 from safetensors import safe_open
@@ -20,34 +20,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MAX_FILE_BYTES = 4 << 30
-_ROWS = 8192  # compared at once
+_ROWS = 8192  # that are compared at once
 _INDEX = "model.safetensors.index.json"
 
 
-def parameter_slots(model: PackedGPT, cluster: Cluster) -> Iterator[tuple[str, Tensor, Slot]]:
-    """(Megatron name, local parameter, its row of the name table) for every parameter of this stage."""
+def parameter_maps(model: PackedGPT, cluster: Cluster) -> Iterator[tuple[str, Tensor, ParamMap]]:
+    """(Megatron name, local parameter, its map) for every parameter of this stage, in the model's order."""
     first_layer = cluster.pp_rank * (model.config.num_layers // cluster.pp_size)
     tied = model.share_embeddings_and_output_weights
     for name, parameter in model.named_parameters():
-        yield name, parameter, slot(name, first_layer=first_layer, tied=tied)
+        yield name, parameter, param_map(name, model.family, model.sizes, first_layer=first_layer, tied=tied)
 
 
 @torch.no_grad()
 def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
-    """Copy this rank's slices of a folder's weights into the model's parameters, in place.
+    """Copies this rank's slices of a folder's weights into the model's parameters, in place.
 
     Raises:
-        UserError: no safetensors files, a missing tensor, a tensor of another shape, or an output layer in the files
-            that differs from the embedding to which config.json ties it.
+        UserError: there are no safetensors files, a tensor is missing or has another shape, or config.json ties the
+            output layer to the embedding and the two differ in the files.
     """
     files = _files_by_tensor(Path(folder))
     handles: dict[str, safe_open] = {}
     if model.share_embeddings_and_output_weights and cluster.is_first_rank:
         _check_tied(files, Path(folder))
-    for _, parameter, row in parameter_slots(model, cluster):
-        parts = parameter.data.split(part_sizes(model, parameter, row))
-        for name, part in zip(row.hf, parts, strict=True):
-            if name not in files and row.may_be_missing:
+    for _, parameter, mapping in parameter_maps(model, cluster):
+        parts = parameter.data.split(mapping.local_rows(cluster.tp_size))
+        for name, part in zip(mapping.hf, parts, strict=True):
+            if name not in files and mapping.may_be_missing:
                 part.zero_()
                 continue
             if name not in files:
@@ -55,7 +55,7 @@ def load(model: PackedGPT, cluster: Cluster, folder: str | Path) -> None:
             file = files[name]
             if file not in handles:
                 handles[file] = safe_open(Path(folder) / file, framework="pt")
-            _read_slice(handles[file].get_slice(name), part, row, cluster, f"{folder}: {name}")
+            _read_slice(handles[file].get_slice(name), part, mapping, cluster, f"{folder}: {name}")
 
 
 def _files_by_tensor(folder: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def _files_by_tensor(folder: Path) -> dict[str, str]:
 
 
 def _check_tied(files: dict[str, str], folder: Path) -> None:
-    """A head in the files of a tied model must be the embedding: otherwise its values would be lost in silence."""
+    """A head in the files of a tied model must equal the embedding: otherwise its values would be lost in silence."""
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     if head not in files or embedding not in files:
         return
@@ -88,33 +88,23 @@ def _check_tied(files: dict[str, str], folder: Path) -> None:
         )
 
 
-def part_sizes(model: PackedGPT, parameter: Tensor, row: Slot) -> list[int]:
-    """Rows of the local parameter that belong to each of its Hugging Face tensors."""
-    if len(row.hf) == 3:
-        config, tp_size = model.config, model.cluster.tp_size
-        query = config.num_attention_heads // tp_size * config.kv_channels
-        group = config.num_query_groups // tp_size * config.kv_channels
-        return [query, group, group]
-    return [parameter.shape[0] // len(row.hf)] * len(row.hf)
-
-
-def _read_slice(source, part: Tensor, row: Slot, cluster: Cluster, where: str) -> None:
+def _read_slice(source, part: Tensor, mapping: ParamMap, cluster: Cluster, where: str) -> None:
     shape = list(source.get_shape())
     expected = list(part.shape)
-    if row.split_dim is not None:
-        expected[row.split_dim] *= cluster.tp_size
-    start = cluster.tp_rank * part.shape[row.split_dim or 0]
-    if row.is_vocab:
+    if mapping.split_dim is not None:
+        expected[mapping.split_dim] *= cluster.tp_size
+    start = cluster.tp_rank * part.shape[mapping.split_dim or 0]
+    if mapping.is_vocab:
         num_rows = max(0, min(shape[0] - start, part.shape[0]))
         part.zero_()
         if num_rows:
             part[:num_rows].copy_(source[start : start + num_rows])
         return
     if shape != expected:
-        raise UserError(f"{where} has shape {shape}, the model's config.json asks for {expected}")
-    if row.split_dim is None:
+        raise UserError(f"{where} has shape {shape}; by the model's config.json it is {expected}")
+    if mapping.split_dim is None:
         part.copy_(source[:])
-    elif row.split_dim == 0:
+    elif mapping.split_dim == 0:
         part.copy_(source[start : start + part.shape[0]])
     else:
         part.copy_(source[:, start : start + part.shape[1]])
@@ -122,9 +112,9 @@ def _read_slice(source, part: Tensor, row: Slot, cluster: Cluster, where: str) -
 
 @torch.no_grad()
 def export(model: PackedGPT, cluster: Cluster, source: str | Path, target: str | Path) -> None:
-    """Write a folder that transformers and vLLM load: weights from the model, the rest from `source`.
+    """Writes a folder that transformers and vLLM load: weights from the model, all other files from `source`.
 
-    Collective over all ranks. Tensors keep the parameters' dtype; padding rows of the vocabulary are left out.
+    Collective over all ranks. Tensors have the parameters' dtype and no padding rows of the vocabulary.
     """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
@@ -148,7 +138,7 @@ def export(model: PackedGPT, cluster: Cluster, source: str | Path, target: str |
 
 
 def _write_files(model: PackedGPT, cluster: Cluster, target: Path) -> tuple[dict[str, str], int]:
-    """This rank's share of the writing: {tensor: file} and bytes, empty on ranks that do not write."""
+    """Writes this rank's files; returns {tensor: file} and the bytes, empty on ranks that do not write."""
     is_writer = cluster.tp_rank == cluster.dp_rank == cluster.cp_rank == 0
     pending: dict[str, Tensor] = {}
     weight_map: dict[str, str] = {}
@@ -163,10 +153,10 @@ def _write_files(model: PackedGPT, cluster: Cluster, target: Path) -> tuple[dict
             pending.clear()
             pending_bytes, num_files = 0, num_files + 1
 
-    for name, parameter, row in parameter_slots(model, cluster):
+    for name, parameter, mapping in parameter_maps(model, cluster):
         if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
             continue  # the last stage's copy of a tied embedding
-        tensors = _gather(model, cluster, parameter, row)
+        tensors = _gather(model, cluster, parameter, mapping)
         if is_writer:
             pending.update(tensors)
             num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -177,18 +167,18 @@ def _write_files(model: PackedGPT, cluster: Cluster, target: Path) -> tuple[dict
     return weight_map, total_bytes
 
 
-def _gather(model: PackedGPT, cluster: Cluster, parameter: Tensor, row: Slot) -> dict[str, Tensor]:
+def _gather(model: PackedGPT, cluster: Cluster, parameter: Tensor, mapping: ParamMap) -> dict[str, Tensor]:
     """The full Hugging Face tensors of one parameter, on the CPU."""
     shards = [parameter.data]
-    if row.split_dim is not None and cluster.tp_size > 1:
+    if mapping.split_dim is not None and cluster.tp_size > 1:
         shards = [torch.empty_like(parameter.data) for _ in range(cluster.tp_size)]
         dist.all_gather(shards, parameter.data.contiguous(), group=cluster.tp_group)
-    sizes = part_sizes(model, parameter, row)
+    sizes = mapping.local_rows(cluster.tp_size)
     parts = zip(*(shard.split(sizes) for shard in shards), strict=True)
     tensors = {}
-    for name, pieces in zip(row.hf, parts, strict=True):
-        full = torch.cat(pieces, dim=row.split_dim or 0) if len(pieces) > 1 else pieces[0]
-        if row.is_vocab:
+    for name, pieces in zip(mapping.hf, parts, strict=True):
+        full = torch.cat(pieces, dim=mapping.split_dim or 0) if len(pieces) > 1 else pieces[0]
+        if mapping.is_vocab:
             full = full[: model.valid_vocab]
         tensors[name] = full.to("cpu", copy=True).contiguous()
     return tensors

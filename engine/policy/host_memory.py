@@ -1,7 +1,7 @@
-"""Pinned host memory for what leaves the device, without the loss of rounding.
+"""Pinned host memory for tensors that are offloaded, without losses to rounding.
 
-torch's allocator of pinned memory rounds every request up to a power of two, so that 46 GiB of optimizer state take
-up to 64. Tensors lie here side by side in blocks that are a power of two already.
+torch's allocator of pinned memory rounds every request up to a power of two: 46 GiB of optimizer state take up to
+64 GiB. Here tensors lie side by side in blocks whose size is a power of two.
 """
 
 import math
@@ -15,16 +15,16 @@ _ALIGNMENT = 64  # bytes; copies of aligned memory are the fastest
 
 
 class HostMemory:
-    """Tensors in host memory that live as long as this object."""
+    """Allocates tensors in host memory that live as long as this object."""
 
     def __init__(self, *, pin: bool, block_bytes: int = BLOCK_BYTES):
-        """`pin`: for copies to and from a GPU; without, every tensor is an allocation of its own."""
+        """`pin`: for copies to and from a GPU. Without it, every tensor is an allocation of its own."""
         self._pin, self._block_bytes = pin, block_bytes
         self._blocks: list[Tensor] = []
-        self._used: list[int] = []  # bytes from each block's start
+        self._used: list[int] = []  # bytes, from the start of each block
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, contiguous, in the first block that has room."""
+        """An uninitialised, contiguous tensor in the first block that has room."""
         size = math.prod(shape) * dtype.itemsize
         if not self._pin:
             return torch.empty(shape, dtype=dtype)

@@ -1,7 +1,7 @@
-"""What every trained model is: a sharded Megatron model with its optimizer, that turns micro-batches into updates.
+"""The base of all trained models: a sharded Megatron model with its optimizer, updated by micro-batches.
 
-Denominators live in the loss function alone: nothing here divides by micro-batches, ranks or tokens, so an
-update does not depend on how the batch was split.
+Denominators are in the loss function only: nothing here divides by micro-batches, ranks or tokens, so an update does
+not depend on how the batch is split.
 """
 
 import math
@@ -19,7 +19,8 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBuffer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -43,24 +44,28 @@ Metrics = dict[str, Tensor]
 
 
 class Loss(Protocol):
-    """A loss, its metrics as sums, and whether `from_hidden` may take the place of the call."""
+    """Computes a loss and its metrics, as sums over the micro-batch.
+
+    Attributes:
+        folds: `from_hidden` may be called instead.
+    """
 
     folds: bool
 
     def __call__(self, *output_and_batch: Tensor | PackedBatch) -> tuple[Tensor, Metrics]:
-        """The rows [T] of the model's output (the policy's: logprobs and entropy), then the micro-batch."""
+        """From the rows [T] of the model's output (the policy's: logprobs and entropy) and the micro-batch."""
         ...
 
     def from_hidden(
         self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
     ) -> tuple[Tensor, Metrics]:
-        """hidden [T, H], weight [V_local, H]; `head`: what `linear_policy_loss` asks about the LM head."""
+        """From hidden [T, H] and weight [V_local, H]; `head`: arguments of `linear_policy_loss` about the LM head."""
         ...
 
 
 @dataclass(kw_only=True, frozen=True)
 class UpdateStats:
-    """What one optimizer step reports: `metrics` as the loss gave them, summed over the global batch."""
+    """Results of one optimizer step; `metrics` of the loss, summed over the global batch."""
 
     loss: float
     grad_norm: float
@@ -68,11 +73,11 @@ class UpdateStats:
     metrics: dict[str, float]
 
 
-class TrainedModel(ABC):
+class MegatronModel(ABC):
     """A Hugging Face model on Megatron-core, sharded over the cluster's groups.
 
     Attributes:
-        on_progress: called as each micro-batch begins, for a watchdog.
+        on_progress: called at the start of each micro-batch, for a watchdog.
     """
 
     def __init__(
@@ -85,20 +90,22 @@ class TrainedModel(ABC):
         recompute: bool = False,
         kernels: KernelsConfig | None = None,
     ):
-        """Build the model and read its weights from `folder` (see `transformer_config` for what is refused)."""
+        """Builds the model and reads its weights from `folder`; errors as `transformer_config` and `hf.load`."""
         self.folder, self.kernels = Path(folder), kernels or KernelsConfig()
         self.on_progress: Callable[[], None] = lambda: None
         self.cluster = cluster
-        self.optimizer: MegatronOptimizer | None = None
+        self.optimizer: ChainedOptimizer | None = None
         self.schedule: OptimizerParamScheduler | None = None
         self.num_skipped_updates = 0
-        self._weights_folder: Path | None = None  # where the weights were read, until an update changes them
+        self._weights_folder: Path | None = (
+            None  # that the weights were read from, until an update changes them
+        )
         self.hf_config = AutoConfig.from_pretrained(folder)
         with cuda_stand_in():
             config = transformer_config(
                 self.hf_config, cluster, dtype=dtype, sequence_parallel=sequence_parallel, recompute=recompute
             )
-            # Our losses carry their own denominators; this flag keeps Megatron from dividing by micro-batches.
+            # The losses have their own denominators: without this flag Megatron divides by the micro-batches.
             config.calculate_per_token_loss = True
             config.finalize_model_grads_func = _finalize_without_scaling
             module = self._module(config).to(cluster.device)
@@ -113,22 +120,31 @@ class TrainedModel(ABC):
 
     @abstractmethod
     def _module(self, config: TransformerConfig) -> PackedGPT:
-        """This rank's part of the model; its last stage gives [k, T], what losses are called with row by row."""
+        """This rank's part of the model. Its last stage returns [k, T]; the rows are the arguments of the loss."""
 
     @property
     def gpt(self) -> PackedGPT:
         return self.model.module
 
+    @property
+    def buffers(self) -> list[_ParamAndGradBuffer]:
+        """Flat buffers of the weights and their gradients, which the parameters are views of."""
+        return self.model.buffers  # pyright: ignore[reportReturnType]: Megatron's list hides nn.Module's method
+
     @on_megatron
     def start_training(self, optim: OptimConfig, num_steps: int) -> None:
-        """A fresh Adam (master weights from the model as it is now) and a fresh learning-rate schedule."""
+        """Makes a fresh Adam, with master weights from the present weights, and a fresh learning-rate schedule."""
         self.num_skipped_updates = 0
-        self.optimizer = self.schedule = None  # an earlier stage's: the device does not hold two
+        self.optimizer = self.schedule = None  # an earlier stage's: the device has no room for two
         self.optimizer, self.schedule = make_optimizer(self.model, optim, num_steps)
 
     def end_training(self) -> None:
-        """Drop the optimizer; the model can still be evaluated."""
+        """Drops the optimizer; the model can still be evaluated."""
         self.optimizer = self.schedule = None
+
+    def _in_training(self) -> tuple[ChainedOptimizer, OptimizerParamScheduler]:
+        assert self.optimizer is not None and self.schedule is not None, "start_training comes first"
+        return self.optimizer, self.schedule
 
     def update(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> UpdateStats:
         """`forward_backward`, then `optimizer_step`."""
@@ -137,15 +153,16 @@ class TrainedModel(ABC):
 
     @on_megatron
     def forward_backward(self, micro_batches: Sequence[PackedBatch], loss_function: Loss) -> None:
-        """Gradients of this rank's micro-batches, reduced over the job; every rank brings the same number.
+        """Computes the gradients of this rank's micro-batches, reduced over the job; the number is equal on all ranks.
 
-        Loss and metrics stay on the device until `optimizer_step` reads them with the gradient's norm: the host
-        waits for the device once an update.
+        Loss and metrics stay on the device until `optimizer_step` reads them with the gradient norm: the host waits for
+        the device once per update.
         """
+        optimizer, _ = self._in_training()
         self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
 
-        # Context-parallel ranks hold a part of the tokens each, and the loss wants them all.
+        # A context-parallel rank has the hidden states of a part of the tokens; the loss needs all tokens.
         folds = self.kernels.fold_loss and loss_function.folds and self.cluster.cp_size == 1
 
         def compute_loss(batch: PackedBatch, output: Tensor | tuple[Tensor, dict[str, Tensor]]):
@@ -158,15 +175,16 @@ class TrainedModel(ABC):
 
     @on_megatron
     def optimizer_step(self) -> UpdateStats:
-        """Clip, step, gather parameters.
+        """Clips the gradient, steps, and gathers the parameters.
 
-        Loss and metrics are the same on every rank, each summed over micro-batches and ranks (a metric whose
-        name ends in `_min` or `_max` is the extreme instead); the norm is the gradient's before clipping.
-        Where loss or gradient is not finite, weights, moments and schedule stay as they are and
-        `num_skipped_updates` counts it; every rank sees the same loss and norm, so all decide alike.
+        Loss and metrics are equal on all ranks, each summed over micro-batches and ranks; of a metric whose name ends
+        in `_min` or `_max` it is the extreme. The gradient norm is that before clipping. If loss or gradient is not
+        finite, weights, moments and schedule do not change and `num_skipped_updates` is incremented. All ranks have
+        the same loss and norm, so they take the same decision.
         """
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.prepare_grads()
+        optimizer, schedule = self._in_training()
+        lr = float(optimizer.param_groups[0]["lr"])
+        optimizer.prepare_grads()
         reports, squared_norm = self._read(self._reports, self._squared_grad_norm())
         metrics, grad_norm = self._reduce(reports), math.sqrt(squared_norm)
         loss = metrics.pop("loss")
@@ -175,19 +193,19 @@ class TrainedModel(ABC):
             self.num_skipped_updates += 1
             return stats
         self._weights_folder = None
-        for distributed in self.optimizer.chained_optimizers:
+        for distributed in optimizer.chained_optimizers:
             if distributed.config.clip_grad > 0:
                 clip_grad_by_total_norm_fp32(
                     distributed.get_parameters(), distributed.config.clip_grad, grad_norm
                 )
-        self.optimizer.step_with_ready_grads()
-        self.schedule.step(1)
+        optimizer.step_with_ready_grads()
+        schedule.step(1)
         return stats
 
     def _squared_grad_norm(self) -> Tensor:
-        """The whole gradient's, on the device: Megatron's own norm comes to the host by itself."""
+        """Of the whole gradient, on the device: the host waits for the result of Megatron's own function."""
         total = torch.zeros((), dtype=torch.float32, device=self.cluster.device)
-        for distributed in self.optimizer.chained_optimizers:
+        for distributed in self._in_training()[0].chained_optimizers:
             grads = distributed.get_main_grads_for_grad_norm()
             part = (
                 torch.stack(torch._foreach_norm(grads)).square().sum() if grads else torch.zeros_like(total)
@@ -198,7 +216,7 @@ class TrainedModel(ABC):
 
     @staticmethod
     def _read(reports: list[dict[str, Tensor]], number: Tensor) -> tuple[list[dict[str, float]], float]:
-        """Everything on the host, in one copy."""
+        """Copies all values to the host at once."""
         values = [value.float() for report in reports for value in report.values()]
         host = torch.stack([*values, number]).tolist()
         numbers = iter(host)
@@ -207,7 +225,7 @@ class TrainedModel(ABC):
     @on_megatron
     @torch.no_grad()
     def outputs(self, micro_batches: Sequence[PackedBatch]) -> list[Tensor]:
-        """[k, T] fp32 of the last stage for each micro-batch, on every rank that shares its data."""
+        """[k, T] fp32 of the last stage for each micro-batch, on every rank that has the micro-batch."""
 
         def keep(_batch: PackedBatch, output: Tensor, non_loss_data: bool = True):
             return output
@@ -222,9 +240,9 @@ class TrainedModel(ABC):
         return outputs
 
     def _run(self, micro_batches, per_batch, from_hidden=None, **schedule_options) -> list:
-        """Megatron's schedule over the micro-batches; the last stage's results, in order.
+        """Runs Megatron's schedule over the micro-batches; returns the last stage's results, in order.
 
-        The last stage's output is [k, T], or what `from_hidden` makes of its hidden states.
+        The last stage's output is [k, T], or the result of `from_hidden` with its hidden states.
         """
 
         def forward_step(iterator, model):
@@ -249,14 +267,14 @@ class TrainedModel(ABC):
                 num_microbatches=len(micro_batches),
                 seq_length=max(
                     len(batch.input_ids) for batch in micro_batches
-                ),  # required, but the links know better
+                ),  # required, but unused: the shapes come from `stage_links`
                 micro_batch_size=1,
                 **stage_links(self.model.config, self.cluster, micro_batches),
                 **schedule_options,
             )
 
     def _reduce(self, reports: list[dict[str, float]]) -> dict[str, float]:
-        """Sum (or min, max by name) over micro-batches and data-parallel ranks; on the host."""
+        """Sums over micro-batches and data-parallel ranks (minima and maxima by name), on the host."""
         names = reports[0] if reports else ()
         local = {name: _merge(name, [report[name] for report in reports]) for name in names}
         if self.cluster.pp_size > 1:
@@ -269,58 +287,60 @@ class TrainedModel(ABC):
     def sharded_state(self, prefix: str = "") -> dict[str, list]:
         """Weights and moments of this rank's optimizer, as views, by their place in the whole model's tensors.
 
-        `prefix` goes before their names, where one checkpoint holds several models.
+        `prefix` precedes the names if one checkpoint holds several models.
         """
-        return sharded_optimizer_state(self.gpt, self.cluster, self.optimizer, prefix)
+        return sharded_optimizer_state(self.gpt, self.cluster, self._in_training()[0], prefix)
 
     def training_state(self) -> dict[str, int]:
-        """The plain values that go with `sharded_state`; the same on every rank."""
-        steps = {int(state["step"]) for *_, state in optimizer_shards(self.optimizer)}
+        """The numbers that belong to `sharded_state`; equal on all ranks."""
+        optimizer, schedule = self._in_training()
+        steps = {int(state["step"]) for *_, state in optimizer_shards(optimizer)}
         assert len(steps) <= 1, f"Adam's steps differ between parameters: {sorted(steps)}"
         every = self.cluster.all_gather_data(max(steps, default=0))
         return {
             "adam_step": max(every),
-            "schedule_step": self.schedule.num_steps,
+            "schedule_step": schedule.num_steps,
             "num_skipped_updates": self.num_skipped_updates,
         }
 
     @on_megatron
     @torch.no_grad()
     def resume_training(self, state: dict[str, int]) -> None:
-        """Go on from `training_state`, after `sharded_state` was filled: the model takes its weights from there."""
+        """Continues from `training_state`, after `sharded_state` was filled: its weights become the model's."""
+        optimizer, schedule = self._in_training()
         self._weights_folder = None
-        for *_, shard in optimizer_shards(self.optimizer):
+        for *_, shard in optimizer_shards(optimizer):
             shard["step"].fill_(state["adam_step"])
         self.num_skipped_updates = state["num_skipped_updates"]
-        self.schedule.num_steps = state["schedule_step"]
-        self.schedule.step(0)
-        for distributed in self.optimizer.chained_optimizers:
+        schedule.num_steps = state["schedule_step"]
+        schedule.step(0)
+        for distributed in optimizer.chained_optimizers:
             distributed._copy_main_params_to_model_params()
         self.model.start_param_sync(force_sync=True)
 
     def weights_identity(self) -> str:
-        """A short name of the weights' values; the same in every layout, another one for other values."""
+        """A hash of the weights, equal in all layouts."""
         return identity(self.gpt, self.cluster)
 
     def load(self, folder: str | Path) -> None:
-        """Overwrite the weights in place (a generator that shares them sees them at once)."""
+        """Overwrites the weights in place; a generator that shares them has them at once."""
         hf.load(self.gpt, self.cluster, folder)
         self._weights_folder = Path(folder).resolve()
 
     def has_weights_of(self, folder: str | Path) -> bool:
-        """Whether the weights are those that were read from `folder`: no update has changed them since."""
+        """Whether the weights were read from `folder` and no update has changed them since."""
         return self._weights_folder == Path(folder).resolve()
 
     def export(self, target: str | Path) -> None:
-        """Write a Hugging Face folder; collective over all ranks."""
+        """Writes a Hugging Face folder; collective over all ranks."""
         hf.export(self.gpt, self.cluster, self.folder, target)
 
 
 def _mark_sharded(model: PackedGPT, cluster: Cluster) -> None:
-    """Megatron marks tensor-parallel parameters only when it draws their weights; the gradient norm needs the mark."""
-    for _, parameter, row in hf.parameter_slots(model, cluster):
-        if row.split_dim is not None and not hasattr(parameter, "tensor_model_parallel"):
-            set_tensor_model_parallel_attributes(parameter, True, row.split_dim, 1)
+    """Marks the tensor-parallel parameters for the gradient norm, as Megatron does where it draws their weights."""
+    for _, parameter, mapping in hf.parameter_maps(model, cluster):
+        if mapping.split_dim is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, mapping.split_dim, 1)
 
 
 def _merge(name: str, values: list[float]) -> float:
@@ -330,5 +350,5 @@ def _merge(name: str, values: list[float]) -> float:
 
 
 def _finalize_without_scaling(model, num_tokens=None, **options):
-    """Megatron's gradient reductions, without its division by a token count that the loss already did."""
+    """Megatron's gradient reductions without its division by the number of tokens, which is part of the loss."""
     finalize_model_grads(model, None, **options)

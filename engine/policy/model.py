@@ -1,35 +1,26 @@
-"""Megatron's GPTModel for the dense Qwen3, Qwen2.5 and Llama 3 families, from a Hugging Face config.
+"""Megatron's GPTModel for the families of `policy.families`, from a Hugging Face config.
 
 The last pipeline stage returns per-token logprob and entropy straight from hidden states; logits of the
 whole vocabulary are never held.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from ralign.engine.config.run import KernelsConfig
-from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
 from ralign.engine.policy.context import gather_tokens
+from ralign.engine.policy.families.family import family_of, head_size, padded_vocab_size, sizes_of
 from ralign.engine.policy.norm import RMSNorm
-from ralign.engine.policy.param_names import padded_vocab_size
-from ralign.engine.policy.rope import head_size, inverse_frequencies, rotary_table
+from ralign.engine.policy.rope import inverse_frequencies, rotary_table
 from ralign.engine.runtime.cluster import Cluster
-from ralign.engine.runtime.errors import UserError
 from ralign.kernels.linear_logprob import linear_logprob
 from torch import Tensor
 from transformers import PretrainedConfig
 
-FAMILIES = {"qwen3", "qwen2", "llama"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -41,24 +32,21 @@ def transformer_config(
     Raises:
         UserError: a family, or a feature of the model, that is not supported.
     """
-    if hf_config.model_type not in FAMILIES:
-        raise UserError(
-            f"model_type {hf_config.model_type!r} is not supported; it must be one of {sorted(FAMILIES)}"
-        )
-    if getattr(hf_config, "use_sliding_window", False) or getattr(hf_config, "mlp_bias", False):
-        raise UserError("models with sliding-window attention or MLP biases are not supported")
-    if hf_config.model_type != "qwen2" and getattr(hf_config, "attention_bias", False):
-        raise UserError(f"attention_bias is not supported for {hf_config.model_type}")
-    recomputation = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    family = family_of(hf_config.model_type)
+    settings = hf_config.to_dict()
+    family.check(settings)
+    recomputation: dict[str, Any] = {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    }
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
         ffn_hidden_size=hf_config.intermediate_size,
         num_attention_heads=hf_config.num_attention_heads,
         num_query_groups=hf_config.num_key_value_heads,
-        kv_channels=head_size(hf_config),
-        qk_layernorm=hf_config.model_type == "qwen3",
-        add_qkv_bias=hf_config.model_type == "qwen2",
+        kv_channels=head_size(settings),
         add_bias_linear=False,
         normalization="RMSNorm",
         layernorm_epsilon=hf_config.rms_norm_eps,
@@ -75,49 +63,26 @@ def transformer_config(
         pipeline_model_parallel_size=cluster.pp_size,
         context_parallel_size=cluster.cp_size,
         sequence_parallel=sequence_parallel,
-        # Micro-batches are packed to different lengths; Megatron asks for alltoall with that, dense or not.
+        # Micro-batches are packed to different lengths; Megatron then requires alltoall, even in dense models.
         variable_seq_lengths=True,
-        batch_p2p_sync=False,  # with it the host waits after every exchange, for the sake of old versions of torch
+        batch_p2p_sync=False,  # otherwise the host waits after every exchange, for the sake of old versions of torch
         moe_token_dispatcher_type="alltoall",
         params_dtype=DTYPES[dtype],
         pipeline_dtype=DTYPES[dtype],
         bf16=dtype == "bf16",
         perform_initialization=False,
+        **family.megatron,
         **(recomputation if recompute else {}),
     )
 
 
-def layer_spec(config: TransformerConfig, norm: ModuleSpec) -> ModuleSpec:
-    """A decoder layer whose local parameters have vLLM's layout."""
-    qk_norm = norm if config.qk_layernorm else IdentityOp
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=ModuleSpec(
-                module=PackedSelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=NoCoreAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=qk_norm,
-                    k_layernorm=qk_norm,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
-
-
 class PackedGPT(GPTModel):
-    """GPTModel on packed tokens whose last stage gives logprobs and entropies instead of logits."""
+    """GPTModel on packed tokens whose last stage returns logprobs and entropies instead of logits.
+
+    Attributes:
+        family, sizes: describe the parameters (`param_names.param_map`).
+        loss_from_hidden: None, or what the last stage computes from its hidden states and the LM head instead.
+    """
 
     num_outputs = 2  # rows of the last stage's output
     has_lm_head = True
@@ -130,11 +95,12 @@ class PackedGPT(GPTModel):
         kernels: KernelsConfig,
         temperature: float = 1.0,
     ):
+        family = family_of(hf_config.model_type)
         norm = ModuleSpec(module=RMSNorm, params={"implementation": kernels.rms_norm})
-        layer = layer_spec(config, norm)
+        layer = family.layer_spec(config, norm)
         super().__init__(
             config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(
+            transformer_layer_spec=TransformerBlockSubmodules(  # pyright: ignore[reportArgumentType]
                 layer_specs=[layer] * (config.num_layers // cluster.pp_size), layer_norm=norm
             ),
             vocab_size=padded_vocab_size(hf_config.vocab_size),
@@ -144,14 +110,22 @@ class PackedGPT(GPTModel):
             share_embeddings_and_output_weights=hf_config.tie_word_embeddings and self.has_lm_head,
             position_embedding_type="none",
         )
-        self.cluster, self.kernels = cluster, kernels
+        self.family, self.cluster, self.kernels = family, cluster, kernels
+        self.sizes = sizes_of(
+            vocab_size=hf_config.vocab_size,
+            hidden_size=hf_config.hidden_size,
+            ffn_hidden_size=hf_config.intermediate_size,
+            num_attention_heads=hf_config.num_attention_heads,
+            num_query_groups=hf_config.num_key_value_heads,
+            head_dim=head_size(hf_config.to_dict()),
+        )
         self.loss_from_hidden: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
         self.valid_vocab = hf_config.vocab_size
         self.temperature = temperature
         self.frequencies = inverse_frequencies(hf_config).to(cluster.device)
 
     def _preprocess(self, input_ids, position_ids, **_):
-        """Embeddings on the first stage; the rotary table, from each token's position, on all of them."""
+        """Embeddings on the first stage; on every stage, the rotary table of the tokens' positions."""
         embedded = (
             self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
         )
@@ -161,17 +135,18 @@ class PackedGPT(GPTModel):
     def _postprocess(self, hidden_states: Tensor, labels: Tensor, packed_seq_params, **_):
         """[2, T] logprobs and entropy on the last stage, hidden states [T / cp, 1, H] on the others.
 
-        With `loss_from_hidden` set, the last stage gives what it makes of hidden states and LM head instead.
+        With `loss_from_hidden` set, the last stage returns its result instead.
 
-        Context-parallel ranks compute their own tokens and give each other the results, so that everything
-        behind the model (losses, metrics) sees whole micro-batches.
+        Context-parallel ranks compute their own tokens and gather the results, so that everything behind the model
+        (losses, metrics) sees whole micro-batches.
         """
         if not self.post_process:
             return hidden_states
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        assert weight is not None
         hidden_states = hidden_states.squeeze(1)
-        head = {
+        head: dict[str, Any] = {
             "temperature": self.temperature,
             "valid_vocab": self.valid_vocab,
             "vocab_start": self.cluster.tp_rank * weight.shape[0],
@@ -184,4 +159,5 @@ class PackedGPT(GPTModel):
         logprobs, entropy = linear_logprob(
             hidden_states, weight, labels[0], rows=packed_seq_params.target_rows, **head
         )
+        assert entropy is not None
         return gather_tokens(torch.stack([logprobs, entropy]), self.cluster.cp_group)

@@ -1,37 +1,39 @@
-"""Optimizer state and gradients off the device while the engine generates, and back before they are needed.
+"""Optimizer state and gradients leave the device while the engine generates, and return before they are needed.
 
-Only what has a value moves: Adam's moments and, in bf16, the fp32 weights go to pinned host memory. Gradients
-are zero between steps, so their memory is only given back. Storages are emptied in place: every view that
-Megatron holds (buckets, main gradients, shards) is valid again when the memory is back.
+Adam's moments and, in bf16, the fp32 weights are copied to pinned host memory. Gradients are zero between steps, so
+their memory is freed without a copy. Storages are emptied in place: all of Megatron's views of them (buckets, main
+gradients, shards) are valid again once the memory is allocated again.
 """
 
 from collections.abc import Iterator
 
 import torch
 from ralign.engine.policy.host_memory import HostMemory
-from ralign.engine.policy.megatron_model import TrainedModel
+from ralign.engine.policy.megatron_model import MegatronModel
 from torch import Tensor
 
 
-class TrainingState:
-    """Where a model's optimizer state and gradients are: on the device when made."""
+class OffloadedState:
+    """Optimizer state and gradients of a model, on the device or offloaded; at first on the device."""
 
-    def __init__(self, model: TrainedModel):
+    def __init__(self, model: MegatronModel):
         self._model = model
         self._device = model.cluster.device
         self._memory = HostMemory(pin=self._device.type == "cuda")
-        self._copies: list[Tensor] = []  # kept from step to step: pinning is slow
-        self._away: list[tuple[Tensor, Tensor, int]] = []  # device tensor, its copy, bytes of its storage
+        self._copies: list[Tensor] = []  # reused from step to step: pinning is slow
+        self._offloaded: list[
+            tuple[Tensor, Tensor, int]
+        ] = []  # device tensor, its copy, bytes of its storage
         self._gradients: list[tuple[torch.UntypedStorage, int]] = []
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     @property
-    def is_away(self) -> bool:
-        return bool(self._away or self._gradients)
+    def is_offloaded(self) -> bool:
+        return bool(self._offloaded or self._gradients)
 
-    def leave(self) -> None:
-        """Free the device: returns when the values are in host memory. Nothing may be training."""
-        if self.is_away:
+    def offload(self) -> None:
+        """Frees the device memory; returns when the values are in host memory. Not during an update."""
+        if self.is_offloaded:
             return
         self.wait()
         tensors = list(self._optimizer_tensors())
@@ -42,47 +44,47 @@ class TrainingState:
             torch.cuda.current_stream().synchronize()
         for tensor, copy in zip(tensors, copies, strict=True):
             storage = tensor.untyped_storage()
-            self._away.append((tensor, copy, storage.nbytes()))
+            self._offloaded.append((tensor, copy, storage.nbytes()))
             storage.resize_(0)
-        for buffer in self._model.model.buffers:
+        for buffer in self._model.buffers:
             storage = buffer.grad_data.untyped_storage()
             self._gradients.append((storage, storage.nbytes()))
             storage.resize_(0)
         if self._stream is not None:
-            torch.cuda.empty_cache()  # the engine's allocator takes memory from the driver
+            torch.cuda.empty_cache()  # the engine's allocator gets its memory from the driver
 
-    def come_back(self) -> None:
-        """Have the memory at once, and the values on their way; `wait` before they are read."""
+    def onload(self) -> None:
+        """Allocates the memory and starts to copy the values; call `wait` before they are read."""
         for storage, size in self._gradients:
             storage.resize_(size)
-        for tensor, _, size in self._away:
+        for tensor, _, size in self._offloaded:
             tensor.untyped_storage().resize_(size)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for tensor, copy, _ in self._away:
+            for tensor, copy, _ in self._offloaded:
                 tensor.copy_(copy, non_blocking=True)
         self._gradients.clear()
-        self._away.clear()
+        self._offloaded.clear()
 
     def wait(self) -> None:
-        """What the device does next sees the values that `come_back` brings."""
+        """Makes the device's further work wait for the copies of `onload`."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def discard(self) -> None:
-        """Give the memory back for good: the model is not trained any more."""
-        self._away.clear()
+        """Frees the memory for good: the model is not trained any more."""
+        self._offloaded.clear()
         self._gradients.clear()
         self._model.end_training()
-        for buffer in self._model.model.buffers:
+        for buffer in self._model.buffers:
             buffer.grad_data.untyped_storage().resize_(0)
         if self._stream is not None:
             torch.cuda.empty_cache()
 
     def weight_bytes(self) -> int:
-        """Bytes of the weights, which never leave the device."""
-        return sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._model.model.buffers)
+        """Bytes of the weights, which always stay on the device."""
+        return sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._model.buffers)
 
     def optimizer_bytes(self) -> int:
         """Bytes of optimizer state on the device now."""
@@ -90,14 +92,14 @@ class TrainingState:
 
     def gradient_bytes(self) -> int:
         """Bytes of gradients on the device now."""
-        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._model.model.buffers)
+        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._model.buffers)
 
     def _optimizer_tensors(self) -> Iterator[Tensor]:
-        """Moments and fp32 weights of their own memory; in fp32 the weights are the model's, and stay."""
+        """Moments and fp32 weights that have memory of their own; in fp32 the weights are the model's, and stay."""
         optimizer = self._model.optimizer
         if optimizer is None:
             return
-        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._model.model.buffers}
+        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._model.buffers}
         for distributed in optimizer.chained_optimizers:
             masters = [x for group in distributed.optimizer.param_groups for x in group["params"]]
             moments = [x for state in distributed.optimizer.state.values() for x in state.values()]
@@ -107,7 +109,7 @@ class TrainingState:
                     yield tensor.data
 
     def _host_copy(self, index: int, tensor: Tensor) -> Tensor:
-        """The place of the optimizer's tensor of this number, where the last stage's optimizer had one like it."""
+        """Host memory for the optimizer's tensor of this index; that of an earlier stage's if shape and dtype agree."""
         if index == len(self._copies):
             self._copies.append(self._memory.empty(tensor.shape, tensor.dtype))
         elif (self._copies[index].shape, self._copies[index].dtype) != (tensor.shape, tensor.dtype):

@@ -1,16 +1,16 @@
-"""Adam with sharded state, and the learning rate's schedule, as Megatron has them."""
+"""Megatron's Adam with sharded state, and its learning-rate schedule."""
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from ralign.engine.config.run import OptimConfig
 
 
 def make_optimizer(
     model: DistributedDataParallel, optim: OptimConfig, num_steps: int
-) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """A fresh Adam (master weights from the model as it is now) and a schedule over `num_steps` updates."""
-    config = model.module.config
+) -> tuple[ChainedOptimizer, OptimizerParamScheduler]:
+    """A fresh Adam, with master weights from the model's present weights, and a schedule over `num_steps` updates."""
+    config = model.config
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -27,6 +27,7 @@ def make_optimizer(
         ),
         [model],
     )
+    assert isinstance(optimizer, ChainedOptimizer)
     schedule = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -42,6 +43,6 @@ def make_optimizer(
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )
-    # Megatron's schedule gives lr 0 to step 0 of a warm-up; counting from 1 makes every step train.
+    # At step 0 of a warm-up the learning rate is 0. Counting from 1 makes the first update change the weights.
     schedule.step(1)
     return optimizer, schedule

@@ -1,7 +1,7 @@
-"""What pipeline stages send each other: tensors whose shapes all of them know from the plan.
+"""Communication between pipeline stages, which know the shapes of all tensors in advance.
 
-Micro-batches differ in length. Megatron's stages then tell each other every shape before every tensor and wait for
-the device to read it. Here each stage holds the same micro-batches in the same order, so nothing needs to be asked.
+Micro-batches differ in length. In Megatron, a stage then sends the shape before each tensor, and the receiver waits for
+the device to read it. Here all stages have the same micro-batches in the same order, so no shape is sent.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ Shape = tuple[int, int, int]
 
 
 class StageLinks(P2PCommunicator):
-    """Megatron's communicator for one pass: micro-batches come forwards, and their gradients backwards, in order."""
+    """Megatron's communicator for one pass. Micro-batches travel forwards, their gradients backwards, in order."""
 
     def __init__(self, cluster: Cluster, config: TransformerConfig, shapes: Sequence[Shape]):
-        """`shapes`: of the hidden states that each micro-batch is between two stages."""
+        """`shapes`: of each micro-batch's hidden states between two stages."""
         super().__init__(pp_group=cluster.pp_group, config=config)
         self._forwards, self._backwards = iter(shapes), iter(shapes)
 
     def _communicate_shapes(self, tensor_send_next, tensor_send_prev, recv_prev: bool, recv_next: bool):
-        """Of what comes from the stage before and of what comes from the one behind, where something does."""
+        """Shapes of the tensors that are received from the previous stage and from the next stage; None for none."""
         return next(self._forwards) if recv_prev else None, next(self._backwards) if recv_next else None
 
 
 def stage_links(config: TransformerConfig, cluster: Cluster, micro_batches: Sequence[PackedBatch]) -> dict:
-    """What Megatron's schedule takes to use such links: nothing where there is one stage."""
+    """Arguments for Megatron's schedule that make it use `StageLinks`; empty if there is one stage."""
     if cluster.pp_size == 1:
         return {}
     ranks = cluster.cp_size * (cluster.tp_size if config.sequence_parallel else 1)

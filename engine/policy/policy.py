@@ -1,4 +1,4 @@
-"""The policy: what is trained to answer, and shares its weights with the engine that generates."""
+"""The policy: the model that is trained to answer. The generator's engine shares its weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from megatron.core.transformer import TransformerConfig
 from ralign.engine.data.packing import PackedBatch
 from ralign.engine.policy import hf
 from ralign.engine.policy.host_memory import HostMemory
-from ralign.engine.policy.megatron_model import TrainedModel
+from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.policy.model import PackedGPT
 from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
@@ -16,11 +16,11 @@ from torch import Tensor
 REFERENCE_PART = 1 << 26  # elements copied at once: small enough to fill the blocks of host memory
 
 
-class Policy(TrainedModel):
-    """A language model: micro-batches into logprobs, and updates."""
+class Policy(MegatronModel):
+    """A language model: computes logprobs and is updated."""
 
     def __init__(self, folder: str | Path, cluster: Cluster, *, temperature: float = 1.0, **options):
-        """`temperature` divides the logits; `options` are those of `TrainedModel`."""
+        """`temperature` divides the logits; `options` are those of `MegatronModel`."""
         self.temperature = temperature
         self._reference: list[tuple[Tensor, Tensor]] | None = None  # part of the weights, its copy
         super().__init__(folder, cluster, **options)
@@ -29,16 +29,16 @@ class Policy(TrainedModel):
         return PackedGPT(self.hf_config, config, self.cluster, self.kernels, self.temperature)
 
     def logprobs(self, micro_batches: Sequence[PackedBatch]) -> list[Tensor]:
-        """[2, T] (logprobs, entropy) fp32 for each micro-batch, on every rank that shares its data."""
+        """[2, T] (logprobs, entropy) fp32 for each micro-batch, on every rank that has the micro-batch."""
         return self.outputs(micro_batches)
 
     def freeze_reference(self) -> None:
-        """Keep a copy of the weights as they are now, in (pinned) host memory, as the reference of KL terms."""
+        """Copies the present weights to (pinned) host memory: they are the reference of KL terms."""
         if self._reference is None:
             memory = HostMemory(pin=self.cluster.device.type == "cuda")
             self._reference = [
                 (part, memory.empty(part.shape, part.dtype))
-                for buffer in self.model.buffers
+                for buffer in self.buffers
                 for part in buffer.param_data.split(REFERENCE_PART)
             ]
         for weights, copy in self._reference:
@@ -46,14 +46,16 @@ class Policy(TrainedModel):
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """While open, the model holds the reference's weights; afterwards its own, bit for bit."""
-        own = [buffer.param_data.clone() for buffer in self.model.buffers]
+        """While open, the model has the reference's weights; afterwards its own, bit for bit."""
+        assert self._reference is not None, "freeze_reference comes first"
+        own = [buffer.param_data.clone() for buffer in self.buffers]
         for weights, copy in self._reference:
             weights.copy_(copy, non_blocking=True)
         yield
-        for buffer, weights in zip(self.model.buffers, own, strict=True):
+        for buffer, weights in zip(self.buffers, own, strict=True):
             buffer.param_data.copy_(weights)
 
     def vllm_parameters(self) -> dict[str, Tensor]:
-        """This stage's parameters under vLLM's names: the trainer's own memory, not copies."""
-        return {row.vllm: parameter.data for _, parameter, row in hf.parameter_slots(self.gpt, self.cluster)}
+        """This stage's parameters by vLLM's names: the trainer's own memory, not copies."""
+        maps = hf.parameter_maps(self.gpt, self.cluster)
+        return {mapping.vllm: parameter.data for _, parameter, mapping in maps}

@@ -1,11 +1,11 @@
-"""The optimizer's state as rectangles of tensors with Hugging Face names: checkpoints that fit every layout.
+"""The optimizer's state as rectangles of tensors with Hugging Face names, for checkpoints that fit every layout.
 
-Megatron's distributed optimizer keeps, on each data-parallel rank, a flat range of each local parameter: the fp32
-weights, and Adam's two moments. A flat range of a row-major matrix is at most three rectangles (the rest of
-a row, whole rows, the start of a row), and each rectangle lies at a known place of a tensor that has the same
-shape in every layout, once q, k and v (and gate and up) are told apart. So every rank saves what it has, nothing
-is gathered, and loading with another tensor, pipeline or data-parallel size reads other rectangles of the same
-tensors. The weights themselves are not saved a second time: they are the fp32 weights, rounded.
+On each data-parallel rank, Megatron's distributed optimizer holds a flat range of each local parameter: of the fp32
+weights and of Adam's two moments. A flat range of a row-major matrix is at most three rectangles: the rest of a row,
+whole rows, the start of a row. Once q, k and v (and gate and up) are separated, each rectangle has a known place in a
+tensor whose shape is equal in all layouts. So each rank saves its own rectangles and nothing is gathered. A job with
+other tensor-, pipeline- or data-parallel sizes reads other rectangles of the same tensors. The model's weights are not
+saved: they are the fp32 weights, rounded.
 """
 
 import zlib
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedTensor
 from ralign.engine.policy import hf
 from ralign.engine.policy.model import PackedGPT
-from ralign.engine.policy.param_names import Slot
+from ralign.engine.policy.param_names import ParamMap
 from ralign.engine.runtime.cluster import Cluster
 from torch import Tensor
 
@@ -44,16 +44,16 @@ class Part:
     offset: tuple[int, ...]
 
 
-def parts(model: PackedGPT, cluster: Cluster, parameter: Tensor, row: Slot) -> Iterator[Part]:
+def parts(cluster: Cluster, parameter: Tensor, mapping: ParamMap) -> Iterator[Part]:
     """The Hugging Face tensors that a local parameter is stacked from, in order."""
     width = parameter.shape[1] if parameter.ndim == 2 else 1
     start = 0
-    for name, num_rows in zip(row.hf, hf.part_sizes(model, parameter, row), strict=True):
+    for name, num_rows in zip(mapping.hf, mapping.local_rows(cluster.tp_size), strict=True):
         local = [num_rows, *parameter.shape[1:]]
         shape, offset = list(local), [0] * len(local)
-        if row.split_dim is not None:
-            shape[row.split_dim] *= cluster.tp_size
-            offset[row.split_dim] = cluster.tp_rank * local[row.split_dim]
+        if mapping.split_dim is not None:
+            shape[mapping.split_dim] *= cluster.tp_size
+            offset[mapping.split_dim] = cluster.tp_rank * local[mapping.split_dim]
         stop = start + num_rows * width
         yield Part(
             name=name,
@@ -79,10 +79,10 @@ def rectangles(start: int, stop: int, width: int) -> Iterator[tuple[int, int, in
 
 
 def optimizer_shards(optimizer) -> Iterator[tuple[Tensor, int, int, dict[str, Tensor]]]:
-    """(parameter, start, stop, state) for each flat range of a local parameter that this rank's optimizer owns.
+    """(parameter, start, stop, state) for each flat range of a local parameter in this rank's optimizer.
 
-    `state` holds `STATES`, fp32 [stop - start] each, and Adam's `step`: the optimizer's own memory. Before the
-    first update, moments of zero are made.
+    `state` has `STATES`, fp32 [stop - start] each, and Adam's `step`, in the optimizer's own memory. Before the first
+    update, the moments are made as zeros.
     """
     for distributed in optimizer.chained_optimizers:
         for buckets in (bucket for by_dtype in distributed.gbuf_ranges for bucket in by_dtype.values()):
@@ -99,14 +99,14 @@ def optimizer_shards(optimizer) -> Iterator[tuple[Tensor, int, int, dict[str, Te
 def sharded_optimizer_state(
     model: PackedGPT, cluster: Cluster, optimizer, prefix: str = ""
 ) -> dict[str, list[ShardedTensor]]:
-    """Every piece of this rank's weights and moments as views, by prefix, state and Hugging Face name."""
-    slots = {parameter: (name, row) for name, parameter, row in hf.parameter_slots(model, cluster)}
+    """This rank's rectangles of weights and moments, as views, by prefix, state and Hugging Face name."""
+    maps = {parameter: (name, mapping) for name, parameter, mapping in hf.parameter_maps(model, cluster)}
     pieces: dict[str, list[ShardedTensor]] = {}
     for parameter, start, stop, state in optimizer_shards(optimizer):
-        name, row = slots[parameter]
+        name, mapping = maps[parameter]
         tied_copy = name == "output_layer.weight" and model.share_embeddings_and_output_weights
-        is_copy = tied_copy or (row.split_dim is None and cluster.tp_rank > 0)
-        for part in parts(model, cluster, parameter, row):
+        is_copy = tied_copy or (mapping.split_dim is None and cluster.tp_rank > 0)
+        for part in parts(cluster, parameter, mapping):
             for kind in STATES:
                 key = f"{prefix}{kind}/{part.name}"
                 pieces.setdefault(f"{prefix}{kind}/{name}/{part.name}", []).extend(
@@ -137,23 +137,23 @@ def _pieces(
 
 @torch.no_grad()
 def identity(model: PackedGPT, cluster: Cluster) -> str:
-    """16 hexadecimal digits made from every weight's bits and place; padding rows of the vocabulary count as zero.
+    """A hash of the weights, 16 hexadecimal digits; padding rows of the vocabulary count as zero.
 
-    Each bit pattern is weighted by its position in the whole tensor and summed modulo 2^64, so that it does not
-    matter which rank holds which part.
+    Each bit pattern is weighted by its position in the whole tensor and added modulo 2^64, so that the result does not
+    depend on how the tensors are split over the ranks.
     """
     total = torch.zeros((), dtype=torch.int64, device=cluster.device)
-    for name, parameter, row in hf.parameter_slots(model, cluster):
+    for name, parameter, mapping in hf.parameter_maps(model, cluster):
         tied_copy = name == "output_layer.weight" and model.share_embeddings_and_output_weights
         if (
             cluster.dp_rank
             or cluster.cp_rank
             or (tied_copy and cluster.pp_rank)
-            or (row.split_dim is None and cluster.tp_rank)
+            or (mapping.split_dim is None and cluster.tp_rank)
         ):
             continue
         words = parameter.data.reshape(-1).view(torch.int16 if parameter.element_size() == 2 else torch.int32)
-        for part in parts(model, cluster, parameter, row):
+        for part in parts(cluster, parameter, mapping):
             total += _weighted_sum(words[part.start : part.stop], part)
     dist.all_reduce(total)
     return f"{int(total) % 2**64:016x}"

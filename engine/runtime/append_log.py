@@ -1,4 +1,4 @@
-"""Lines that are kept as they come, by one process at a time: what was done before a kill is not done again."""
+"""An append-only file of lines that survives kills and is written by one process at a time."""
 
 import fcntl
 import os
@@ -8,16 +8,20 @@ from ralign.engine.runtime.errors import UserError
 
 
 class LineLog:
-    """A file of lines, each on its way to the disk as soon as `add` returns.
+    """A file of lines. `add` hands each line to the operating system before it returns.
 
-    A last line that a kill cut off is not among them, and the next one takes its place. The file is locked until
-    `close`, or until the process ends in whatever way.
+    A last line that a kill cut short is ignored, and overwritten by the next `add`. The file is locked until `close`,
+    or until the process ends.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Opens the file, or makes it. Raises UserError if it cannot be written, or another process has it."""
+        """Open or create the file.
+
+        Raises:
+            UserError: the file cannot be written, or another process has locked it.
+        """
         path = Path(path)
-        self._is_whole = False  # no remains of a cut line at the end
+        self._ends_whole = False  # checked: the file does not end in the middle of a line
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
@@ -30,19 +34,19 @@ class LineLog:
             raise UserError(f"{path} is in use by another process") from None
 
     def lines(self) -> list[bytes]:
-        """All whole lines, without their ends."""
+        """All whole lines, without line ends."""
         self._file.seek(0)
         return self._file.read().split(b"\n")[:-1]
 
     def add(self, line: bytes) -> None:
-        """Keeps one more line, given without its end."""
-        if not self._is_whole:
+        """Append one line, given without its line end."""
+        if not self._ends_whole:
             self._file.truncate(sum(len(line) + 1 for line in self.lines()))
-            self._is_whole = True
+            self._ends_whole = True
         self._file.write(line + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Waits for the disk, and lets others have the file."""
+        """Write the file to the disk and unlock it."""
         os.fsync(self._file.fileno())
         self._file.close()

@@ -1,4 +1,4 @@
-"""What the console scripts share: a parser whose mistakes are ours, and checked values."""
+"""argparse as all console scripts use it."""
 
 import argparse
 from typing import NoReturn
@@ -7,14 +7,14 @@ from ralign.engine.runtime.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a `UserError`: one line and exit status 2, as everywhere in ralign."""
+    """An argparse parser whose errors are `UserError`s: one line and exit status 2, as everywhere in ralign."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists all)")
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """An argparse type: a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

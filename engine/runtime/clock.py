@@ -1,35 +1,36 @@
-"""Times of a step's stages. On CUDA the host runs ahead: a stage ends when the device is done with it."""
+"""Times of a step's stages. On CUDA the host runs ahead of the device; a stage ends when the device has finished it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-Mark = float | torch.cuda.Event
+Mark = Any  # seconds of the host's clock, or a torch.cuda.Event
 
 
 class Clock:
-    """Time of each stage of a step, in seconds; what no stage covers is `other`.
+    """Time of each stage of a step, in seconds; the rest is `other`.
 
-    On CUDA events of the current stream mark the stages' ends: the host waits for the device once, in `times_s`.
+    On CUDA, events of the current stream mark the ends of stages: the host waits for the device once, in `times_s`.
     """
 
-    def __init__(self, device: torch.device, on_stage: Callable[[str], None] = lambda name: None):
-        """`on_stage` hears the name of each stage as it begins."""
-        self._on_cuda, self._on_stage = device.type == "cuda", on_stage
+    def __init__(self, device: torch.device):
+        """Start the step."""
+        self._on_cuda = device.type == "cuda"
         self._start = self._mark()
         self._stages: list[tuple[str, Mark, Mark]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self._on_stage(name)
+        """Times what runs in this context. A stage may come several times: its times are added."""
         start = self._mark()
         yield
         self._stages.append((name, start, self._mark()))
 
     def times_s(self) -> dict[str, float]:
-        """`time_s/NAME` of every stage, of what lies between them (`other`) and of all (`total`)."""
+        """`time_s/NAME` of every stage, of the time between stages (`other`), and of the whole step (`total`)."""
         end = self._mark()
         if self._on_cuda:
             end.synchronize()

@@ -1,6 +1,7 @@
-"""The torchrun world: ranks, device, and Megatron's process groups."""
+"""The job that torchrun started: ranks, device, and Megatron's process groups."""
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,12 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, frozen=True)
 class Cluster:
-    """This process's place in the job. Ranks vary fastest in tensor, then context, data, pipeline parallel."""
+    """This process's place in the job. Ranks vary fastest in tensor, then context, data, pipeline parallel.
+
+    Attributes:
+        generation_timeout_s: longest wait for the rank that generates the longest.
+        deterministic: training computes the same bits from the same inputs on CUDA, too.
+    """
 
     rank: int
     world_size: int
@@ -66,19 +72,23 @@ class Cluster:
         return self.rank == 0
 
     def all_gather_data(self, value: object) -> list:
-        """One Python object of every data-parallel rank, in rank order, on every rank."""
+        """The objects of all data-parallel ranks, in rank order, on every rank."""
         values: list = [None] * self.dp_size
         dist.all_gather_object(values, value, group=self.dp_group)
         return values
 
     def all_true(self, *values: bool) -> list[bool]:
-        """For each value, whether every rank of the job says so; one small collective on the host."""
+        """For each value, whether it is true on every rank of the job; one small collective on the host."""
         flags = torch.tensor(values, dtype=torch.int)
         dist.all_reduce(flags, op=dist.ReduceOp.MIN)
         return [bool(flag) for flag in flags]
 
     def on_first_rank(self, action: Callable[[], T]) -> T:
-        """Do it on rank 0; every rank gets the result, or the UserError (an OSError becomes one too)."""
+        """Run `action` on rank 0; every rank gets the result. Collective.
+
+        Raises:
+            UserError: on every rank, if the action raised one, or an OSError.
+        """
         box: list = [None, None]
         if self.is_first_rank:
             try:
@@ -106,18 +116,19 @@ def start(
     generation_timeout_s: float = 7200.0,
     deterministic: bool = False,
 ) -> Cluster:
-    """Join the world that torchrun describes (or a world of one) and lay out the parallel groups.
+    """Join the job that torchrun started, or start a job of one process, and lay out the parallel groups.
 
     Args:
         tensor: ranks that share each layer's matrices.
         pipeline: ranks that share the stack of layers.
         context: ranks that share the tokens of a micro-batch.
         timeout_s: how long a collective may wait before the job ends.
-        generation_timeout_s: the same where ranks wait for the one whose answers are the longest.
+        generation_timeout_s: the same where ranks wait for the one that generates the longest.
         deterministic: training computes the same bits from the same inputs on CUDA, too.
 
     Raises:
-        UserError: the sizes do not divide the world; GPUs that torch cannot use, or fewer than processes.
+        UserError: the sizes do not divide the number of processes; torch cannot use the GPUs; there are fewer GPUs
+            than processes.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -152,7 +163,7 @@ def start(
             context_parallel_size=context,
             distributed_timeout_minutes=max(1, int(timeout_s // 60)),
         )
-        # No dropout draws from it, but sequence parallelism and recomputation ask for the tracker.
+        # Sequence parallelism and recomputation need the tracker, although there is no dropout to draw.
         model_parallel_cuda_manual_seed(0)
     return Cluster(
         rank=dist.get_rank(),
@@ -168,7 +179,7 @@ def start(
 
 
 def stop() -> None:
-    """Leave the job in order."""
+    """Leave the job."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
@@ -177,8 +188,6 @@ def stop() -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

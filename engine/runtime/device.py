@@ -1,4 +1,4 @@
-"""Which device this process trains on, and how CUDA's libraries compute there."""
+"""The device that this process trains on, and the settings of CUDA's libraries."""
 
 import getpass
 import os
@@ -13,47 +13,45 @@ from ralign.engine.runtime.errors import UserError
 
 
 def prepare_cuda(*, deterministic: bool) -> None:
-    """Environment variables that CUDA libraries read when they start."""
-    # One queue in hardware keeps the order of launches, which Megatron relies on to overlap tensor-parallel
-    # collectives with the products beside them.
+    """Set environment variables that CUDA libraries read when they start; the user's own values stay."""
+    # One hardware queue keeps launches in order. Megatron relies on it to overlap tensor-parallel collectives with
+    # matrix products.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        os.environ.setdefault("NCCL_ALGO", "Ring")  # in-switch sums and trees add in another order
+        os.environ.setdefault("NCCL_ALGO", "Ring")  # trees, and sums in the switch, add in other orders
 
 
 def prepare_cpu() -> None:
-    """Compiled kernels are kept apart by the CPU's vector instructions.
+    """Give torch's Inductor a cache folder of its own for each kind of vector instructions.
 
-    vLLM compiles a few with torch's Inductor, whose cache takes a kernel that was compiled for wider vectors for this
-    CPU's: tokens then index out of range under tensor parallelism.
+    vLLM compiles some kernels with Inductor. Its cache does not tell kernels for wider vectors from this CPU's: tokens
+    then index out of range under tensor parallelism.
     """
-    default = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))
-    if (
-        os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default
-    ):  # torch itself sets the default when imported
+    default = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))  # torch sets it at import
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{torch.backends.cpu.get_cpu_capability()}"
 
 
 def gpu_problem() -> str | None:
-    """Why the GPUs of this machine cannot be used, in one line; None where they can, or where there are none.
+    """Why torch cannot use the GPUs of this machine, in one line; None if it can, or if there are none.
 
-    torch asks the driver's management library how many GPUs there are, and its own CUDA runtime whether it can use
-    them. Where the two disagree, a job would be half on CPU and half on GPU.
+    torch counts GPUs by the driver's management library and decides by its own CUDA runtime whether it can use them.
+    If the two disagree, one half of a job would run on the CPU and the other half on GPUs.
     """
     if not torch.cuda.device_count() or torch.cuda.is_available():
         return None
     return (
-        f"{torch.cuda.device_count()} GPU(s) are here, but torch {torch.__version__} cannot use them: it is built for "
+        f"this machine has {torch.cuda.device_count()} GPU(s), but torch {torch.__version__} cannot use them: it is built for "
         f"CUDA {torch.version.cuda}, which needs a newer NVIDIA driver (CUDA 13: driver 580 or newer)"
     )
 
 
 def own_device() -> torch.device:
-    """This process's device, made current: the GPU of its number on the node, or the CPU.
+    """Make this process's device current and return it: the GPU of its local rank, or the CPU.
 
     Raises:
-        UserError: GPUs that torch cannot use, or fewer than processes.
+        UserError: torch cannot use the GPUs, or there are fewer GPUs than processes.
     """
     if problem := gpu_problem():
         raise UserError(problem)
@@ -63,7 +61,7 @@ def own_device() -> torch.device:
     local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise UserError(
-            f"process {local_rank} of this node has no GPU: torch sees {num_gpus}; start at most one process a GPU "
+            f"process {local_rank} of this node has no GPU: torch sees {num_gpus}; start at most one process per GPU "
             f"(torchrun --nproc-per-node {num_gpus}; under SLURM every process must see all GPUs of its node: "
             "--gpu-bind=none)"
         )
@@ -73,18 +71,18 @@ def own_device() -> torch.device:
 
 
 def check_own_gpus(device: torch.device) -> None:
-    """Raises UserError where two processes have the same GPU; collective."""
+    """Raises UserError if two processes have the same GPU; collective."""
     own = str(torch.cuda.get_device_properties(device).uuid)
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
     if everyone.count(own) > 1:
         ranks = [rank for rank, uuid in enumerate(everyone) if uuid == own]
-        raise UserError(f"ranks {', '.join(map(str, ranks))} have the same GPU ({own}): one process a GPU")
+        raise UserError(f"ranks {', '.join(map(str, ranks))} have the same GPU ({own}); start one process per GPU")
 
 
 @contextmanager
 def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """While open, with `enabled`, torch uses only kernels that give the same bits for the same inputs, or raises."""
+    """If `enabled`, torch uses only deterministic kernels in this context, and raises where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(enabled or before)

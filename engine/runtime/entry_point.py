@@ -1,33 +1,132 @@
 """The main function of every command: a user's mistake ends in one line and exit status 2."""
 
+import json
 import os
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
 
+from ralign.engine.runtime import extras, output
 from ralign.engine.runtime.errors import UserError
 
-# torchrun ends all processes as soon as one has failed. The others let rank 0 say what is wrong first;
-# whoever is still alive after this time failed alone, and speaks for itself.
+Main = Callable[[list[str]], None]
+
+# A mistake that all processes find is reported by the first one of each node. A process that is still alone with its
+# mistake after this time reports it itself. torchrun ends all processes as soon as one has failed.
 _GRACE_S = 3.0
+_POLL_S = 0.1
+_LEAVE_S = 0.5  # for the others to leave: torchrun lists each process that it has to end as a failure
 
 
-def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Calls `main` with the command line; a UserError becomes one line on stderr and exit status 2.
+def run_main(main: Main, argv: Sequence[str] | None = None) -> None:
+    """Call `main` with the command line; a UserError becomes one line on stderr and exit status 2.
 
-    Everything else is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
-        main(list(sys.argv[1:] if argv is None else argv))
+        with extras.named_when_missing():
+            main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        if own_rank := rank():
-            time.sleep(_GRACE_S)
-        message = " ".join(str(error).split())
-        speaker = f"error (rank {own_rank})" if own_rank else "error"
-        print(f"{speaker}: {message}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _report_mistake(" ".join(str(error).split()))
+
+
+def run_job(main: Main, argv: Sequence[str] | None = None) -> None:
+    """`run_main` for a job, whose terminal shows ralign's own lines only (see output.py)."""
+
+    def captured(argv: list[str]) -> None:
+        if {"-h", "--help"}.isdisjoint(argv):  # the help is printed by a package
+            output.capture(rank())
+            sys.excepthook = _report_bug
+            threading.excepthook = _show_thread_exception
+        main(argv)
+
+    try:
+        run_main(captured, argv)
+    finally:
+        output.finish()
 
 
 def rank() -> int:
     """This process's rank in the job that torchrun started; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _report_mistake(message: str) -> NoReturn:
+    """One process of a node reports; the others leave with status 0, so that torchrun has no failure to list."""
+    claim = _claim_file()
+    if rank() and (claim is None or int(os.environ["LOCAL_RANK"])):
+        _wait(claim)
+    if claim is not None and not _create(claim):
+        output.discard()
+        sys.exit(0)
+    output.finish()
+    line = f"error (rank {rank()}): {message}" if rank() else f"error: {message}"
+    print(line, file=output.stderr(), flush=True)
+    _write_error_file(line)
+    if claim is not None:
+        time.sleep(_LEAVE_S)
+    sys.exit(2)
+
+
+def _claim_file() -> Path | None:
+    """The file that the reporting process of a node creates; None without torchrun."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # ATTEMPT/LOCAL_RANK/error.json
+    return None if error_file is None else Path(error_file).parents[1] / "ralign_mistake"
+
+
+def _wait(claim: Path | None) -> None:
+    """Give the first process of the node time to find the same mistake."""
+    if claim is None:
+        time.sleep(_GRACE_S)
+        return
+    end_s = time.monotonic() + _GRACE_S
+    while time.monotonic() < end_s and not claim.exists():
+        time.sleep(_POLL_S)
+
+
+def _create(file: Path) -> bool:
+    """Whether this process is the one that created the file."""
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of `sys.excepthook`: the traceback goes to the terminal and, after what led to it, to the log."""
+    if isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(kind, error, trace)
+        if rank() == 0:
+            print("interrupted", file=output.stderr(), flush=True)
+        return
+    _show_exception(kind, error, trace)
+    _write_error_file("".join(traceback.format_exception_only(kind, error)).strip())
+
+
+def _show_thread_exception(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:  # which ends a thread and means nothing else
+        _show_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _show_exception(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        text = f"rank {rank()}: {text}"
+    for stream in dict.fromkeys((output.stderr(), sys.stderr)):  # one stream if nothing is captured
+        stream.write(text)  # in one piece: ranks share the terminal
+        stream.flush()
+
+
+def _write_error_file(message: str) -> None:
+    """Give torchrun the message for the summary that it prints last. Read in torch 2.11 and 2.13."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        reply = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": reply}))

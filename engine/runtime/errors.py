@@ -1,9 +1,8 @@
-"""The one exception that means: the user can mend this.
+"""The exception for mistakes that the user can correct.
 
-Command entry points turn it into one line on stderr and exit status 2; everything else is a bug and
-keeps its traceback.
+Entry points turn it into one line on stderr and exit status 2. Any other exception is a bug and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a value, a file, a combination); the message names it."""
+    """A mistake in a value, a file or a combination that the user gave; the message names it."""

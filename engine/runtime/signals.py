@@ -1,14 +1,18 @@
-"""SIGTERM asks a run to stop: it finishes its step, saves a checkpoint, and exits with status 0."""
+"""SIGTERM stops a run in order: it finishes its step, saves a checkpoint, and exits with status 0."""
 
 import signal
 from types import FrameType
 
 
 class StopSignal:
-    """Remembers that SIGTERM (or SIGUSR1, which batch systems send ahead of a limit) arrived."""
+    """Records SIGTERM, and SIGUSR1, which batch systems send before a time limit.
+
+    Attributes:
+        requested: whether one of them has arrived.
+    """
 
     def __init__(self) -> None:
-        """Take the signals over; call it in the main thread."""
+        """Install the signal handlers; call it in the main thread."""
         self.requested = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._handle)
@@ -18,7 +22,7 @@ class StopSignal:
 
 
 class Stopped(SystemExit):
-    """Raised when a run was asked to stop and has saved its checkpoint; ends the process with status 0."""
+    """Raised after a stopped run has saved its checkpoint; ends the process with status 0."""
 
     def __init__(self) -> None:
         super().__init__(0)

@@ -1,8 +1,8 @@
-"""How long before its end a job is told to stop: the rest of a step and a checkpoint must fit in.
+"""How long before its time limit a job gets the signal to stop: time for the rest of a step and a checkpoint.
 
-`ralign-plan` predicts the step of the recipe as it is submitted. The notice is half as long again as the
-prediction, which is a model and not a promise. A notice that is too short costs the steps since the last
-checkpoint: the batch script queues the job again a minute before the limit.
+`ralign-plan` predicts the step of the submitted recipe. The notice is 1.5 times the prediction, because the model of
+a step is not exact. If the notice is too short, the steps since the last checkpoint are lost: the batch script queues
+the job again a minute before the limit.
 """
 
 import math
@@ -20,7 +20,7 @@ from ralign.engine.runtime.errors import UserError
 DEFAULT_S = 1200
 MAX_S = 65535  # sbatch --signal
 MARGIN = 1.5
-CHECKPOINT_BYTES_A_SECOND = 1e9  # to a shared file system, by all ranks together; on the low side
+CHECKPOINT_BYTES_PER_S = 1e9  # to a shared file system, by all ranks together: a low estimate
 
 _PLANNED = re.compile(r"^def \w+\(\) -> \w*Run:", re.MULTILINE)
 
@@ -43,10 +43,10 @@ class Prediction:
 
 
 def planned_run(recipe: Path, settings: Sequence[str]) -> Run | None:
-    """The run as `ralign-plan` reads it; None for a file that it cannot read (an import might run it).
+    """The run as `ralign-plan` reads it; None for a file without a function `() -> Run`, whose import might run it.
 
     Raises:
-        UserError: a setting that the recipe would refuse.
+        UserError: a setting that the recipe refuses.
     """
     if not _PLANNED.search(recipe.read_text(encoding="utf-8")):
         return None
@@ -54,19 +54,18 @@ def planned_run(recipe: Path, settings: Sequence[str]) -> Run | None:
 
 
 def predict(run: Run, num_gpus: int, chip: Chip) -> Prediction:
-    """What `ralign-plan` says of the run.
+    """The prediction of `ralign-plan` for this run.
 
     Raises:
-        UserError: it cannot be planned, for example because the model's sizes are not known here.
+        UserError: the run cannot be planned, for example because the sizes of its model are not known.
     """
     layout = cli.plan(run, num_gpus, chip, Constants(), search=False)["layout"]
-    held = layout["memory_bytes"][
-        "update"
-    ]  # fp32 weights and Adam's moments, which are what a checkpoint holds
+    held = layout["memory_bytes"]["update"]
+    # A checkpoint holds the fp32 weights and Adam's moments.
     state_bytes = num_gpus * sum(size for name, size in held.items() if name.endswith("optimizer"))
     return Prediction(
         step_s=layout["time_s"]["total"],
-        checkpoint_s=state_bytes / CHECKPOINT_BYTES_A_SECOND,
+        checkpoint_s=state_bytes / CHECKPOINT_BYTES_PER_S,
         gpus=f"{num_gpus} x {chip.name}",
     )
 
@@ -74,14 +73,14 @@ def predict(run: Run, num_gpus: int, chip: Chip) -> Prediction:
 def choose(
     asked_minutes: float | None, limit_s: float | None, prediction: Prediction | None
 ) -> tuple[int, str | None]:
-    """Seconds of notice, and what to tell the user about them.
+    """Seconds of notice, and a remark for the user.
 
     Args:
-        asked_minutes: the user's own choice.
-        limit_s: the job's time limit, where it is known.
+        asked_minutes: the value of --warn-minutes; None to take the prediction.
+        limit_s: the job's time limit; None if it is not known.
 
     Raises:
-        UserError: the user's notice leaves no time to train, or is longer than SLURM's longest.
+        UserError: --warn-minutes leaves no time to train, or exceeds SLURM's maximum.
     """
     if asked_minutes is not None:
         notice = round(60 * asked_minutes)
@@ -89,9 +88,7 @@ def choose(
         if not 0 < notice <= MAX_S:
             raise UserError(f"{given}: expected more than 0 and at most {MAX_S // 60}")
         if limit_s is not None and notice >= limit_s:
-            raise UserError(
-                f"{given}: the time limit is {_minutes(limit_s)}; the job would be told to stop at once"
-            )
+            raise UserError(f"{given}: the time limit is {_minutes(limit_s)}; the job would stop at once")
     else:
         notice = DEFAULT_S
         if prediction:
@@ -109,7 +106,7 @@ def choose(
 
 
 def limit_s(text: str) -> float:
-    """Seconds of a time limit as SLURM spells it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    """Seconds of a time limit in SLURM's format: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if not dash and len(parts) < 3:

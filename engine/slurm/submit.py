@@ -1,6 +1,6 @@
-"""ralign-submit: a recipe as a SLURM job that saves before it is preempted, queues itself again, and goes on.
+"""ralign-submit: submit a recipe as a SLURM job that saves a checkpoint before it is stopped, and then resumes.
 
-ralign-submit recipes/r_align_32b.py --nodes 4 --gpus 8 --time 24:00:00 data.train=pairs.jsonl
+ralign-submit r_align_32b --nodes 4 --gpus 8 --time 24:00:00 data.train=pairs.jsonl
 ralign-submit recipes/r_align_mini.py --nodes 2 --gpus 0 --seeds 0-3 --dry-run
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ralign.engine.planner.cli import RECIPES, recipe_file
 from ralign.engine.planner.hardware import chip_of
 from ralign.engine.runtime.argparse_utils import Parser, positive
 from ralign.engine.runtime.entry_point import run_main
@@ -22,7 +23,7 @@ from ralign.engine.slurm import notice
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")  # minutes, or [days-]hours:minutes:seconds
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?")  # sbatch's --array
-CPUS_A_GPU = 8  # for the process, its writing thread and the engine; nodes of 8 GPUs have 96 CPUs and more
+CPUS_PER_GPU = 8  # for the process, its writing thread and the engine; nodes of 8 GPUs have at least 96 CPUs
 
 
 def main() -> None:
@@ -55,17 +56,17 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
     """The sbatch command line and the variables that go with it.
 
     Raises:
-        UserError: a file is missing, or a value has no meaning for SLURM.
+        UserError: a file is missing, or SLURM does not take a value.
     """
-    recipe = _recipe(args.recipe)
-    args.script = args.script or recipe.parent / "slurm" / "train.sbatch"
+    recipe = recipe_file(args.recipe)
+    args.script = args.script or _script_for(recipe)
     _check(args)
     options = {
         "job-name": recipe.stem,
         "nodes": args.nodes,
         "ntasks-per-node": args.tasks or args.gpus or 1,
         "gpus-per-node": args.gpus or None,
-        "cpus-per-task": args.cpus_per_task or (CPUS_A_GPU if args.gpus else None),
+        "cpus-per-task": args.cpus_per_task or (CPUS_PER_GPU if args.gpus else None),
         "mem": args.mem or ("0" if args.gpus else None),
         "time": args.time,
         "partition": args.partition,
@@ -90,6 +91,12 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
     return command, variables
 
 
+def _script_for(recipe: Path) -> Path:
+    """The batch script beside the recipe; without one, ralign's own."""
+    beside = recipe.parent / "slurm" / "train.sbatch"
+    return beside if beside.is_file() else RECIPES / "slurm" / "train.sbatch"
+
+
 def _check(args: argparse.Namespace) -> None:
     _require(args.script.is_file(), f"no batch script {args.script}; name one with --script")
     _require(args.time is None or _TIME.fullmatch(args.time), f"--time={args.time}: expected [DAYS-]HH:MM:SS")
@@ -109,7 +116,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
-    """Seconds of notice before the job's end; says on stderr what they are for."""
+    """Seconds of notice before the time limit; prints their reason on stderr."""
     chip, prediction = chip_of(args.gpu), None
     has_flags = any(word.startswith("--") and "=" not in word for word in args.settings)
     if args.gpus and not has_flags and (run := notice.planned_run(recipe, args.settings)):
@@ -124,14 +131,6 @@ def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
     return seconds
 
 
-def _recipe(name: str) -> Path:
-    """The file of a recipe given by path or by name."""
-    for path in (Path(name), Path("recipes") / f"{name}.py"):
-        if path.is_file():
-            return path
-    raise UserError(f"no recipe {name}: neither a file nor recipes/{name}.py")
-
-
 def _require(condition: object, message: str) -> None:
     if not condition:
         raise UserError(message)
@@ -142,23 +141,26 @@ def _parser() -> Parser:
         prog="ralign-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="file of the recipe, or its name in recipes/")
+    add("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that comes with ralign")
     add("settings", nargs="*", metavar="FIELD=VALUE", help="the recipe's settings (flags after --)")
     add("--nodes", type=positive, required=True, help="number of nodes")
-    add("--gpus", type=int, default=8, help="GPUs a node, one task each; 0 for CPUs (default 8)")
-    add("--tasks", type=positive, help="tasks a node, where that is not the number of GPUs")
+    add("--gpus", type=int, default=8, help="GPUs per node, one task each; 0 for CPUs (default 8)")
+    add("--tasks", type=positive, help="tasks per node, if not one for each GPU")
     add(
         "--gpu",
         default="h100",
-        help="kind of GPU, as for ralign-plan: a step is predicted for it (default h100)",
+        help="kind of GPU for the prediction of a step, as in ralign-plan (default h100)",
     )
     add(
         "--cpus-per-task",
         type=positive,
-        help=f"CPUs a task (default {CPUS_A_GPU} with GPUs, else SLURM's own); best: a node's CPUs / its GPUs",
+        help=f"CPUs per task (default {CPUS_PER_GPU} with GPUs, else SLURM's own); best: a node's CPUs / its GPUs",
     )
-    add("--mem", help="host memory a node (default with GPUs 0: all of it; without, SLURM's own)")
-    add("--time", help="time limit, [DAYS-]HH:MM:SS; the run goes on after it (default: the partition's)")
+    add("--mem", help="host memory per node (default: all of it with GPUs, else SLURM's own)")
+    add(
+        "--time",
+        help="time limit, [DAYS-]HH:MM:SS; the job is queued again after it (default: the partition's)",
+    )
     add("--partition", help="SLURM partition")
     add("--account", help="SLURM account")
     add("--qos", help="SLURM quality of service")
@@ -166,18 +168,22 @@ def _parser() -> Parser:
     add(
         "--warn-minutes",
         type=float,
-        help="notice before the end: time for the rest of a step and a checkpoint (default: what ralign-plan "
-        "predicts and half as much again, 20 at least, half of --time at most)",
+        help="notice before the time limit, for the rest of a step and a checkpoint (default: 1.5 times the "
+        "prediction of ralign-plan, at least 20, at most half of --time)",
     )
-    add("--max-restarts", type=int, default=3, help="how often a failure is queued again (default 3)")
+    add("--max-restarts", type=int, default=3, help="how often a failed job is queued again (default 3)")
     add("--logs", type=Path, default=Path("runs/slurm"), help="folder of the logs (default runs/slurm)")
-    add("--script", type=Path, help="batch script (default: slurm/train.sbatch beside the recipe)")
+    add(
+        "--script",
+        type=Path,
+        help="batch script (default: slurm/train.sbatch beside the recipe, else ralign's)",
+    )
     add(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION",
-        help="passed to sbatch as it is; repeatable",
+        help="passed to sbatch unchanged; repeatable",
     )
     add("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     return parser

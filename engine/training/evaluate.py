@@ -1,6 +1,7 @@
-"""Judge held-out pairs with the generator as it is, and keep what was said."""
+"""Judgments of held-out pairs by the current policy, and their metrics."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from ralign.engine.data.examples import Example, decode_answers
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.evaluation.records import metarm_fields, write_records
-from ralign.engine.generator.generator import Generator, Rollout
+from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.judging.metrics import measure
 from ralign.engine.judging.reviews import Reviews
-from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.training.session import Session
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,14 +29,16 @@ class Judgment:
 
 def judge_pairs(
     examples: Sequence[Example],
-    generator: Generator,
-    cluster: Cluster,
-    tokenizer,
-    metarm: MetaRM,
+    session: Session,
+    metarm: MetaRM | None,
     config: EvalConfig,
     seed: int,
 ) -> list[Judgment]:
-    """Judgments of all examples in order, on every rank; each engine judges its share."""
+    """Judgments of all examples in order, on every rank; each engine generates its share.
+
+    Without a MetaRM every outcome is `SKIPPED`.
+    """
+    generator, tokenizer = session.generator, session.tokenizer
     replicas = generator.replicas
     mine = [examples[i] for i in replicas.share_of(len(examples))]
     texts: list[str] = [""] * len(mine)
@@ -45,7 +48,7 @@ def judge_pairs(
         texts[index] = decode_answers([rollout.response_ids], tokenizer)[0]
         reviews.add(index, mine[index].pair, texts[index])
 
-    with metarm.awake():
+    with metarm.awake() if metarm else nullcontext():
         generator.generate(
             [example.prompt_ids.tolist() for example in mine],
             num_samples=1,

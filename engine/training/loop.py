@@ -1,143 +1,233 @@
-"""The loop of a training stage: its steps, their log, its checkpoints, and the ways in which it ends early."""
+"""The training loop: the steps of a stage, their log and checkpoints, and the ways in which a stage ends early.
 
-from collections.abc import Callable
-from typing import NoReturn
+`warm_start` and `reinforce` are the two kinds of stages. Every function is collective over all ranks.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 from ralign.engine.checkpoint.checkpoints import Checkpoints
 from ralign.engine.config.run import Run
+from ralign.engine.data.examples import encode_answer
 from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.report.metrics_log import MetricsLog
-from ralign.engine.report.progress import Progress
-from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.runtime.signals import StopSignal
-from ralign.engine.runtime.watchdog import Watchdog
-from ralign.engine.training.memory_phases import MemoryPhases
+from ralign.engine.training.session import Session
 from ralign.engine.training.sft import SFT
+from ralign.engine.training.tasks import Prompt, Response, Task
 from ralign.engine.training.trainer import Trainer
 
 Metrics = dict[str, float]
 
 
-class StageLoop:
-    """Trains one stage, an `SFT` or a `Trainer`; collective over all ranks."""
+class Stage(Protocol):
+    """What the loop trains: an `SFT` or a `Trainer`."""
 
-    def __init__(
-        self,
-        run: Run,
-        cluster: Cluster,
-        memory: MemoryPhases,
-        progress: Progress,
-        watchdog: Watchdog,
-        stop: StopSignal,
-        leave: Callable[[str], NoReturn],
-    ):
-        """`leave` ends the run in order, with a line to say why."""
-        self.run, self.cluster, self.memory, self.progress = run, cluster, memory, progress
-        self.watchdog, self.stop, self.leave = watchdog, stop, leave
+    models: dict[str, MegatronModel]
+    num_steps_done: int
 
-    def train(
-        self,
-        name: str,
-        title: str,
-        stage: SFT | Trainer,
-        step: Callable[[], Metrics],
-        num_steps: int,
-        after_step: Callable[[int], Metrics] = lambda step: {},
-    ) -> None:
-        """Steps of a stage, from its newest checkpoint where there is one, to the end, with a checkpoint there.
+    def step(self) -> tuple[Metrics, list[Response]]: ...
 
-        A judge that stops ends the run with a checkpoint: in a step of the one before, after a step of that one.
-        """
-        config = self.run.checkpoint
-        checkpoints = Checkpoints(
-            self.run.folder / name / "checkpoints",
-            self.cluster,
-            stage.models,
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-        )
-        if (state := checkpoints.restore()) is not None:
-            stage.load_state_dict(state)
-            self.progress.say(f"{name} goes on after step {stage.num_steps_done}")
-        log = MetricsLog(
-            self.run.folder / name / "metrics.jsonl",
-            next_step=stage.num_steps_done + 1,
-            enabled=self.cluster.is_first_rank,
-        )
-        with self.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done):
-            while (number := stage.num_steps_done + 1) <= num_steps:
-                metrics, stopped = {}, None
-                try:
-                    metrics = step()
-                    metrics |= after_step(number)
-                except JudgeStopped as reason:
-                    stopped = reason
-                if metrics:
-                    metrics.pop("step")
-                    for kind, model in stage.models.items():
-                        metrics[f"{kind}/num_skipped"] = model.num_skipped_updates
-                    metrics |= self.memory.metrics()
-                    log.write(number, metrics)
-                if stopped:
-                    self._save_for_later(name, checkpoints, stage)
-                    raise stopped
-                self._check_skipped(name, stage, number)
-                self._save_if_due(name, checkpoints, stage, number == num_steps, metrics)
-            checkpoints.wait()
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def _save_for_later(self, name: str, checkpoints: Checkpoints, stage: SFT | Trainer) -> None:
-        """A checkpoint of what was learned, before the run ends early."""
-        if step := stage.num_steps_done:
-            self.memory.before_training()  # the optimizer's state may be away
-            checkpoints.save(step, stage.state_dict())
-            checkpoints.wait()
-            self.progress.say(f"saved step {step} of {name}; the same command goes on")
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def _save_if_due(
-        self,
-        name: str,
-        checkpoints: Checkpoints,
-        stage: SFT | Trainer,
-        is_last: bool,
-        metrics: Metrics,
-    ) -> None:
-        """A checkpoint every so many steps, after the last one, and when asked to stop, which then ends the run."""
-        self.watchdog.phase("checkpoint")
-        step, every = stage.num_steps_done, self.run.checkpoint_every
-        go_on, is_written = self.cluster.all_true(not self.stop.requested, checkpoints.is_written)
-        if is_written:
-            checkpoints.wait()
-        if (every and step % every == 0) or is_last or not go_on:
-            self.memory.before_training()  # what came after the step may have sent the optimizer's state away
-            checkpoints.save(step, stage.state_dict(), score=self._score(stage, metrics))
-        if not go_on:
-            checkpoints.wait()
-            self.leave(f"asked to stop: saved step {step} of {name}; the same command goes on")
 
-    def _score(self, stage: SFT | Trainer, metrics: Metrics) -> float | None:
-        """What decides which checkpoint is best; the warm start has no such thing.
+def warm_start(
+    session: Session, run: Run, name: str, examples: Sequence[Prompt], texts: Sequence[str]
+) -> Path:
+    """Supervised training on the given answers; returns the exported folder."""
+    answers = [encode_answer(text, session.tokenizer) for text in texts]
+    session.begin_training()
+    stage = SFT(session, run, examples, answers)
+    keys = ("policy/loss",)
+    train(session, run, name, "SFT warm start", stage, run.sft.num_steps, progress_keys=keys)
+    return session.export(run.folder / name / "hf")
 
-        Raises:
-            UserError: no metric has the configured name.
-        """
-        config = self.run.checkpoint
-        if isinstance(stage, SFT) or not config.keep_best:
-            return None
-        if config.watch not in metrics:
-            raise UserError(
-                f"checkpoint.watch={config.watch}: no such metric; there are {', '.join(metrics)}"
+
+def reinforce(
+    session: Session,
+    run: Run,
+    name: str,
+    start: Path,
+    task: Task,
+    after_step: Callable[[int], Metrics] = lambda step: {},
+) -> Path:
+    """RL on a task from the checkpoint in `start`; returns the exported folder.
+
+    `after_step` may add metrics of the updated policy. A critic starts each stage from its own folder or, with all
+    values 0, from the policy's start.
+    """
+    session.load(start)
+    if session.critic is not None:
+        session.critic.load(run.critic.hf_path or start)
+    session.generator.weight_version = 0  # a stage counts its own updates
+    session.begin_training()
+    stage = Trainer(session, run, task)
+    train(
+        session,
+        run,
+        name,
+        task.title,
+        stage,
+        run.num_steps,
+        progress_keys=task.progress_keys,
+        after_step=after_step,
+        on_responses=lambda step, responses: _write_rollouts(session, run, name, step, task, responses),
+        best_by=run.checkpoint.watch if run.checkpoint.keep_best else None,
+    )
+    if session.critic is not None:
+        session.watchdog.phase("export")
+        session.critic.export(run.folder / name / "critic_hf")
+    return session.export(run.folder / name / "hf")
+
+
+def train(
+    session: Session,
+    run: Run,
+    name: str,
+    title: str,
+    stage: Stage,
+    num_steps: int,
+    *,
+    progress_keys: Sequence[str],
+    after_step: Callable[[int], Metrics] = lambda step: {},
+    on_responses: Callable[[int, list[Response]], None] = lambda step, responses: None,
+    best_by: str | None = None,
+) -> None:
+    """Steps of a stage, from its newest checkpoint where there is one, to the end, with a checkpoint there.
+
+    A judge that stops ends the run. If it stops within a step, the checkpoint is of the step before; if it stops in
+    `after_step`, of this one.
+
+    Args:
+        progress_keys: metrics of the progress line.
+        best_by: the metric by which the best checkpoints are kept; None keeps none.
+    """
+    checkpoints = Checkpoints(
+        run.folder / name / "checkpoints",
+        session.cluster,
+        stage.models,
+        keep_last=run.checkpoint.keep_last,
+        keep_best=run.checkpoint.keep_best,
+    )
+    if (state := checkpoints.restore()) is not None:
+        stage.load_state_dict(state)
+        session.progress.say(f"{name} continues after step {stage.num_steps_done}")
+    log = MetricsLog(
+        run.folder / name / "metrics.jsonl",
+        next_step=stage.num_steps_done + 1,
+        enabled=session.cluster.is_first_rank,
+    )
+    with session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done):
+        while (number := stage.num_steps_done + 1) <= num_steps:
+            metrics, stopped = {}, None
+            try:
+                metrics, responses = stage.step()
+                on_responses(number, responses)
+                session.progress.step(**{key.split("/")[1]: metrics[key] for key in progress_keys})
+                metrics |= after_step(number)
+            except JudgeStopped as reason:
+                stopped = reason
+            if metrics:
+                metrics.pop("step")
+                for kind, model in stage.models.items():
+                    metrics[f"{kind}/num_skipped"] = model.num_skipped_updates
+                metrics |= session.memory.metrics()
+                log.write(number, metrics)
+            if stopped:
+                _save_before_end(session, name, checkpoints, stage)
+                raise stopped
+            _check_skipped(run, name, stage, number)
+            is_last = number == num_steps
+            _save_if_due(
+                session,
+                run,
+                name,
+                checkpoints,
+                stage,
+                is_last=is_last,
+                score=partial(_score, best_by, metrics),
             )
-        return metrics[config.watch]
+        checkpoints.wait()
 
-    def _check_skipped(self, name: str, stage: SFT | Trainer, step: int) -> None:
-        """Raises UserError when too many updates were skipped: the settings make training diverge."""
-        limit = self.run.faults.max_skipped_updates
-        for kind, model in stage.models.items():
-            if (skipped := model.num_skipped_updates) > limit:
-                optim = "critic.optim" if kind == "critic" else "optim"
-                raise UserError(
-                    f"{name}, step {step}: {skipped} updates of the {kind} were skipped for a loss or gradient that "
-                    f"is not finite (faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad "
-                    "may help"
-                )
+
+def _save_before_end(session: Session, name: str, checkpoints: Checkpoints, stage: Stage) -> None:
+    """A checkpoint of the steps that are done, before the run ends early."""
+    if step := stage.num_steps_done:
+        session.begin_training()  # the optimizer's state may be in host memory
+        checkpoints.save(step, stage.state_dict())
+        checkpoints.wait()
+        session.progress.say(f"saved step {step} of {name}; the same command continues")
+
+
+def _save_if_due(
+    session: Session,
+    run: Run,
+    name: str,
+    checkpoints: Checkpoints,
+    stage: Stage,
+    *,
+    is_last: bool,
+    score: Callable[[], float | None],
+) -> None:
+    """A checkpoint every `checkpoint_every` steps, after the last one, and on request, which then ends the run.
+
+    `score` is of the metrics of the step, which need not have the watched one when no checkpoint is due.
+    """
+    session.watchdog.phase("checkpoint")
+    step, every = stage.num_steps_done, run.checkpoint_every
+    go_on, is_written = session.cluster.all_true(not session.stop.requested, checkpoints.is_written)
+    if is_written:
+        checkpoints.wait()
+    if (every and step % every == 0) or is_last or not go_on:
+        session.begin_training()  # the optimizer's state may be in host memory
+        checkpoints.save(step, stage.state_dict(), score=score())
+    if not go_on:
+        checkpoints.wait()
+        session.stop_early(f"stopped on request: saved step {step} of {name}; the same command continues")
+
+
+def _score(best_by: str | None, metrics: Metrics) -> float | None:
+    """Raises UserError where no metric has the configured name."""
+    if best_by is None:
+        return None
+    if best_by not in metrics:
+        raise UserError(f"checkpoint.watch={best_by}: no such metric; there are {', '.join(metrics)}")
+    return metrics[best_by]
+
+
+def _check_skipped(run: Run, name: str, stage: Stage, step: int) -> None:
+    """Raises UserError when too many updates were skipped: the settings make training diverge."""
+    limit = run.faults.max_skipped_updates
+    for kind, model in stage.models.items():
+        if (skipped := model.num_skipped_updates) > limit:
+            optim = "critic.optim" if kind == "critic" else "optim"
+            raise UserError(
+                f"{name}, step {step}: {skipped} updates of the {kind} were skipped for a loss or gradient that is "
+                f"not finite (faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad may help"
+            )
+
+
+def _write_rollouts(
+    session: Session, run: Run, name: str, step: int, task: Task, responses: list[Response]
+) -> None:
+    """The responses of every `rollouts_every`-th step, as JSONL."""
+    if not (run.rollouts_every and step % run.rollouts_every == 0 and session.cluster.is_first_rank):
+        return
+    path = run.folder / name / "rollouts" / f"step{step:05d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for response in responses:
+            record = {
+                **task.record(response),
+                "group": response.group,
+                "text": response.text,
+                "finish_reason": response.rollout.finish_reason,
+                "weight_version": response.rollout.weight_version,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

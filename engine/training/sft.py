@@ -1,61 +1,50 @@
-"""The supervised warm start: learn given judgments, on the same policy and packing as RL."""
+"""The supervised warm start: learn given judgments, with the policy and the packing of RL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from ralign.engine.algorithms.losses import supervised_loss
+from ralign.engine.algorithms.losses import supervised_loss, token_weights
 from ralign.engine.config.run import Run
-from ralign.engine.data.examples import Example
 from ralign.engine.data.packing import PackedBatch, Sample
 from ralign.engine.data.sampler import PromptSampler
-from ralign.engine.policy.policy import Policy
+from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.runtime.clock import Clock
-from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.training.session import Session
+from ralign.engine.training.tasks import Prompt
 from ralign.engine.training.trainer import pack
-from ralign.kernels.token_weights import token_weights
 
 
 class SFT:
-    """Holds the parts of a warm start; `step` is the algorithm."""
+    """Trains a policy on given answers; `step` is the algorithm."""
 
-    def __init__(
-        self,
-        run: Run,
-        cluster: Cluster,
-        policy: Policy,
-        examples: Sequence[Example],
-        answers: Sequence[np.ndarray],
-        on_phase: Callable[[str], None] = lambda phase: None,
-    ):
-        """`answers`: token ids of the judgment to learn for each example, end token included.
-
-        `on_phase` hears the name of each stage of a step as it begins.
-        """
-        self.on_phase = on_phase
-        self.run, self.cluster, self.policy = run, cluster, policy
-        self.examples, self.answers = examples, answers
+    def __init__(self, session: Session, run: Run, examples: Sequence[Prompt], answers: Sequence[np.ndarray]):
+        """`answers`: token ids of each example's answer, end token included."""
+        self.session, self.run, self.examples, self.answers = session, run, examples, answers
+        self.cluster, self.policy = session.cluster, session.policy
         self.sampler = PromptSampler(len(examples), run.sft.num_samples, run.seed)
-        self.models = {"policy": policy}
+        self.models: dict[str, MegatronModel] = {"policy": self.policy}
         self.num_steps_done = 0
-        policy.start_training(run.sft.optim, run.sft.num_steps)
+        self.policy.start_training(run.sft.optim, run.sft.num_steps)
 
-    def step(self) -> dict[str, float]:
-        """One step; returns its metrics, the same on every rank but for times."""
-        clock = Clock(self.cluster.device, self.on_phase)
-        with clock.stage("plan"):
+    def step(self) -> tuple[dict[str, float], list]:
+        """One step; returns its metrics (the same on every rank but for times), and no responses."""
+        clock = Clock(self.cluster.device)
+        phase = partial(self.session.phase, clock=clock)
+        with phase("plan"):
             micro_batches = self.plan()
-        with clock.stage("forward_backward"):
+        with phase("forward_backward"):
             self.policy.forward_backward(micro_batches, supervised_loss)
-        with clock.stage("optimizer"):
+        with phase("optimizer"):
             stats = self.policy.optimizer_step()
         self.num_steps_done += 1
         metrics = {"policy/loss": stats.loss, "policy/grad_norm": stats.grad_norm, "policy/lr": stats.lr}
-        return {"step": self.num_steps_done} | metrics | clock.times_s()
+        return {"step": self.num_steps_done} | metrics | clock.times_s(), []
 
     def plan(self) -> list[PackedBatch]:
-        """This rank's micro-batches of the next judgments; every token of the global batch weighs the same."""
+        """This rank's micro-batches of the next answers; every token of the global batch has the same weight."""
         batch = self.sampler.next_batch()
         lengths = torch.tensor([len(self.answers[i]) for i in batch])
         weights = token_weights(lengths, torch.ones(len(batch), dtype=torch.bool), kind="token")
@@ -71,7 +60,7 @@ class SFT:
         return pack(samples, self.cluster, self.policy, self.run.token_budget)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the policy's own state."""
+        """The plain values of a checkpoint; the policy has a state of its own."""
         return {"num_steps_done": self.num_steps_done, "sampler": self.sampler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

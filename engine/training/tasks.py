@@ -1,49 +1,55 @@
-"""What a policy is asked to do, and what its answers are worth: the part of a step that is its task's.
+"""The task of a step: its prompts, and the rewards of the responses.
 
-The `Trainer` is one algorithm for all tasks. `GenRMTask` pays judgments of pairs; an actor's task is in `actor.py`.
+The `Trainer` is one algorithm for all tasks. `GenRMTask` rewards judgments of pairs; an actor's task is in
+`actors/task.py`.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
-from ralign.engine.algorithms.rewards import Rewards, check_failures, score
-from ralign.engine.config.run import Run
+from ralign.engine.algorithms.rewards import GenRMRewards, check_failures, score
+from ralign.engine.config.registry import REWARDS
+from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.generator.generator import Rollout
+from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.metarm import MetaRM, Outcome
-from ralign.engine.judging.reviews import Replicas, Reviews
+from ralign.engine.judging.reviews import Reviews
 
 
-class Prompted(Protocol):
-    """One prompt of a task."""
+class Prompt(Protocol):
+    """A tokenized prompt."""
 
-    prompt_ids: np.ndarray  # [L] int64
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """[L] int64."""
+        ...
 
 
 @dataclass(kw_only=True, slots=True)
-class Answered:
-    """A rollout and the prompt that it answers."""
+class Response:
+    """A rollout, as text, and its prompt."""
 
-    example: int  # index into the trainer's examples
+    example: int  # index into the task's examples
     group: int  # position of its prompt in the global batch
     rollout: Rollout
     text: str
 
 
 @dataclass(kw_only=True, slots=True)
-class JudgedRollout(Answered):
-    """A GenRM's judgment, and what the MetaRM made of it."""
+class JudgedResponse(Response):
+    """A GenRM's judgment, and the MetaRM's outcome."""
 
     verdict: str | None
     outcome: Outcome
 
 
-class Paid(Protocol):
+class RewardBatch(Protocol):
     """Rewards of a batch."""
 
     values: np.ndarray  # [num_samples] float32; 0 where not valid
@@ -51,62 +57,67 @@ class Paid(Protocol):
 
 
 class Task(Protocol):
-    """Judges rollouts. A step calls `finished` and `judge` inside `judging`, then `reward` with all ranks' samples."""
+    """Prompts and rewards. A step calls `on_response` and `judge` within `judging`, then `reward`."""
+
+    title: str  # of a stage that trains on it
+    progress_keys: tuple[str, ...]  # metrics of its progress line
+
+    @property
+    def examples(self) -> Sequence[Prompt]: ...
 
     def judging(self) -> AbstractContextManager[None]:
         """Open while a step's samples are generated and judged; collective. JudgeStopped may leave it."""
         ...
 
-    def finished(self, index: int, example: int, text: str) -> None:
-        """Sample `index` of this engine's share is there, while others are still being generated."""
+    def on_response(self, index: int, example: int, text: str) -> None:
+        """Response `index` of this engine's share is finished, while others are still being generated."""
         ...
 
-    def judge(self, samples: list[Answered]) -> list[Answered]:
-        """This engine's share, whole groups, judged; the same on all ranks of the engine."""
+    def judge(self, responses: list[Response], step: int) -> list[Any]:
+        """This engine's share of the responses of step number `step`, whole groups, judged.
+
+        Returns subclasses of `Response`, the same on all ranks of the engine.
+        """
         ...
 
-    def reward(self, judged: Sequence[Answered]) -> Paid:
-        """Rewards of the global batch, from all engines' judged samples: the same on every rank."""
+    def reward(self, judged: Sequence[Any]) -> Any:
+        """The `RewardBatch` of the global batch, from all engines' judged responses: the same on every rank."""
         ...
 
-    def metrics(self, rewards: Paid) -> dict[str, float]:
-        """What the log holds of a step's rewards."""
+    def metrics(self, rewards: Any) -> dict[str, float]:
+        """Metrics of a step's rewards."""
         ...
 
-    def record(self, sample: Answered) -> dict[str, Any]:
-        """What a line of rollouts/ holds of a sample beside its text."""
+    def record(self, response: Any) -> dict[str, Any]:
+        """The fields of a line of rollouts/, beside the text."""
         ...
-
-    def state_dict(self) -> Any:
-        """Plain values that a checkpoint keeps, or None."""
-        ...
-
-    def load_state_dict(self, state: Any) -> None:
-        """Go on from `state`."""
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A judge whose answers depend on where it stands (a position in its cache): a checkpoint keeps that."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values of a checkpoint."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class GenRMTask:
-    """Judge a pair: paid for the verdict, and under `r_align` for the rationale that the MetaRM reads."""
+    """Judge a pair: the reward is of the verdict, and under `r_align` of the rationale that the MetaRM audits."""
+
+    progress_keys = ("reward/mean", "judge/l_acc", "judge/s_corr")
 
     def __init__(
-        self, run: Run, examples: Sequence[Example], metarm: MetaRM | None, replicas: Replicas | None
+        self,
+        run: GenRMRun,
+        examples: Sequence[Example],
+        metarm: MetaRM | None,
+        replicas: Replicas,
+        reward: str,
     ):
-        """`metarm` may be None where the reward is the label's alone; then S-Corr is not watched either."""
+        """`metarm` may be None where the reward needs none; then S-Corr is not measured.
+
+        `reward`: a name or import path as of `algo.reward`.
+        """
         self.run, self.examples, self.metarm, self.replicas = run, examples, metarm, replicas
+        self.title, self.reward_function = f"RL, reward {reward}", REWARDS.load(reward)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -114,24 +125,24 @@ class GenRMTask:
         with self.metarm.awake() if self.metarm is not None else nullcontext():
             yield
 
-    def finished(self, index: int, example: int, text: str) -> None:
+    def on_response(self, index: int, example: int, text: str) -> None:
         self._reviews.add(index, self.examples[example].pair, text)
 
-    def judge(self, samples: list[Answered]) -> list[JudgedRollout]:
-        outcomes = self._reviews.outcomes(len(samples))
+    def judge(self, responses: list[Response], step: int) -> list[JudgedResponse]:
+        outcomes = self._reviews.outcomes(len(responses))
         return [
-            JudgedRollout(
-                example=sample.example,
-                group=sample.group,
-                rollout=sample.rollout,
-                text=sample.text,
-                verdict=parse_verdict(sample.text),
+            JudgedResponse(
+                example=response.example,
+                group=response.group,
+                rollout=response.rollout,
+                text=response.text,
+                verdict=parse_verdict(response.text),
                 outcome=outcome,
             )
-            for sample, outcome in zip(samples, outcomes, strict=True)
+            for response, outcome in zip(responses, outcomes, strict=True)
         ]
 
-    def reward(self, judged: Sequence[JudgedRollout]) -> Rewards:
+    def reward(self, judged: Sequence[JudgedResponse]) -> GenRMRewards:
         algo = self.run.algo
         partners = None
         if algo.both_orders:  # sample k of the other order's group
@@ -140,17 +151,17 @@ class GenRMTask:
                 for i in range(len(judged))
             ]
         rewards = score(
-            algo.reward,
-            [sample.verdict for sample in judged],
-            [self.examples[sample.example].pair.gt_label for sample in judged],
-            [sample.outcome for sample in judged] if self.metarm is not None else None,
+            self.reward_function,
+            [response.verdict for response in judged],
+            [self.examples[response.example].pair.gt_label for response in judged],
+            [response.outcome for response in judged] if self.metarm is not None else None,
             invalid_reward=algo.invalid_reward,
             partners=partners,
         )
-        check_failures(rewards, self.run.judge.max_failed_share)
+        check_failures(rewards, self.run.metarm.max_failed_share)
         return rewards
 
-    def metrics(self, rewards: Rewards) -> dict[str, float]:
+    def metrics(self, rewards: GenRMRewards) -> dict[str, float]:
         return {
             "reward/num_invalid": rewards.num_invalid,
             "judge/l_acc": rewards.l_acc,
@@ -161,37 +172,34 @@ class GenRMTask:
             "judge/swap_consistency": rewards.swap_consistency,
         }
 
-    def record(self, sample: JudgedRollout) -> dict[str, Any]:
-        pair = self.examples[sample.example].pair
-        return {"id": pair.id, "verdict": sample.verdict, "outcome": sample.outcome.value}
+    def record(self, response: JudgedResponse) -> dict[str, Any]:
+        pair = self.examples[response.example].pair
+        return {"id": pair.id, "verdict": response.verdict, "outcome": response.outcome.value}
 
     def state_dict(self) -> dict[str, Any]:
-        state = self.metarm.state_dict() if isinstance(self.metarm, Stateful) else None
-        return {"metarm": state, "spent": spent_by_all(self._judge, self.replicas)}
+        state = self.metarm.state_dict() if self.metarm else None
+        return {"metarm": state, "tokens_used": total_tokens_used(self._judge, self.replicas)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self.metarm, Stateful):
+        if self.metarm is not None:
             self.metarm.load_state_dict(state["metarm"])
-        go_on_spending(self._judge, self.replicas, state["spent"])
+        restore_budget(self._judge, self.replicas, state["tokens_used"])
 
     @property
     def _judge(self) -> Judge | None:
-        """The language model that the MetaRM asks."""
-        return getattr(self.metarm, "judge", None)
+        """The language model behind the MetaRM."""
+        return self.metarm.judge if self.metarm else None
 
 
-def spent_by_all(judge: Judge | None, replicas: Replicas | None) -> list[int] | None:
-    """[prompt, answer] tokens that the engines' askers spent together, for a checkpoint; collective.
-
-    None where nobody counts them.
-    """
-    if replicas is None or not hasattr(judge, "spent"):
+def total_tokens_used(judge: Judge | None, replicas: Replicas) -> list[int] | None:
+    """[prompt, answer] tokens that the clients of all engines used together; collective. None where not counted."""
+    if judge is None or judge.tokens_used is None:
         return None
-    return [sum(part) for part in zip(*replicas.all_gather_data(judge.spent), strict=True)]
+    return [sum(part) for part in zip(*replicas.all_gather_data(judge.tokens_used), strict=True)]
 
 
-def go_on_spending(judge: Judge | None, replicas: Replicas | None, spent: list[int] | None) -> None:
-    """What was spent before counts against the budget, an equal part at each asker, however many there are now."""
-    if spent is not None and replicas is not None and hasattr(judge, "spent"):
-        num_prompt, num_answer = (-(-tokens // replicas.count) for tokens in spent)
-        judge.spent = (num_prompt, num_answer)
+def restore_budget(judge: Judge | None, replicas: Replicas, tokens_used: list[int] | None) -> None:
+    """Count what was used before the checkpoint against the budget, an equal part at each client."""
+    if tokens_used is not None and judge is not None and judge.tokens_used is not None:
+        num_prompt, num_answer = (-(-tokens // replicas.count) for tokens in tokens_used)
+        judge.restore_tokens_used((num_prompt, num_answer))

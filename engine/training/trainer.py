@@ -1,108 +1,101 @@
-"""One step of reinforcement learning: generate, judge, advantages, plan, learn. What is judged is the task's."""
+"""One step of reinforcement learning: generate, judge, advantages, plan, update. The task judges."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from ralign.engine.algorithms.losses import ReinforceLoss, set_loss_rows
+from ralign.engine.algorithms.losses import ReinforceLoss, set_loss_rows, token_weights
 from ralign.engine.algorithms.ppo import PPO
+from ralign.engine.config.registry import ADVANTAGES
 from ralign.engine.config.run import Run
 from ralign.engine.data.examples import decode_answers
 from ralign.engine.data.packing import PackedBatch, Sample, flops_cost, materialise, plan
 from ralign.engine.data.sampler import PromptSampler
-from ralign.engine.generator.generator import Generator, Rollout
+from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.judge import JudgeStopped
-from ralign.engine.policy.critic import Critic
-from ralign.engine.policy.megatron_model import TrainedModel, UpdateStats
+from ralign.engine.policy.megatron_model import MegatronModel, UpdateStats
 from ralign.engine.policy.policy import Policy
 from ralign.engine.runtime.clock import Clock
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training.tasks import Answered, Paid, Prompted, Task
-from ralign.kernels.advantages import group_advantages
-from ralign.kernels.token_weights import token_weights
+from ralign.engine.training.session import Session
+from ralign.engine.training.tasks import Response, RewardBatch, Task
 
 
 class Trainer:
-    """Holds the parts of a run; `step` is the algorithm."""
+    """Trains a policy on a task; `step` is the algorithm."""
 
-    def __init__(
-        self,
-        run: Run,
-        cluster: Cluster,
-        policy: Policy,
-        generator: Generator,
-        tokenizer,
-        examples: Sequence[Prompted],
-        task: Task,
-        on_phase: Callable[[str], None] = lambda phase: None,
-        critic: Critic | None = None,
-    ):
-        """`task` judges the answers to `examples`; `critic` is there where `run.has_critic`.
-
-        With `algo.both_orders`, `examples` 2i and 2i + 1 are the two orders of one pair.
-        `on_phase` hears the name of each stage of a step as it begins.
-        """
-        self.on_phase = on_phase
-        self.run, self.cluster, self.policy, self.generator = run, cluster, policy, generator
-        self.tokenizer, self.examples, self.task = tokenizer, examples, task
+    def __init__(self, session: Session, run: Run, task: Task):
+        """With `algo.both_orders`, examples 2i and 2i + 1 of the task are the two orders of one pair."""
+        self.session, self.run, self.task = session, run, task
+        self.cluster, self.policy, self.generator = session.cluster, session.policy, session.generator
         orders = run.algo.num_orders
-        self.sampler = PromptSampler(len(examples) // orders, run.algo.num_prompts // orders, run.seed)
+        self.sampler = PromptSampler(len(task.examples) // orders, run.algo.num_prompts // orders, run.seed)
         self.loss = ReinforceLoss(run.algo, run.kernels.policy_loss)
         self.num_steps_done, self.has_verified, self.proof_is_due = 0, False, False
-        assert (critic is not None) == run.has_critic
-        self.ppo = PPO(run, cluster, critic) if critic is not None else None
-        self.models: dict[str, TrainedModel] = {"policy": policy}
-        self.models |= {"critic": critic} if critic is not None else {}
+        assert (session.critic is not None) == run.has_critic
+        self.models: dict[str, MegatronModel] = {"policy": self.policy}
+        self.ppo = None
+        if session.critic is not None:
+            self.ppo = PPO(run, self.cluster, session.critic)
+            self.models["critic"] = session.critic
         num_policy_steps = run.num_steps - (run.critic.warmup_steps if self.ppo else 0)
-        policy.start_training(run.optim, num_policy_steps * run.algo.num_updates)
+        self.policy.start_training(run.optim, num_policy_steps * run.algo.num_updates)
         self.reference_identity: str | None = None
         if run.algo.kl_coef:
-            policy.freeze_reference()
-            self.reference_identity = policy.weights_identity()
+            self.policy.freeze_reference()
+            self.reference_identity = self.policy.weights_identity()
 
-    def step(self) -> tuple[dict[str, float], list[Answered]]:
-        """One step; returns its metrics (the same on every rank but for times) and all ranks' judged rollouts."""
-        clock = Clock(self.cluster.device, self.on_phase)
-        with ExitStack() as judging:
-            with clock.stage("generate"):  # which makes room on the device before judges that share it wake
-                judging.enter_context(self.judging())
-                rollouts = self.generate()  # the task hears of each as soon as it is finished
-            with clock.stage("judge"):
-                judged = self.judge(rollouts)
-                rewards = self.task.reward(judged)
-                judging.close()
-        with clock.stage("plan"):
-            updates = self.plan(judged, rewards)
-        with clock.stage("old_logprobs"):
+    def step(self) -> tuple[dict[str, float], list[Response]]:
+        """One step; returns its metrics (the same on every rank but for times) and all ranks' judged responses."""
+        memory, generator, clock = self.session.memory, self.generator, Clock(self.cluster.device)
+        phase = partial(self.session.phase, clock=clock)
+        with ExitStack() as judges:
+            with phase("generate"):
+                memory.offload()  # optimizer state and gradients leave the device
+                generator.wake()  # the newest weights and the KV cache
+                judges.enter_context(self.judging())  # judges on the same device use the room, too
+                rollouts = self.generate()  # the task gets each rollout as soon as it is finished
+            with phase("judge"):
+                responses = self.judge(rollouts)
+                rewards = self.task.reward(responses)
+                judges.close()
+        with phase("plan"):
+            generator.sleep()
+            memory.onload()  # starts here and overlaps with the forward passes
+            updates = self.plan(responses, rewards)
+        with phase("old_logprobs"):
             self.add_old_logprobs(updates)
         if self.ppo:
-            with clock.stage("values"):
+            with phase("values"):
                 self.ppo.add_advantages(updates)
-        learned, criticised = [], []
+        policy_stats, critic_stats = [], []
         for micro_batches in updates:
             if self.ppo:
-                with clock.stage("critic"):
-                    criticised.append(self.ppo.learn(micro_batches))
+                with phase("critic"):
+                    memory.wait()
+                    critic_stats.append(self.ppo.learn(micro_batches))
                 if self.ppo.is_warming_up(self.num_steps_done):
                     continue
-            with clock.stage("forward_backward"):
+            with phase("forward_backward"):
                 self.policy.forward_backward(micro_batches, self.loss)
-            with clock.stage("optimizer"):
-                learned.append(self.policy.optimizer_step())
-                self.generator.weights_updated()
-        if learned:
+            with phase("optimizer"):
+                memory.wait()
+                policy_stats.append(self.policy.optimizer_step())
+                generator.weights_updated()
+        if policy_stats:
             self.verify_weights()
         self.num_steps_done += 1
-        metrics = self.metrics(judged, rewards, learned) | (self.ppo.metrics(criticised) if self.ppo else {})
-        return metrics | clock.times_s(), judged
+        metrics = self.metrics(responses, rewards, policy_stats)
+        return metrics | (self.ppo.metrics(critic_stats) if self.ppo else {}) | clock.times_s(), responses
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """The task's judges are awake. If one stops for good in here, the step's prompts are still to come."""
+        """The task's judges are awake. If one stops for good, the sampler goes back to the step's prompts."""
         before = self.sampler.state_dict()
         try:
             with self.task.judging():
@@ -115,59 +108,59 @@ class Trainer:
         """(example, group, rollout) of this engine's share of the step's prompts."""
         if self.proof_is_due:  # here, where memory is the engine's
             self.generator.prove()
+            self.generator.wake()
             self.proof_is_due = False
-        algo, replicas = self.run.algo, self.generator.replicas
+        algo, replicas, examples = self.run.algo, self.generator.replicas, self.task.examples
         orders = range(algo.num_orders)
         batch = [algo.num_orders * pair + order for pair in self.sampler.next_batch() for order in orders]
         mine = replicas.share_of(algo.num_prompts)
 
-        def review(index: int, rollout: Rollout) -> None:
-            text = decode_answers([rollout.response_ids], self.tokenizer)[0]
-            self.task.finished(index, batch[mine[rollout.prompt_index]], text)
+        def on_finished(index: int, rollout: Rollout) -> None:
+            text = decode_answers([rollout.response_ids], self.session.tokenizer)[0]
+            self.task.on_response(index, batch[mine[rollout.prompt_index]], text)
 
         rollouts = self.generator.generate(
-            [self.examples[batch[group]].prompt_ids.tolist() for group in mine],
+            [examples[batch[group]].prompt_ids.tolist() for group in mine],
             num_samples=algo.num_samples,
             max_new_tokens=self.run.generator.max_new_tokens,
             temperature=self.run.generator.temperature,
             seed=hash((self.run.seed, self.num_steps_done, replicas.index)) % 2**31,
-            on_finished=review,
+            on_finished=on_finished,
         )
         return [(batch[mine[r.prompt_index]], mine[r.prompt_index], r) for r in rollouts]
 
-    def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[Answered]:
-        """This engine's rollouts, judged; then everybody gets all of them."""
-        texts = decode_answers([rollout.response_ids for *_, rollout in rollouts], self.tokenizer)
-        samples = [
-            Answered(example=example, group=group, rollout=rollout, text=text)
+    def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[Response]:
+        """This engine's rollouts, judged, then gathered with those of all engines."""
+        texts = decode_answers([rollout.response_ids for *_, rollout in rollouts], self.session.tokenizer)
+        responses = [
+            Response(example=example, group=group, rollout=rollout, text=text)
             for (example, group, rollout), text in zip(rollouts, texts, strict=True)
         ]
-        judged = self.task.judge(samples)
-        return [sample for part in self.generator.replicas.all_gather_data(judged) for sample in part]
+        judged = self.task.judge(responses, self.num_steps_done)
+        return [response for part in self.generator.replicas.all_gather_data(judged) for response in part]
 
-    def plan(self, judged: list[Answered], rewards: Paid) -> list[list[PackedBatch]]:
+    def plan(self, responses: list[Response], rewards: RewardBatch) -> list[list[PackedBatch]]:
         """This rank's micro-batches of each update; advantages and denominators are those of the global batch.
 
-        Where a critic gives the advantages, the batches bring each sample's reward instead.
+        With a critic the micro-batches hold each sample's reward instead of its advantage.
         """
         algo = self.run.algo
-        valid, values = torch.from_numpy(rewards.valid), torch.from_numpy(rewards.values)
-        learned_from = "rewards"
+        valid, per_sample = torch.from_numpy(rewards.valid), torch.from_numpy(rewards.values)
         if not self.ppo:
-            learned_from = "advantages"
-            groups = torch.tensor([sample.group for sample in judged])
-            kernel = self.run.kernels.advantages
-            values = group_advantages(values, groups, valid, kind=algo.advantages, implementation=kernel)
-        lengths = torch.tensor([len(sample.rollout.response_ids) for sample in judged])
+            groups = torch.tensor([response.group for response in responses])
+            estimator = ADVANTAGES.load(algo.advantages)
+            per_sample = estimator(per_sample, groups, valid, implementation=self.run.kernels.advantages)
+        key = "rewards" if self.ppo else "advantages"
+        lengths = torch.tensor([len(response.rollout.response_ids) for response in responses])
         updates = []
-        for part in torch.arange(len(judged)).chunk(algo.num_updates):
+        for part in torch.arange(len(responses)).chunk(algo.num_updates):
             weights = token_weights(lengths[part], valid[part], kind=algo.normalisation)
             samples = [
                 Sample(
-                    prompt_ids=self.examples[judged[i].example].prompt_ids,
-                    response_ids=judged[i].rollout.response_ids,
-                    per_response_token={"rollout_logprobs": judged[i].rollout.logprobs},
-                    per_sample={learned_from: float(values[i]), "weights": float(weight)},
+                    prompt_ids=self.task.examples[responses[i].example].prompt_ids,
+                    response_ids=responses[i].rollout.response_ids,
+                    per_response_token={"rollout_logprobs": responses[i].rollout.logprobs},
+                    per_sample={key: float(per_sample[i]), "weights": float(weight)},
                 )
                 for i, weight in zip(part.tolist(), weights, strict=True)
             ]
@@ -178,7 +171,7 @@ class Trainer:
         return pack(samples, self.cluster, self.policy, self.run.token_budget, needs_all=self.loss.needs_all)
 
     def add_old_logprobs(self, updates: list[list[PackedBatch]]) -> None:
-        """Logprobs before the first update, and the reference's, on the very batches that will be learned."""
+        """Logprobs before the first update, and the reference's, on the micro-batches of the updates."""
         if len(updates) > 1:
             for batch, output in _with_outputs(self.policy, updates):
                 batch.per_token["old_logprobs"] = output[0]
@@ -188,9 +181,9 @@ class Trainer:
                     batch.per_token["ref_logprobs"] = output[0]
 
     def verify_weights(self) -> None:
-        """After the first update of this process always; after every one if so configured.
+        """Verify the engine's weights after the first update of this process, or after every one if so configured.
 
-        After the first, what the engine computes is proved too, when it generates next.
+        After the first, the engine's computation is proved, too, when it generates next.
         """
         if not self.has_verified or self.run.generator.verify == "every":
             self.generator.verify()
@@ -198,7 +191,7 @@ class Trainer:
             self.has_verified = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the models' own states."""
+        """The plain values of a checkpoint; the models have states of their own."""
         return {
             "num_steps_done": self.num_steps_done,
             "sampler": self.sampler.state_dict(),
@@ -208,7 +201,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, after the models were restored; the engine is proved to have them.
+        """Continue from `state`, after the models were restored; the engine's weights are verified.
 
         Raises:
             UserError: the KL reference is not the one that the checkpoint was trained with.
@@ -225,11 +218,13 @@ class Trainer:
         self.generator.weight_version = state["weight_version"]
         self.generator.verify()
 
-    def metrics(self, judged: list[Answered], rewards: Paid, learned: list[UpdateStats]) -> dict[str, float]:
-        lengths = np.array([len(sample.rollout.response_ids) for sample in judged])
+    def metrics(
+        self, responses: list[Response], rewards: RewardBatch, policy_stats: list[UpdateStats]
+    ) -> dict[str, float]:
+        lengths = np.array([len(response.rollout.response_ids) for response in responses])
         parts = [
             {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
-            for x in learned
+            for x in policy_stats
         ]
         names = parts[0] if parts else ()  # a critic's warm-up leaves the policy as it is
         means = {f"policy/{name}": float(np.mean([part[name] for part in parts])) for name in names}
@@ -240,7 +235,9 @@ class Trainer:
             else float("nan"),
             **self.task.metrics(rewards),
             "policy/response_len": float(lengths.mean()),
-            "policy/truncated_share": float(np.mean([s.rollout.finish_reason == "length" for s in judged])),
+            "policy/truncated_share": float(
+                np.mean([r.rollout.finish_reason == "length" for r in responses])
+            ),
             "policy/weight_version": self.generator.weight_version,
             "memory/host_gib": psutil.Process().memory_info().rss / 2**30,
             **means,

@@ -1,28 +1,22 @@
-"""`--smoke`: a recipe's own code on a machine without GPUs, with a tiny model of the same shape family.
+"""`--smoke`: a recipe's own code on a machine without GPUs, with a tiny model of the same family.
 
-What a recipe is about stays (its algorithm, its layout as far as the processes at hand allow, the model's
-family, its query groups, its ratio of query heads to groups where that is small, its tied or untied head);
-what costs time and memory shrinks (width, depth, vocabulary, lengths, prompts, steps). Pairs come from
-JudgeWorld unless `data.train` is given.
+The algorithm stays, as do the layout (as far as the number of processes allows), the model's family, its query groups,
+its ratio of query heads to groups where that is small, and its tied or untied head. Width, depth, vocabulary, lengths,
+prompts and steps shrink. Pairs come from JudgeWorld unless `data.train` is given.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ralign.engine.config.command_line import SMOKE_FLAG
-from ralign.engine.config.run import EvalConfig, ModelConfig, Run
-from ralign.engine.data.chat import Messages, as_text
-from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
+from ralign.engine.config.judge import MetaRMConfig, ServerConfig
+from ralign.engine.config.run import EvalConfig, GenRMRun, ModelConfig, Run
+from ralign.engine.data.chat import pair_messages
+from ralign.engine.data.prompts import load_template
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, decisive_factor
 from ralign.engine.planner.shapes import shape_of
-
-# Like an instruct model's, in few tokens: the miniature's prompts are short.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
-)
 
 
 def take_flag(argv: Sequence[str]) -> tuple[bool, list[str]]:
@@ -53,24 +47,6 @@ def shrink(run: Run, world_size: int) -> Run:
         sft=replace(run.sft, num_steps=min(run.sft.num_steps, 2), num_samples=8),
         eval=EvalConfig(num_pairs=8, max_new_tokens=32, num_bootstrap=100),
     )
-
-
-def teach_in_chat(folder: str | Path, cases: Sequence[tuple[Messages, str]], **options: Any) -> None:
-    """A tiny instruct model: `taught.teach` in a chat template, which its tokenizer then has.
-
-    cases: (messages, answer); `options` are those of `teach`.
-    """
-    from ralign.recipes.common.tiny_sft import teach
-    from tokenizers import Tokenizer, models
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE
-    )  # no vocabulary yet: that comes from the texts
-    teach(folder, [(as_text(messages, words, chat=True), answer) for messages, answer in cases], **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
 
 
 def tiny_model(model: ModelConfig) -> ModelConfig:
@@ -105,3 +81,47 @@ def _fewer_ranks(run: Run, world_size: int):
         sequence=run.parallel.sequence and tensor > 1,
         dtype="fp32",  # what a CPU computes in anyway
     )
+
+
+def genrm_run(run: GenRMRun, world_size: int) -> GenRMRun:
+    """The run in miniature, with a MetaRM on a server of the job."""
+    metarm = MetaRMConfig(
+        kind="managed",
+        template="compact",
+        max_new_tokens=96,
+        num_tries=1,
+        max_failed_share=1.0,  # a MetaRM trained for seconds often answers in another form
+        server=ServerConfig(max_model_len=384, kv_cache_gib=0.1, max_num_seqs=16),
+    )
+    return replace(shrink(run, world_size), metarm=metarm)
+
+
+def with_tiny_models(run: GenRMRun) -> GenRMRun:
+    """Tiny models as policy and MetaRM, trained once, for seconds, in `run.out`."""
+    from ralign.recipes.common.tiny_sft import train_tiny_chat_model, train_tiny_model, trained_once
+
+    folder = Path(run.out) / f"{run.name}_models"
+    pairs = build_judgeworld(run.data.world)["warm_start"]
+
+    def train_policy(path: Path) -> None:
+        template = load_template(run.data.template)
+        answers = [
+            f"{decisive_factor(side, pair.meta['item'], pair.meta['should_be'])} \\boxed{{{other}}}"
+            for pair, (side, other) in zip(pairs, ["AB", "BA"] * len(pairs), strict=False)
+        ]
+        asked = [pair_messages(template, pair) for pair in pairs]
+        # With half as many a third of its answers have a verdict, with these four in five.
+        train_tiny_chat_model(path, list(zip(asked, answers, strict=True)), model=run.model, num_steps=120)
+
+    def train_metarm(path: Path) -> None:
+        from ralign.engine.judging.mini_metarm import make_cases
+
+        train_tiny_model(
+            path, [(case.prompt, case.answer) for case in make_cases(pairs, seed=run.seed)], num_steps=60
+        )
+
+    if run.model.hf_path is None:
+        run = replace(run, model=replace(run.model, hf_path=trained_once(folder / "policy", train_policy)))
+    if run.metarm.kind == "managed" and run.metarm.model is None:
+        run = replace(run, metarm=replace(run.metarm, model=trained_once(folder / "metarm", train_metarm)))
+    return run

@@ -1,18 +1,28 @@
-"""A tiny model that was taught some answers, within seconds: stands in for a judge or a policy in smoke runs and tests.
+"""Trains tiny models within seconds, as judges and policies of smoke runs and tests.
 
-It learns in plain torch, by transformers, with no part of the engine: nothing that a run is about.
+Training is plain torch on a transformers model: no part of the engine is used.
 """
 
+import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ralign.engine.config.run import ModelConfig
-from ralign.engine.data.chat import PLAIN_CHAT
+from ralign.engine.data.chat import PLAIN_CHAT, Messages, as_text
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.policy.fresh import create_model_folder
+from ralign.engine.runtime.errors import UserError
 
+# Like an instruct model's, in few tokens: the miniature's prompts are short.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+_WAIT_S = 600.0
 _TINY = ModelConfig(
     num_layers=2,
     hidden_size=64,
@@ -24,7 +34,7 @@ _TINY = ModelConfig(
 )
 
 
-def teach(
+def train_tiny_model(
     folder: str | Path,
     examples: Sequence[tuple[str, str]],
     *,
@@ -79,3 +89,36 @@ def _collate(examples: Sequence[tuple[str, str]], tokenizer) -> dict[str, torch.
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
         "labels": torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows]),
     }
+
+
+def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, str]], **options: Any) -> None:
+    """A tiny instruct model: `taught.train_tiny_model` in a chat template, which its tokenizer then has.
+
+    cases: (messages, answer); `options` are those of `train_tiny_model`.
+    """
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE
+    )  # no vocabulary yet: that comes from the texts
+    train_tiny_model(
+        folder, [(as_text(messages, words, chat=True), answer) for messages, answer in cases], **options
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def trained_once(path: Path, make: Callable[[Path], None]) -> str:
+    """The folder, made by the first rank if it is not there; the others wait for it."""
+    if int(os.environ.get("RANK", "0")) == 0 and not path.exists():
+        draft = path.with_name(f"{path.name}.part")
+        make(draft)
+        os.replace(draft, path)
+    until_s = time.monotonic() + _WAIT_S
+    while not path.exists():
+        if time.monotonic() > until_s:
+            raise UserError(f"{path} was not made within {_WAIT_S:g} s")
+        time.sleep(0.2)
+    return str(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.judge import check_endpoint
-from ralign.engine.config.run import Run
+from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.config.validation import validate
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.runtime.errors import UserError
@@ -27,7 +27,7 @@ _SHARED = {
 
 
 @dataclass(kw_only=True, slots=True)
-class JudgesRun(Run):
+class JudgesRun(GenRMRun):
     """All settings of the judges' training."""
 
     budgets: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class PaperRun:
         """Where everything of this run goes."""
         return Path(self.out) / self.name
 
-    def settle(self, world_size: int) -> None:
+    def resolve(self, world_size: int) -> None:
         """Hand name, folder, seed, budgets and world down; UserError for what cannot work."""
         if not self.budgets or any(a >= b for a, b in zip((0, *self.budgets), self.budgets, strict=False)):
             raise UserError(f"budgets must rise from 1 or more, got {list(self.budgets)}")
@@ -77,7 +77,7 @@ class PaperRun:
                 validate(run, world_size)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
-        self._check_payer()
+        self._check_genrm()
         check_actor(self.actors)
 
     def _share_world(self) -> None:
@@ -110,37 +110,40 @@ class PaperRun:
                 f"tokens, the judges' {longest['judges']}: the engine is built for the judges'"
             )
 
-    def _check_payer(self) -> None:
+    def _check_genrm(self) -> None:
         """What `check_actor` looks at once a GenRM has a name: here that comes late, when judges are trained."""
         from ralign.engine.judging.comparisons import Schedule
 
-        actor, judges = self.actors.actor, self.judges
-        if actor.genrm is not None:
+        actor, genrm, judges = self.actors.actor, self.actors.genrm, self.judges
+        if genrm.model is not None:
             raise UserError(
-                f"actors.actor.genrm={actor.genrm}: the judges that are trained here pay the actors"
+                f"actors.genrm.model={genrm.model}: the judges that are trained here are the actors' GenRMs"
             )
-        if actor.judge == "endpoint":
+        if genrm.kind == "endpoint":
             raise UserError(
-                "actors.actor.judge=endpoint cannot serve judges that are trained here: use process"
+                "actors.genrm.kind=endpoint cannot serve judges that are trained here: use process"
             )
-        if actor.template != judges.data.template:
+        if genrm.template != judges.data.template:
             raise UserError(
-                f"actors.actor.template={actor.template} differs from judges.data.template={judges.data.template}: "
-                "a judge is asked as it was trained"
+                f"actors.genrm.template={genrm.template} differs from judges.data.template={judges.data.template}: "
+                "a judge reads the prompt that it was trained on"
             )
         tensor = judges.generator.tensor or judges.parallel.tensor
-        if actor.judge == "process" and tensor > 1:
+        if genrm.kind == "process" and tensor > 1:
             raise UserError(
-                f"actors.actor.judge=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
-                "use actors.actor.judge=managed"
+                f"actors.genrm.kind=process needs engines of one rank each, got a tensor-parallel size of {tensor}: "
+                "use actors.genrm.kind=managed"
             )
         Schedule(
             scheme=actor.scheme,
             num_samples=self.actors.algo.num_samples,
-            seats=actor.seats,
+            order=actor.order,
             value=actor.value,
         )
-        check_endpoint(replace(self.actors.judge, model="GenRM"), "actors.judge", needs_url=False)
+        try:
+            check_endpoint(replace(genrm, model="GenRM"), needs_url=False)
+        except UserError as error:
+            raise UserError(f"actors.{error}") from None
 
 
 def _longest(run: Run) -> int:

@@ -28,7 +28,12 @@ def modules_in(folder: str, package: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("folder", "package"),
-    [("engine", "ralign.engine"), ("kernels", "ralign.kernels"), ("recipes", ""), ("benchmarks", "")],
+    [
+        ("engine", "ralign.engine"),
+        ("kernels", "ralign.kernels"),
+        ("recipes", "ralign.recipes"),
+        ("benchmarks", ""),
+    ],
 )
 def test_every_module_imports(folder, package):
     names = [name for name in modules_in(folder, package) if name != "conftest"]

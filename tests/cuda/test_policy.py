@@ -138,22 +138,22 @@ def held_bytes(model) -> tuple[int, int]:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_training_state_leaves_and_comes_back(model_folder, launches, dtype, monkeypatch):
     from ralign.engine.policy import attention
-    from ralign.engine.policy.offload import TrainingState
+    from ralign.engine.policy.offload import OffloadedState
 
     if dtype == "fp32":  # its attention needs the sequences' lengths on the host, and there are none here
         monkeypatch.setattr(attention, "packed_attention", lambda query, *_: query.clone())
     num_bytes = []
     with fake_world(size=1) as cluster, fake_cuda():
         policy = make_policy(model_folder("qwen3"), cluster, dtype=dtype)
-        state = TrainingState(policy)
+        state = OffloadedState(policy)
         batches = pack(make_samples(6), cluster, policy, token_budget=128)
         for _ in range(2):
             policy.update(batches, ReinforceLoss(AlgoConfig()))
             num_bytes.append(held_bytes(policy))
-            state.leave()
+            state.offload()
             assert held_bytes(policy) == (0, 0)
             assert devices(state._copies) == {torch.device("cpu")}
-            state.come_back()
+            state.onload()
             state.wait()
             assert held_bytes(policy) == num_bytes[-1]
         check_on_device(policy, launches)

@@ -1,8 +1,8 @@
 """Every kernel test runs on both implementations of the ops: plain torch, and Triton where it can run.
 
-Triton runs on a GPU (`pytest -m gpu tests/kernels`, which needs torch, triton, pytest and hypothesis, and nothing of
-this project installed), and in its interpreter, which must be chosen before the kernels are imported:
-test_under_interpreter.py runs this folder again in a process of its own with TRITON_INTERPRET=1.
+Triton runs on a GPU: `pytest -m gpu tests/kernels`, which needs torch, triton, pytest and hypothesis, but not an
+installation of this project. On a CPU it runs in its interpreter, which must be selected before the kernels are
+imported: test_under_interpreter.py runs this folder again in a separate process with TRITON_INTERPRET=1.
 """
 
 import importlib
@@ -21,12 +21,12 @@ from source_tree import make_importable  # noqa: E402
 
 make_importable()
 
-OPS = ("advantages", "gae", "logprob", "policy_loss", "rms_norm")
+OPS = ("advantages", "gae", "policy_loss", "rms_norm", "row_stats")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class DrawsAsOnCuda(TorchFunctionMode):
-    """Refuses what fails where the default device is CUDA: a CPU generator for a tensor of the default device."""
+    """Rejects draws that fail where CUDA is the default device: a CPU generator for a tensor of the default device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -47,7 +47,7 @@ class DrawsAsOnCuda(TorchFunctionMode):
     ],
 )
 def implementation(request, monkeypatch):
-    """The implementation that "auto" stands for in this test."""
+    """Sets the implementation that "auto" selects in this test."""
     if request.param == "triton" and not (INTERPRETED or torch.cuda.is_available()):
         pytest.skip("no GPU; run under the interpreter by test_under_interpreter.py")
     if request.param == "torch" and INTERPRETED:

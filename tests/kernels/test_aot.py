@@ -1,8 +1,8 @@
-"""All Triton kernels compile for three generations of GPUs, on a machine without one, and spill no register.
+"""All Triton kernels compile for three generations of GPUs, without a GPU, and spill no register.
 
-The launches are those of the public functions: they run here on CPU tensors with the launch itself recorded, not
-executed, so that the shapes of arguments, block sizes and warps compiled here are those that a GPU will get.
-`pytest -s` (or `-rP`) prints each kernel's registers and spills.
+The public functions run here on CPU tensors and their launches are recorded, not executed. So the kernels are compiled
+with the argument types, block sizes and warps of a real run. `pytest -s` (or `-rP`) prints the registers and spills of
+each kernel.
 """
 
 import os
@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from ralign.kernels.advantages import KINDS, group_advantages
+from ralign.kernels.advantages import DR_GRPO, GRPO, RLOO
 from ralign.kernels.gae import gae
 from ralign.kernels.linear_policy_loss import linear_policy_loss
 from ralign.kernels.logprob import logprob
+from ralign.kernels.objectives import CISPO
 from ralign.kernels.policy_loss import policy_loss
 from ralign.kernels.rms_norm import rms_norm
 from triton.backends.compiler import GPUTarget
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(params=["triton"])
 def implementation(request, monkeypatch):
-    """Triton, without a GPU: the launches are recorded."""
-    for op in ("advantages", "gae", "logprob", "policy_loss", "rms_norm"):
+    """Selects Triton on CPU tensors; the launches are recorded."""
+    for op in ("advantages", "gae", "policy_loss", "rms_norm", "row_stats"):
         monkeypatch.setattr(f"ralign.kernels.{op}.uses_triton", lambda *_: True)
 
 
@@ -49,7 +50,7 @@ def launches(monkeypatch):
 
 
 def compile_for(architecture, kernel, args, kwargs):
-    """Specialises as the launcher does: 1 is a constant, pointers and sizes are divisible by 16 or not."""
+    """Specialises as the launcher does: 1 is a constant, and pointers and sizes may be divisible by 16."""
     options = {"num_warps": kwargs.pop("num_warps", 4)}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     values = {name: values[name] for name in kernel.arg_names}
@@ -68,7 +69,7 @@ def compile_for(architecture, kernel, args, kwargs):
 
 
 def registers_and_stack(compiled, folder):
-    """What the assembler used: registers a thread, bytes of stack a thread (spills live there)."""
+    """Returns the registers and the bytes of stack (spills) that the assembler gave a thread."""
     path = folder / "kernel.cubin"
     path.write_bytes(compiled.asm["cubin"])
     out = subprocess.run(
@@ -95,9 +96,9 @@ def use_every_kernel(dtype):
     policy_loss(
         *[torch.zeros(64)] * 4, entropy=torch.zeros(64), cu_seqlens=cu_seqlens, **per_token, **options
     )
-    policy_loss(*[torch.zeros(64)] * 4, kind="cispo")
-    for kind in KINDS:
-        group_advantages(torch.zeros(64), targets, targets == 0, kind=kind)
+    policy_loss(*[torch.zeros(64)] * 4, objective=CISPO)
+    for estimator in (GRPO, DR_GRPO, RLOO):
+        estimator(torch.zeros(64), targets, targets == 0)
     gae(torch.zeros(64), torch.zeros(64), targets == 0, cu_seqlens)
     for size in (64, 128, 5120, 8192):
         x = torch.randn(64, size, dtype=dtype, requires_grad=True)
@@ -105,7 +106,7 @@ def use_every_kernel(dtype):
     for num_heads, num_groups, size in ((64, 8, 128), (40, 8, 128), (14, 2, 64)):
         heads = [torch.randn(16, num_heads + 2 * num_groups, size, dtype=dtype) for _ in range(2)]
         q_and_k = [x.split([num_heads, num_groups, num_groups], dim=1)[:2] for x in heads]
-        for x, dy in zip(*q_and_k, strict=True):  # as attention norms them, and a gradient of another layout
+        for x, dy in zip(*q_and_k, strict=True):  # as in attention; then with a gradient of another layout
             norm_and_gradient(x.requires_grad_(), dy)
             norm_and_gradient(x, torch.randn(x.shape, dtype=dtype))
 

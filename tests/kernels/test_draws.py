@@ -1,4 +1,4 @@
-"""A kernel test that could not run on a GPU fails everywhere: see conftest.py."""
+"""A kernel test whose draws could not run on a GPU fails on every machine; see conftest.py."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
     ],
     ids=["rand", "randn", "randint", "randperm"],
 )
-def test_a_generator_in_host_memory_draws_nothing_for_the_default_device(draw):
+def test_a_cpu_generator_is_rejected_for_the_default_device(draw):
     with pytest.raises(RuntimeError, match="default device|Expected a 'cuda' device type"):
         draw(torch.Generator("cpu"))
     drawn = draw(torch.Generator("cpu").manual_seed(0), device="cpu")

@@ -8,7 +8,7 @@ from ralign.kernels.gae import gae, gae_ref
 
 
 def packed(lengths, seed, counted=0.7):
-    """Random rewards, values (NaN where masked out), mask and starts of sequences of these lengths."""
+    """Returns random rewards, values (NaN where masked out), mask and starts of sequences of these lengths."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     num = sum(lengths)
     rewards, values = torch.randn(2, num, generator=generator, device="cpu")
@@ -53,7 +53,7 @@ def test_a_long_gap_between_counted_tokens():
 
 
 def test_by_hand():
-    # Prompt of two, answer of three with the reward on its last token; then an answer of one.
+    # A prompt of two tokens and a response of three with its reward on the last; then a response of one token.
     rewards = torch.tensor([9.0, 9.0, 0.0, 0.0, 1.0, -2.0])
     values = torch.tensor([9.0, 9.0, 0.5, 0.25, 0.5, 1.0])
     mask = torch.tensor([False, False, True, True, True, True])
@@ -65,7 +65,7 @@ def test_by_hand():
     assert returns.tolist() == [0, 0, 0.15625, 0.375, 1.0, -2.0]
 
 
-def test_lambda_one_is_the_sum_of_rewards_less_the_value_and_lambda_zero_one_step():
+def test_lambda_one_gives_the_sum_of_rewards_and_lambda_zero_the_one_step_error():
     rewards, values, mask, starts = packed([6, 4], 2, counted=1.0)
     advantages, returns = gae(rewards, values, mask, starts, gamma=1.0, lam=1.0)
     to_go = torch.cat([part.flip(0).cumsum(0).flip(0) for part in rewards.split([6, 4])])
@@ -76,7 +76,7 @@ def test_lambda_one_is_the_sum_of_rewards_less_the_value_and_lambda_zero_one_ste
     torch.testing.assert_close(one_step, rewards + following - values)
 
 
-def test_nothing_to_do():
+def test_empty_and_fully_masked_inputs():
     empty = torch.zeros(0)
     advantages, returns = gae(empty, empty, empty.bool(), torch.tensor([0, 0]))
     assert advantages.shape == returns.shape == (0,)
@@ -84,7 +84,7 @@ def test_nothing_to_do():
     assert all((x == 0).all() for x in masked)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     x, mask, starts = torch.zeros(3), torch.ones(3).bool(), torch.tensor([0, 3])
     with pytest.raises(ValueError, match="1.5"):
         gae(x, x, mask, starts, gamma=1.5)

@@ -48,7 +48,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_against_float64_at_most_twice_plain_torch(dtype):
-    """Plain torch holds N × V and sums it in one product; the inputs' own rounding is in neither error."""
+    """Plain torch stores N × V and sums it in one product. Neither error includes the rounding of the inputs."""
     hidden, weight, targets = inputs(num_tokens=300, hidden_size=32, vocab=501, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
     options = {"temperature": 0.8, "valid_vocab": 498}
@@ -60,16 +60,16 @@ def test_error_against_float64_at_most_twice_plain_torch(dtype):
         assert (mine - exact).abs().amax() <= 2 * (torchs - exact).abs().amax()
 
 
-def test_only_the_wanted_gradient_is_computed():
+def test_only_the_needed_gradient_is_computed():
     hidden, weight, targets = inputs()
     both = gradients(linear_logprob, hidden, weight, targets, valid_vocab=50)
-    for wanted in (0, 1):
-        leaves = [x.detach().requires_grad_(i == wanted) for i, x in enumerate((hidden, weight))]
+    for needed in (0, 1):
+        leaves = [x.detach().requires_grad_(i == needed) for i, x in enumerate((hidden, weight))]
         logprobs, entropy = linear_logprob(*leaves, targets, valid_vocab=50)
         upstream = torch.linspace(-1, 2, len(targets), dtype=logprobs.dtype)
         (logprobs * upstream + entropy * upstream.square()).sum().backward()
-        torch.testing.assert_close(leaves[wanted].grad, both[wanted])
-        assert leaves[1 - wanted].grad is None
+        torch.testing.assert_close(leaves[needed].grad, both[needed])
+        assert leaves[1 - needed].grad is None
 
 
 def test_rows_of_padding_get_no_gradient_and_ignored_tokens_none():
@@ -80,7 +80,7 @@ def test_rows_of_padding_get_no_gradient_and_ignored_tokens_none():
 
 
 class LargestTensor(TorchDispatchMode):
-    """The largest result, in elements, of any operation."""
+    """Records the largest result, in elements, of any operation."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("op", "largest"), [(linear_logprob, 32 * 1000), (linear_logprob_ref, 500 * 1000)])
-def test_logits_are_never_held_whole(op, largest, implementation):
+def test_the_logits_are_never_stored_whole(op, largest, implementation):
     hidden, weight, _ = inputs(num_tokens=500, hidden_size=16, vocab=1000, dtype=torch.float32)
     if implementation == "triton" and not torch.cuda.is_available():
         pytest.skip("the interpreter copies what a kernel touches")
@@ -112,7 +112,7 @@ def test_without_entropy():
     torch.testing.assert_close(logprobs, linear_logprob_ref(hidden, weight, targets, valid_vocab=50)[0])
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     hidden, weight, targets = inputs()
     with pytest.raises(ValueError, match="sequence_parallel needs the group"):
         linear_logprob(hidden, weight, targets, valid_vocab=50, sequence_parallel=True)
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_vocab_and_sequence_parallel(num_processes, torchrun):
-    """Logprobs, and the policy loss in one pass with the head; real groups: gloo's, or NCCL's on as many GPUs."""
+    """Logprobs, and the policy loss in one pass with the head, on process groups of gloo, or of NCCL on GPUs."""
     on_cpu = torch.get_default_device().type == "cpu"
     cases = torchrun("vocab_parallel", num_processes, "cpu" if on_cpu else "cuda", on_cpu=on_cpu)
     assert len(cases) == 15

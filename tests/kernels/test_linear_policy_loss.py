@@ -5,16 +5,22 @@ from hypothesis import strategies as st
 from ralign.kernels.linear_logprob import linear_logprob
 from ralign.kernels.linear_policy_loss import linear_policy_loss, linear_policy_loss_ref, split_rows
 from ralign.kernels.logprob import IGNORE
+from ralign.kernels.objectives import CISPO
 from ralign.kernels.policy_loss import policy_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 VOCAB = 50
-OBJECTIVE = {"clip_high": 0.28, "dual_clip": 1.5, "tis_cap": 1.3}
-REGULARISED = OBJECTIVE | {"kl_coef": 0.3, "kl_kind": "k3", "entropy_coef": 0.1}
+CLIPPED = {"clip_high": 0.28, "dual_clip": 1.5, "tis_cap": 1.3}
+REGULARISED = CLIPPED | {"kl_coef": 0.3, "kl_kind": "k3", "entropy_coef": 0.1}
+
+
+def penalised(ratio, logprobs, advantages, settings):
+    """An objective from outside that gives tokens of advantage 0 a gradient."""
+    return ratio * advantages - (ratio - 1).square() / settings.clip_high - ratio * logprobs.square()
 
 
 def tokens(num_tokens=19, hidden_size=8, dtype=torch.float64, seed=0):
-    """Hidden states, weight, targets, old logprobs, advantages, weights; rollout and reference logprobs."""
+    """Returns hidden, weight, targets, old logprobs, advantages, weights; and rollout and reference logprobs."""
     g = torch.Generator("cpu").manual_seed(seed)
     device = torch.get_default_device()
 
@@ -40,13 +46,13 @@ def tokens(num_tokens=19, hidden_size=8, dtype=torch.float64, seed=0):
 
 
 def two_steps(
-    hidden, weight, targets, old, advantages, weights, *, valid_vocab, temperature, chunk_tokens, **objective
+    hidden, weight, targets, old, advantages, weights, *, valid_vocab, temperature, chunk_tokens, **options
 ):
     logprobs, entropy = linear_logprob(
         hidden, weight, targets, valid_vocab=valid_vocab, temperature=temperature, chunk_tokens=chunk_tokens
     )
     old = logprobs.detach() if old is None else old
-    loss, metrics = policy_loss(logprobs, old, advantages, weights, entropy=entropy, **objective)
+    loss, metrics = policy_loss(logprobs, old, advantages, weights, entropy=entropy, **options)
     return loss, logprobs, entropy, metrics
 
 
@@ -57,8 +63,12 @@ def gradients(op, args, **options):
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, None])
 @pytest.mark.parametrize("on_policy", [True, False])
-@pytest.mark.parametrize("objective", [OBJECTIVE, REGULARISED, {"kind": "cispo"}])
-def test_equals_the_two_steps_it_replaces(chunk_tokens, on_policy, objective):
+@pytest.mark.parametrize(
+    "settings",
+    [CLIPPED, REGULARISED, {"objective": CISPO}, CLIPPED | {"objective": penalised}],
+    ids=["clip", "regularised", "cispo", "from outside"],
+)
+def test_equals_the_two_steps_it_replaces(chunk_tokens, on_policy, settings):
     args, per_token = tokens()
     if on_policy:
         args[3] = None
@@ -67,7 +77,7 @@ def test_equals_the_two_steps_it_replaces(chunk_tokens, on_policy, objective):
         "temperature": 0.8,
         "chunk_tokens": chunk_tokens,
         **per_token,
-        **objective,
+        **settings,
     }
     ours, (logprobs, entropy, metrics) = gradients(linear_policy_loss, args, **options)
     theirs, (their_logprobs, their_entropy, their_metrics) = gradients(two_steps, args, **options)
@@ -96,7 +106,7 @@ def test_error_against_float64_at_most_twice_plain_torch(dtype):
         assert (mine - exact).abs().amax() <= 2 * (torchs - exact).abs().amax() + floor
 
 
-def test_a_quarter_less_work_and_none_for_rows_that_learn_nothing():
+def test_a_quarter_fewer_operations_and_no_gradient_for_rows_of_advantage_zero():
     args, per_token = tokens(num_tokens=64)
     num_elements = args[0].shape[1] * VOCAB
 
@@ -106,10 +116,10 @@ def test_a_quarter_less_work_and_none_for_rows_that_learn_nothing():
         return flops.get_total_flops() / (2 * num_elements)
 
     counted, learning = (args[5] != 0).sum().item(), ((args[5] != 0) & (args[4] != 0)).sum().item()
-    asked = (args[2] != IGNORE).sum().item()
-    assert num_products(two_steps, **REGULARISED) == 4 * asked
+    kept = (args[2] != IGNORE).sum().item()
+    assert num_products(two_steps, **REGULARISED) == 4 * kept
     assert num_products(linear_policy_loss, **REGULARISED) == 3 * counted
-    assert num_products(linear_policy_loss, **OBJECTIVE) == 3 * learning + (counted - learning)
+    assert num_products(linear_policy_loss, **CLIPPED) == 3 * learning + (counted - learning)
 
 
 @given(seed=st.integers(0, 50), masked=st.integers(1, 9))
@@ -142,21 +152,21 @@ def test_split_rows():
     assert learning.tolist() == [1, 2, 3] and idle.tolist() == []
 
 
-def test_nothing_to_learn():
+def test_all_weights_zero():
     args, per_token = tokens()
     args[5] = torch.zeros_like(args[5])
     (loss, *grads), (*_, metrics) = gradients(
-        linear_policy_loss, args, valid_vocab=VOCAB, **per_token, **OBJECTIVE
+        linear_policy_loss, args, valid_vocab=VOCAB, **per_token, **CLIPPED
     )
     assert loss == 0 and all((grad == 0).all() for grad in grads)
     assert metrics["num_tokens"] == 0 and metrics["ratio_min"] == torch.inf
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     args, _ = tokens()
     with pytest.raises(ValueError, match="tis_cap=2.0 needs rollout_logprobs"):
         linear_policy_loss(*args, valid_vocab=VOCAB, tis_cap=2.0)
     with pytest.raises(ValueError, match="'ppo'"):
-        linear_policy_loss(*args, valid_vocab=VOCAB, kind="ppo")
+        linear_policy_loss(*args, valid_vocab=VOCAB, objective="ppo")
     with pytest.raises(ValueError, match=r"\[3\]"):
         linear_policy_loss(*args[:5], torch.ones(3), valid_vocab=VOCAB)

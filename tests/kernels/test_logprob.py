@@ -19,7 +19,7 @@ def from_logits(logits, targets, **options):
 
 
 def from_identity_head(logits, targets, **options):
-    """The same logits through the LM head: hidden states are the logits, the weight is the identity."""
+    """Passes the same logits through the LM head: the hidden states are the logits, the weight is the identity."""
     eye = torch.eye(logits.shape[1], dtype=logits.dtype)
     return linear_logprob(logits, eye, targets, chunk_tokens=3, **options)
 
@@ -40,7 +40,7 @@ def reference(logits, targets, *, temperature, valid_vocab):
 
 
 def assert_as_good_as_torch(op, logits, targets, *, temperature=1.0, valid_vocab):
-    """Against float64: at most twice the error of plain torch in fp32, and a last-digit floor."""
+    """The error against float64 is at most twice that of plain torch in fp32, plus a floor of the last digit."""
     options = {"temperature": temperature, "valid_vocab": valid_vocab}
     truth = reference(logits.double(), targets, **options)
     plain = reference(logits, targets, **options)
@@ -68,7 +68,7 @@ def test_values_and_gradient(op, shape, offset, temperature):
 
 @pytest.mark.parametrize("offset", [-20.0, 0.0, 200.0])
 def test_values_and_gradient_of_bf16_logits(offset):
-    """What rounding the logits costs is in neither error: the reference reads the rounded ones."""
+    """Neither error includes the rounding of the logits: the reference reads the rounded logits."""
     logits = (torch.randn(33, 259) * 3 + offset).bfloat16()
     targets = torch.randint(0, 256, (33,))
     targets[::4] = IGNORE
@@ -88,7 +88,7 @@ def test_bf16_gradient_of_a_confident_true_class_is_rounded_once():
     logits[0, 5] = 11.5
     exact = reference(logits.double(), torch.tensor([5]), temperature=1.0, valid_vocab=101)[2]
     ours = values_and_gradient(logprob, logits, torch.tensor([5]), valid_vocab=101)[2]
-    # Half a unit in the last place of bf16, and fp32's error; the interpreter truncates: a whole unit.
+    # Half a unit in the last place of bf16, and the error of fp32. The interpreter truncates: one unit.
     assert (ours / exact - 1).abs().amax() <= (2**-7 if INTERPRETED else 2**-8)
 
 
@@ -97,12 +97,12 @@ def test_logits_of_minus_infinity():
     logits[0, 3:] = -torch.inf
     logits[1, :8] = -torch.inf
     logits[2, 4] = -torch.inf
-    targets = torch.tensor([1, 8, 4, 0])  # row 2 asks for an impossible token
+    targets = torch.tensor([1, 8, 4, 0])  # the target of row 2 is an impossible token
     assert_as_good_as_torch(from_logits, logits, targets, valid_vocab=9)
 
 
 @OPS
-def test_padded_columns_do_not_exist(op):
+def test_padded_columns_have_no_effect(op):
     logits = torch.randn(6, 11)
     logits[:, 8:] = 50.0
     targets = torch.tensor([0, 7, 3, IGNORE, 2, 2])
@@ -113,7 +113,7 @@ def test_padded_columns_do_not_exist(op):
 
 
 @OPS
-def test_ignored_rows_are_zero_whatever_they_hold(op):
+def test_ignored_rows_are_zero_even_if_they_hold_nan(op):
     logits = torch.randn(5, 13)
     logits[[1, 4]] = torch.nan
     targets = torch.tensor([3, IGNORE, 12, 0, IGNORE])
@@ -124,7 +124,7 @@ def test_ignored_rows_are_zero_whatever_they_hold(op):
 
 
 @OPS
-def test_a_target_outside_the_vocabulary_is_never_a_number(op):
+def test_the_logprob_of_a_target_outside_the_vocabulary_is_nan(op):
     logprobs, _ = op(torch.randn(4, 8), torch.tensor([0, 6, -1, 5]), valid_vocab=6)
     assert logprobs.isnan().tolist() == [False, True, True, False]
 
@@ -144,7 +144,7 @@ def test_one_output_used_alone(op, used):
 
 
 @OPS
-def test_what_does_not_fit_is_refused(op):
+def test_invalid_arguments_are_rejected(op):
     logits, targets = torch.randn(3, 6), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="int32"):
         op(logits, targets.int(), valid_vocab=6)

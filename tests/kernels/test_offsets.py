@@ -1,4 +1,4 @@
-"""Rows further apart than 2³¹ elements: a 32-bit offset would read and write elsewhere."""
+"""Rows more than 2³¹ elements apart: a 32-bit offset would overflow."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ ROW_STRIDE = 2**31 + 8  # elements
 
 @pytest.fixture
 def far_apart(tmp_path):
-    """Makes [2, n] fp32 whose second row starts 8 GiB behind the first: a sparse file, of which two pages exist."""
+    """Makes a tensor [2, n] fp32 whose rows start 8 GiB apart, in a sparse file of which two pages exist."""
 
     def make(num_columns):
         storage = torch.from_file(str(tmp_path / "sparse"), shared=True, size=ROW_STRIDE + num_columns)
@@ -32,7 +32,7 @@ def test_logprob_and_its_gradient_in_place(far_apart):
     ours = logprob(logits, targets, valid_vocab=100, overwrite_logits=True)
     torch.testing.assert_close(ours, theirs)
     torch.autograd.backward(ours, [torch.ones(2)] * 2)
-    torch.testing.assert_close(logits.detach(), expected.grad)  # the gradient lies where the logits were
+    torch.testing.assert_close(logits.detach(), expected.grad)  # the gradient overwrites the logits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="maps a file into host memory")

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ralign.kernels.policy_loss import KINDS, KL_KINDS, policy_loss, policy_loss_ref
+from ralign.kernels.objectives import CISPO, CLIP, PolicyLossSettings
+from ralign.kernels.policy_loss import KL_KINDS, policy_loss, policy_loss_ref
 
 
 def one(ratio, advantage, **options):
-    """Loss, gradient and metrics of one token of weight 1 with the given ratio."""
+    """Returns loss, gradient and metrics of one token of weight 1 with the given ratio."""
     logprobs = torch.tensor([-1.0 + math.log(ratio)], dtype=torch.float64, requires_grad=True)
     ones = torch.ones(1, dtype=torch.float64)
     loss, metrics = policy_loss(logprobs, -ones, advantage * ones, ones, **options)
@@ -16,7 +17,7 @@ def one(ratio, advantage, **options):
     return loss.item(), logprobs.grad.item(), {name: value.item() for name, value in metrics.items()}
 
 
-# ratio, advantage, loss, gradient, the bound that was met; clip 0.2 and 0.28, dual clip 3.
+# ratio, advantage, loss, gradient, the bound that applies; clip 0.2 and 0.28, dual clip 3.
 TABLE = [
     (1.0, 2.0, -2.0, -2.0, None),
     (1.1, 2.0, -2.2, -2.2, None),
@@ -68,6 +69,16 @@ def test_truncated_importance_sampling_by_hand(rollout, weight, capped):
     assert loss == pytest.approx(-2 + 0.5) and "tis_sum" not in metrics
 
 
+def penalised(ratio, logprobs, advantages, settings):
+    """An objective from outside: a penalty in place of clipping, so that tokens of advantage 0 have a gradient."""
+    return ratio * advantages - (ratio - 1).square() / (2 * settings.clip_high)
+
+
+def reinforce(ratio, logprobs, advantages, settings):
+    """An objective from outside: the gradient comes through the logprob alone."""
+    return ratio.detach() * advantages * logprobs
+
+
 def batch(num_tokens, seed=0, dtype=torch.float64):
     options = {"generator": torch.Generator("cpu").manual_seed(seed), "dtype": dtype, "device": "cpu"}
     names = "logprobs old_logprobs advantages weights rollout_logprobs ref_logprobs entropy".split()
@@ -106,7 +117,7 @@ def test_micro_batches_add_up_in_any_order(cuts, seed):
         torch.testing.assert_close(merge([result[1][name] for result in results]), value)
 
 
-def test_tokens_of_weight_zero_take_no_part():
+def test_tokens_of_weight_zero_are_ignored():
     tokens = batch(20)
     masked = {name: torch.cat([x, torch.full((5,), torch.nan, dtype=x.dtype)]) for name, x in tokens.items()}
     masked["weights"][20:] = 0
@@ -134,8 +145,8 @@ def test_on_policy_ratio_is_exactly_one():
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1 and metrics["ratio_sum"] == 1000
 
 
-def test_a_diverged_token_is_seen_not_silenced():
-    """A ratio of e^30 at a negative advantage pulls with all its weight; e^200 is an infinite loss."""
+def test_the_gradient_of_a_diverged_token_is_kept():
+    """A ratio of e^30 at a negative advantage has its full gradient; e^200 gives an infinite loss."""
     far = torch.tensor([30.0, 200.0], requires_grad=True)
     zeros, ones = torch.zeros(2), torch.ones(2)
     loss, _ = policy_loss(far, zeros, torch.tensor([-1.0, 0.0]), ones)
@@ -156,9 +167,14 @@ def test_a_diverged_token_is_seen_not_silenced():
         ({"kl_coef": 0.1}, "kl_coef=0.1 needs ref_logprobs"),
         ({"entropy_coef": 0.1}, "entropy_coef=0.1 needs entropy"),
         ({"entropy": torch.zeros(3)}, r"\[3\]"),
+        ({"objective": "ppo"}, "objective must be a callable such as CLIP, got 'ppo'"),
+        ({"objective": CISPO, "dual_clip": 3.0}, "cispo .* dual_clip must be None, got 3.0"),
+        ({"objective": penalised, "implementation": "triton"}, "penalised.* has no Triton kernel"),
+        ({"objective": lambda ratio, *_: ratio.mean()}, r"one surrogate a token, \[2\], got \[\]"),
+        ({"objective": lambda ratio, *_: ratio.detach()}, "no gradient in ratio or logprobs"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, message):
+def test_invalid_arguments_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         policy_loss(*torch.zeros(4, 2), **options)
 
@@ -181,28 +197,93 @@ def test_sequence_ratio_by_hand():
     assert torch.autograd.grad(loss, logprobs)[0].tolist() == pytest.approx([0, 0, 0, 1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def with_sequences(tokens):
+    """Four sequences, tokens of weight 0 in one of them, and ten tokens of padding; returns cu_seqlens."""
+    bounds = [0, 7, 8, 300, 390]
+    tokens["weights"][50:60] = 0
+    tokens["weights"][390:] = 0
+    return torch.tensor(bounds, dtype=torch.int32)
+
+
+def assert_equals_autograd_of_the_reference(tokens, options):
+    leaves = [tokens["logprobs"].requires_grad_(), tokens["entropy"].requires_grad_()]
+    losses = [policy_loss(**tokens, **options)[0], policy_loss_ref(**tokens, **options)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*[torch.autograd.grad(3 * loss, leaves) for loss in losses])
+
+
+@pytest.mark.parametrize("objective", [CLIP, CISPO], ids=lambda objective: objective.name)
 @pytest.mark.parametrize("sequences", [True, False])
-def test_kinds_and_ratio_levels_equal_autograd_of_the_papers_formula(kind, sequences):
-    all_tokens = batch(400)
-    all_tokens["weights"][50:60] = 0
-    # A sequence's tokens share an advantage: GSPO's gradient is stated for that.
-    bounds = [0, 7, 8, 300, 390]  # the last ten tokens are padding
-    for i, j in zip(bounds, bounds[1:], strict=False):
-        all_tokens["advantages"][i:j] = all_tokens["advantages"][i].clone()
-    all_tokens["weights"][390:] = 0
-    options = OPTIONS | {"kind": kind, "dual_clip": 1.5 if kind == "clip" else None}
-    if sequences:
-        options["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
-    leaves = [all_tokens["logprobs"].requires_grad_(), all_tokens["entropy"].requires_grad_()]
-    losses = [op(**all_tokens, **options) for op in (policy_loss, policy_loss_ref)]
-    torch.testing.assert_close(losses[0][0], losses[1])
-    ours, theirs = (torch.autograd.grad(3 * loss, leaves) for loss in (losses[0][0], losses[1]))
-    torch.testing.assert_close(ours, theirs)
+def test_objectives_and_ratio_levels_equal_autograd_of_the_papers_formula(objective, sequences):
+    tokens = batch(400)
+    cu_seqlens = with_sequences(tokens)
+    # The tokens of a sequence share an advantage, as the closed form of clip requires.
+    for i, j in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
+        tokens["advantages"][i:j] = tokens["advantages"][i].clone()
+    options = OPTIONS | {"objective": objective, "dual_clip": 1.5 if objective is CLIP else None}
+    options |= {"cu_seqlens": cu_seqlens} if sequences else {}
+    assert_equals_autograd_of_the_reference(tokens, options)
+
+
+@pytest.mark.parametrize("objective", [penalised, reinforce])
+@pytest.mark.parametrize("sequences", [True, False])
+def test_an_objective_from_outside_equals_autograd_of_its_formula(objective, sequences):
+    """Each token has its own advantage, with a sequence-level ratio, too."""
+    tokens = batch(400)
+    tokens["advantages"][::5] = 0
+    cu_seqlens = with_sequences(tokens)
+    options = OPTIONS | {"objective": objective} | ({"cu_seqlens": cu_seqlens} if sequences else {})
+    assert_equals_autograd_of_the_reference(tokens, options)
+
+
+@pytest.mark.parametrize(("ratio", "advantage"), [(1.0, 2.0), (1.1, -2.0), (0.5, 0.0)])
+def test_an_objective_from_outside_by_hand(ratio, advantage):
+    """surrogate = r A − 2.5 (r − 1)², with clip_high = 0.2; its derivative in the logprob is r (A − 5 (r − 1))."""
+    loss, gradient, metrics = one(ratio, advantage, objective=penalised)
+    assert loss == pytest.approx(-(ratio * advantage - 2.5 * (ratio - 1) ** 2))
+    assert gradient == pytest.approx(-ratio * (advantage - 5 * (ratio - 1)))
+    assert metrics["ratio_sum"] == pytest.approx(ratio)
+
+
+def test_clip_as_a_plain_function_equals_the_closed_form():
+    def clip(ratio, logprobs, advantages, settings):
+        clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        return torch.minimum(ratio * advantages, clipped * advantages)
+
+    tokens = batch(400)
+    tokens["weights"][::7] = 0
+    leaf = tokens["logprobs"].requires_grad_()
+    results = [policy_loss(**tokens, **OPTIONS, objective=objective) for objective in (clip, CLIP)]
+    torch.testing.assert_close(*results)
+    assert all(results[0][1][name] > 0 for name in ("clip_low_sum", "clip_high_sum", "dual_clip_sum"))
+    torch.testing.assert_close(*[torch.autograd.grad(loss, leaf) for loss, _ in results])
+    far = torch.tensor([200.0], requires_grad=True)  # beyond the bound, an infinite ratio has no gradient
+    loss, _ = policy_loss(far, torch.zeros(1), torch.ones(1), torch.ones(1), objective=clip)
+    assert loss.item() == pytest.approx(-1.2) and torch.autograd.grad(loss, far)[0] == 0
+
+
+def test_an_objective_may_be_undefined_at_tokens_of_weight_zero():
+    """They have a logprob of 0, where this objective is NaN."""
+
+    def log_objective(ratio, logprobs, advantages, settings):
+        return advantages * (-logprobs).log()
+
+    logprobs = torch.tensor([-0.5, torch.nan, -2.0], requires_grad=True)
+    advantages, weights = torch.tensor([1.0, torch.nan, -1.0]), torch.tensor([1.0, 0.0, 1.0])
+    loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, weights, objective=log_objective)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4))
+    assert logprobs.grad.tolist() == pytest.approx([2.0, 0.0, -0.5])
+
+
+def test_which_settings_give_tokens_of_advantage_zero_a_gradient():
+    assert not any(PolicyLossSettings(objective=objective).needs_all for objective in (CLIP, CISPO))
+    assert PolicyLossSettings(objective=penalised).needs_all
+    assert PolicyLossSettings(kl_coef=0.1).needs_all and PolicyLossSettings(entropy_coef=0.1).needs_all
 
 
 def test_sums_over_many_programs():
-    """More tokens than one Triton program takes, an odd number."""
+    """An odd number of tokens, more than one Triton program takes."""
     tokens = batch(20_001, dtype=torch.float32)
     loss, metrics = policy_loss(**tokens, **OPTIONS)
     exact, exact_metrics = policy_loss(**{name: x.double() for name, x in tokens.items()}, **OPTIONS)
@@ -216,8 +297,3 @@ def test_a_nan_is_not_capped_away():
     tokens = batch(8)
     tokens["rollout_logprobs"][3] = torch.nan
     assert policy_loss(**tokens, **OPTIONS)[0].isnan()
-
-
-def test_cispo_has_no_dual_clip():
-    with pytest.raises(ValueError, match="dual_clip must be None, got 3.0"):
-        policy_loss(*torch.zeros(4, 2), kind="cispo", dual_clip=3.0)

@@ -25,7 +25,7 @@ def test_forward_has_the_bits_of_transformers(shape, dtype, norm, implementation
     assert ours.dtype == dtype
     if implementation == "torch":
         assert torch.equal(ours, expected)
-    else:  # another order of summation; and the interpreter truncates to bf16, at both of the roundings
+    else:  # another order of summation, and the interpreter truncates both roundings to bf16
         units = 3 if dtype == torch.bfloat16 else 4
         assert ((ours - expected).abs() <= units * torch.finfo(dtype).eps * expected.abs()).all()
 
@@ -42,7 +42,7 @@ def assert_error_at_most_twice_plain_torch(x, weight, dy):
     plain, ours = (value_and_gradients(op, x, weight, dy) for op in (rms_norm_ref, rms_norm))
     for theirs, found, true in zip(plain, ours, truth, strict=True):
         assert found.dtype == x.dtype
-        # Two units, and in float64 four more: there the truth is rounded, too, and sums over the rows differ in order.
+        # Two units; in float64 six, since the truth is rounded, too, and the sums over rows differ in order.
         units = 6 if x.dtype == torch.float64 else 2
         floor = units * torch.finfo(x.dtype).eps * true.abs().amax()
         assert (found - true).abs().amax() <= 2 * (theirs - true).abs().amax() + floor
@@ -59,7 +59,7 @@ def test_error_at_most_twice_plain_torch(shape, dtype):
     assert_error_at_most_twice_plain_torch(x, weight, dy)
 
 
-# Views [tokens, heads, size] of larger tensors, by where their rows lie.
+# Views [tokens, heads, size] of larger tensors, by the layout of their rows.
 IN_PLACE = {
     "split heads": lambda mixed: mixed.split([5, 2, 2], dim=1)[0],
     "last heads of a split": lambda mixed: mixed.split([5, 2, 2], dim=1)[2],
@@ -82,14 +82,14 @@ COPIED = {
 @pytest.mark.parametrize("size", [8, 37])
 @pytest.mark.parametrize("layout", IN_PLACE | COPIED)
 def test_views_are_as_exact_as_plain_torch(layout, size, dtype):
-    """x and dy are views, each with strides of its own."""
+    """x and dy are views with different strides."""
     x = (IN_PLACE | COPIED)[layout](torch.randn(7, 9, size).to(dtype))
     dy = torch.randn(*x.shape[:-2], x.shape[-2] + 2, x.shape[-1]).to(dtype)[..., 2:, :]
     assert_error_at_most_twice_plain_torch(x, torch.randn(x.shape[-1]).to(dtype), dy)
 
 
 class Recorder:
-    """Stands for a kernel: notes the addresses of the tensors it is launched on, by the kernel's names."""
+    """Replaces a kernel and records the addresses of its tensor arguments, by name."""
 
     def __init__(self, kernel, launches: bool):
         self.kernel, self.launches, self.addresses = kernel, launches, {}
@@ -105,8 +105,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize("layout", IN_PLACE | COPIED)
-def test_views_are_read_where_they_are(layout, implementation, monkeypatch):
-    """The kernels get the views themselves, not copies; where Triton cannot run, they are not launched."""
+def test_views_are_read_in_place(layout, implementation, monkeypatch):
+    """The kernels receive the views, not copies. They are not launched where Triton cannot run."""
     forward, backward = (
         Recorder(kernel, launches=implementation == "triton")
         for kernel in (module._forward_kernel, module._backward_kernel)
@@ -125,8 +125,8 @@ def test_views_are_read_where_they_are(layout, implementation, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="maps a file into host memory")
 @pytest.mark.parametrize("stride", [2**30 + 8, 2**31 + 8], ids=["32-bit stride", "64-bit stride"])
 @pytest.mark.parametrize("shape", [(3, 2, 64), (2, 3, 64)])
-def test_rows_further_apart_than_32_bits_count(shape, stride, tmp_path):
-    """A sparse file, of which a few pages exist. With the smaller stride only its product with a row overflows."""
+def test_rows_more_than_32_bits_of_offset_apart(shape, stride, tmp_path):
+    """Uses a sparse file, of which a few pages exist. The smaller stride overflows only multiplied by a row."""
     strides = (stride, 70, 1) if shape[0] == 3 else (70, stride, 1)
     storage = torch.from_file(str(tmp_path / "sparse"), shared=True, size=2 * stride + 200)
     x = storage.as_strided(shape, strides)
@@ -148,6 +148,6 @@ def test_strided_input_and_rows_of_zero():
     assert zeros.grad.isfinite().all()
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match=r"\[3, 4\] and \[5\]"):
         rms_norm(torch.randn(3, 4), torch.ones(5), 1e-5)

@@ -9,12 +9,12 @@ import pytest
 
 @pytest.fixture
 def implementation():
-    """The test below runs both itself."""
+    """Replaces the parametrised fixture of conftest.py: the test below runs once."""
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the interpreter's run itself")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the run in the interpreter")
 def test_all_kernel_tests_pass_on_triton_in_its_interpreter():
-    """bf16 stores are truncated there, not rounded; the tests allow it under TRITON_INTERPRET=1."""
+    """The interpreter truncates stores to bf16; the tests allow for it under TRITON_INTERPRET=1."""
     run = subprocess.run(
         [
             sys.executable,

@@ -2,14 +2,21 @@ import pytest
 import torch
 from ralign.kernels.value_loss import value_loss
 
-# value, old value, return, half the squared error that counts, gradient, clipped; clip 0.2
+# value, old value, return, half the larger squared error, gradient, clipped; clip 0.2
 TABLE = [
     (0.5, 0.5, 1.0, 0.125, -0.5, False),
     (0.6, 0.5, 1.0, 0.08, -0.4, False),
-    (0.9, 0.5, 1.0, 0.045, 0.0, True),  # moved past the bound towards the return: 0.7 counts
-    (0.1, 0.5, 1.0, 0.405, -0.9, False),  # moved away from it: its own error is the larger
+    (
+        0.9,
+        0.5,
+        1.0,
+        0.045,
+        0.0,
+        True,
+    ),  # beyond the bound, towards the return: the clipped error is larger
+    (0.1, 0.5, 1.0, 0.405, -0.9, False),  # away from the return: its own error is larger
     (0.1, 0.5, 0.0, 0.045, 0.0, True),
-    (1.5, 0.5, 0.9, 0.18, 0.6, False),  # past the return
+    (1.5, 0.5, 0.9, 0.18, 0.6, False),  # beyond the return
 ]
 
 
@@ -32,7 +39,7 @@ def test_without_a_clip_it_is_half_the_squared_error():
     assert metrics["value_clipped_sum"] == 0 and metrics["num_tokens"] == 20
 
 
-def test_tokens_of_weight_0_take_no_part_whatever_they_hold():
+def test_tokens_of_weight_0_are_ignored_whatever_they_hold():
     values = torch.tensor([1.0, torch.nan, torch.inf], requires_grad=True)
     junk = torch.tensor([0.0, torch.nan, torch.inf])
     loss, metrics = value_loss(values, junk, junk, torch.tensor([1.0, 0.0, 0.0]))
@@ -41,7 +48,7 @@ def test_tokens_of_weight_0_take_no_part_whatever_they_hold():
     assert metrics["num_tokens"] == 1 and metrics["value_sum"] == 1
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_rejected():
     x = torch.zeros(3)
     with pytest.raises(ValueError, match="-1"):
         value_loss(x, x, x, x, clip=-1.0)

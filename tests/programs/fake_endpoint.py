@@ -1,10 +1,11 @@
-"""An OpenAI-compatible server that misbehaves as its prompts say, for tests and benchmarks.
+"""An OpenAI-compatible server whose prompts choose its behaviour, for tests and benchmarks.
 
     fake_endpoint.py PORT_FILE [LATENCY_S]
 
-A prompt asks for a behaviour by name in brackets, and `[name*2]` for that behaviour in the first two tries and
-what its next brackets say afterwards. Anything else is answered well, at once or after LATENCY_S. GET /stats gives the
-number of completions asked for, the most at once, and the tries of each prompt.
+`[name]` in a prompt chooses a behaviour, and `[name*2]` does so for the first two tries, with the next brackets for
+later ones. Any other prompt gets a good answer, at once or after LATENCY_S. `[held]` waits until GET /release. GET
+/stats returns the number of requested completions, the number under way, the largest number under way, and the tries
+of each prompt.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ STATUS = {
     "500": 500,
     "503": 503,
 }
-KNOWN = {*TEXTS, *STATUS, "timeout", "reset", "broken", "nested", "cut", "drip", "endless"}
+KNOWN = {*TEXTS, *STATUS, "timeout", "reset", "broken", "nested", "cut", "drip", "endless", "held"}
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Server:
         self.latency_s = latency_s
         self.tries: Counter[str] = Counter()
         self.now = self.most = 0
+        self.released = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,7 +95,14 @@ class Server:
 
     async def answer(self, head: bytes, body: bytes) -> bytes | Stream | None:
         if head.startswith(b"GET"):
-            stats = {"num_asked": self.tries.total(), "most_at_once": self.most, "tries": self.tries}
+            if b" /release " in head:
+                self.released.set()
+            stats = {
+                "num_asked": self.tries.total(),
+                "under_way": self.now,
+                "most_at_once": self.most,
+                "tries": self.tries,
+            }
             return http(200, json.dumps(stats).encode())
         prompt = json.loads(body)["messages"][-1]["content"]
         self.tries[prompt] += 1
@@ -101,6 +110,8 @@ class Server:
         tries = self.tries[prompt]
         known = (n.lower() for n, up_to in asked if n.lower() in KNOWN and tries <= int(up_to or 10**9))
         name = next(known, "good")
+        if name == "held":
+            await self.released.wait()
         if name == "timeout":
             await asyncio.sleep(30)
         if name == "reset":

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.runtime import cuda_stand_in
 from ralign.engine.training.trainer import Trainer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,11 +93,9 @@ def counting(trainer: Trainer) -> Iterator[list[str]]:
             for state in distributed.optimizer.state.values()
         }
     )
-    before = cluster_module._PATCHES["torch.cuda.synchronize"]
-    cluster_module._PATCHES["torch.cuda.synchronize"] = lambda *_, **__: count.add("synchronize")
-    with CountReads(count), CountDataSizes(count):
+    counted = {"torch.cuda.synchronize": lambda *_, **__: count.add("synchronize")}
+    with mock.patch.dict(cuda_stand_in._PATCHES, counted), CountReads(count), CountDataSizes(count):
         yield count.places
-    cluster_module._PATCHES["torch.cuda.synchronize"] = before
 
 
 def waits_of_a_step(folder: Path, kind: str, dtype: str) -> dict:

@@ -26,7 +26,7 @@ def main(folder: str, last: int, every: int) -> None:
     )
     print(f"ready {stage.num_steps_done}", flush=True)
     while stage.num_steps_done < last:
-        metrics = stage.step()
+        metrics, _ = stage.step()
         log.write(metrics.pop("step"), metrics)
         if all(cluster.all_true(checkpoints.is_written)):
             checkpoints.wait()

@@ -1,4 +1,4 @@
-"""Five updates of the policy loss on the same samples in every layout of the world; losses and grad norms.
+"""Five updates of the policy loss on the same samples in every layout of the world; losses and gradient norms.
 
 The gradient of a clipped objective jumps where a token's ratio crosses an edge. On samples that bring a token within
 rounding of one, two right layouts (or CPUs) may differ by that token's whole share: each row says how far the nearest
@@ -29,6 +29,7 @@ LAYOUTS = {
         "one, recompute": {"recompute": True},
         "one, loss apart from the head": {"fold_loss": False},
         "one, bf16": {"dtype": "bf16"},
+        "olmo2 one": {"family": "olmo2"},  # its norms over all heads are split over tensor-parallel ranks
     },
     2: {
         "tp2": {"tensor": 2},
@@ -38,6 +39,13 @@ LAYOUTS = {
         "cp2 recompute": {"context": 2, "recompute": True, "token_budget": 96},
         "dp2": {"token_budget": 128},
         "tp2 sequence parallel bf16": {"tensor": 2, "sequence": True, "dtype": "bf16"},
+        "olmo2 tp2": {"family": "olmo2", "tensor": 2},
+        "olmo2 tp2 sequence parallel recompute": {
+            "family": "olmo2",
+            "tensor": 2,
+            "sequence": True,
+            "recompute": True,
+        },
     },
     4: {
         "tp2 sequence parallel cp2": {"tensor": 2, "context": 2, "sequence": True, "poisoned": True},
@@ -63,8 +71,9 @@ def attention_with_poison(query, key, value, packed):
 
 
 def five_updates(
-    folder,
+    folders,
     *,
+    family="qwen3",
     tensor=1,
     pipeline=1,
     context=1,
@@ -79,7 +88,12 @@ def five_updates(
     cluster = cluster_module.start(tensor=tensor, pipeline=pipeline, context=context)
     kernels = KernelsConfig(fold_loss=fold_loss)
     policy = Policy(
-        folder, cluster, dtype=dtype, sequence_parallel=sequence, recompute=recompute, kernels=kernels
+        folders / family,
+        cluster,
+        dtype=dtype,
+        sequence_parallel=sequence,
+        recompute=recompute,
+        kernels=kernels,
     )
     policy.start_training(OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_grad=0.5), num_steps=5)
     samples = make_samples(24, seed=SEED)
@@ -118,11 +132,12 @@ def edge_margin(policy, batches, algo: AlgoConfig) -> float:
 def main(result: str) -> None:
     torch.set_num_threads(1)
     world = cluster_module.start()
-    folder = Path(result).parent / "model"
+    folders = Path(result).parent
     if world.is_first_rank:
-        make_model(folder, "qwen3", tied=True)
+        for family in ("qwen3", "olmo2"):
+            make_model(folders / family, family, tied=True)
     dist.barrier()
-    report = {name: five_updates(folder, **layout) for name, layout in LAYOUTS[world.world_size].items()}
+    report = {name: five_updates(folders, **layout) for name, layout in LAYOUTS[world.world_size].items()}
     if world.is_first_rank:
         Path(result).write_text(json.dumps(report))
     cluster_module.stop()

@@ -1,4 +1,4 @@
-"""Two ranks share a managed judge; its engine is killed in the middle of a step; in the end the job is killed too.
+"""Two ranks share a managed judge. Its engine is killed during a step, and the job itself at the end.
 
 torchrun ... managed_judge.py RESULT JUDGE_FOLDER
 """
@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch.distributed as dist
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
-from ralign.engine.config.run import Run
+from ralign.engine.config.judge import MetaRMConfig, ServerConfig
+from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import read_pairs
 from ralign.engine.generator.generator import Rollout
+from ralign.engine.generator.replicas import Replicas
+from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.lm_metarm import LanguageMetaRM
 from ralign.engine.judging.managed import ManagedJudge
 from ralign.engine.runtime import cluster as cluster_module
@@ -26,26 +28,21 @@ from ralign.engine.training.tasks import Answered, GenRMTask, JudgedRollout
 
 
 class WatchedMetaRM(LanguageMetaRM):
-    """Shows what it was asked for."""
+    """Keeps the futures of all reviews."""
 
-    def submit(self, pair, judgment):
-        self.futures = [*getattr(self, "futures", []), super().submit(pair, judgment)]
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.futures = []
+
+    def review(self, pair, judgment):
+        self.futures.append(super().review(pair, judgment))
         return self.futures[-1]
-
-
-class EachRank:
-    """Every rank judges samples of its own."""
-
-    replica_groups: tuple = ()
-
-    def __init__(self, cluster):
-        self.all_gather_data = cluster.all_gather_data
 
 
 def step(
     task: GenRMTask, cases: list[tuple[int, str, str]], asked: Callable[[], None]
 ) -> list[JudgedRollout]:
-    """This rank's samples (pair, word, end), judged; `asked` is called as soon as all are sent."""
+    """This rank's samples (pair, word, end), judged; `asked` is called when all requests are sent."""
     ids, logprobs = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     rollout = Rollout(
         prompt_index=0, response_ids=ids, logprobs=logprobs, finish_reason="stop", weight_version=0
@@ -66,8 +63,8 @@ def step(
 def main() -> None:
     result, folder = Path(sys.argv[1]), sys.argv[2]
     cluster = cluster_module.start()
-    config = JudgeConfig(
-        metarm="managed",
+    config = MetaRMConfig(
+        kind="managed",
         model=folder,
         template="compact",
         temperature=0.0,
@@ -75,12 +72,12 @@ def main() -> None:
         num_tries=1,
         server=ServerConfig(max_model_len=256, kv_cache_gib=0.1, max_num_seqs=32, sleep_level=1),
     )
-    metarm = WatchedMetaRM.of(ManagedJudge(config, cluster, result.parent, num_askers=2), config)
+    context = ClientContext.of_rank(cluster, result.parent, num_clients=2)
+    metarm = WatchedMetaRM.of(ManagedJudge(config, context), config)
     report = {"steps": []}
     pairs = read_pairs(Path(folder) / "pairs.jsonl")
-    task = GenRMTask(
-        Run(judge=config), [Example(pair=p, prompt_ids=np.zeros(1)) for p in pairs], metarm, EachRank(cluster)
-    )
+    examples = [Example(pair=pair, prompt_ids=np.zeros(1)) for pair in pairs]
+    task = GenRMTask(GenRMRun(metarm=config), examples, metarm, Replicas(cluster, tensor=1))
     cases = [(n, word.id, end) for n in range(len(pairs)) for word in pairs for end in ("yes", "no")]
     mine = cases[cluster.rank :: 2]
 
@@ -89,7 +86,7 @@ def main() -> None:
     engine = next((child for child in children if "EngineCore" in "".join(child.cmdline())), None)
 
     def kill() -> None:
-        dist.barrier()  # both ranks have asked
+        dist.barrier()  # both ranks have sent their requests
         if engine is not None:
             futures = metarm.futures[len(mine) // 2 :]
             while not any(future.done() for future in futures):

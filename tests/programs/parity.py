@@ -1,6 +1,7 @@
-"""Every family, tied and untied, at TP = world size: logprobs against transformers, and the export's bits.
+"""Every family, tied and untied, at TP = world size: logprobs against transformers, the export's bits, the plan's sizes.
 
-On two ranks one family also at CP 2, where both hold every tensor, and one of them writes.
+One family is not part of ralign: it is registered here, as a user's program would. On two ranks one family also runs at
+CP 2, where both hold every tensor, and one of them writes.
 """
 
 import json
@@ -9,11 +10,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ralign.engine.config.registry import FAMILIES
+from ralign.engine.planner.shapes import read_shape
+from ralign.engine.policy.families.family import QKV_BIAS, Family, pre_norm_layer
 from ralign.engine.policy.policy import Policy
 from ralign.engine.runtime import cluster as cluster_module
 from safetensors.torch import load_file
 from tiny import make_model, make_samples, pack
 from transformers import AutoModelForCausalLM
+
+SEED_OSS = Family(
+    model_type="seed_oss",
+    layer=pre_norm_layer(QKV_BIAS),
+    megatron={"add_qkv_bias": True},
+    required={"attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "hidden_act": "silu"},
+)
 
 
 def hf_logits_diff(folder, policy, samples, batch) -> float:
@@ -46,12 +57,14 @@ def compare(folder: Path, cluster) -> dict:
     after = {k: v for file in exported.glob("*.safetensors") for k, v in load_file(file).items()}
     if cluster.is_first_rank:
         AutoModelForCausalLM.from_pretrained(exported)
+    parts = read_shape(folder).parts(tensor=cluster.tp_size, pipeline=1, stage=0)
     index = json.loads((exported / "model.safetensors.index.json").read_text())
     return {
         "max_diff": difference,
         "reload_equal": reload_equal,
         "bits_equal": before.keys() == after.keys()
         and all(torch.equal(before[name], after[name]) for name in before),
+        "sizes_planned": [x for part in parts for x in part] == [x.numel() for x in policy.gpt.parameters()],
         "size_right": index["metadata"]["total_size"] == sum(x.nbytes for x in after.values()),
     }
 
@@ -59,8 +72,9 @@ def compare(folder: Path, cluster) -> dict:
 def main(result: str) -> None:
     torch.set_num_threads(1)
     cluster = cluster_module.start(tensor=dist_size())
+    FAMILIES.register(SEED_OSS.model_type, SEED_OSS)
     report = {}
-    for family in ("qwen3", "qwen2", "llama"):
+    for family in FAMILIES.names:
         for tied in (True, False):
             folder = Path(result).parent / f"{family}-{tied}-{cluster.tp_size}"
             if cluster.is_first_rank:

@@ -30,7 +30,7 @@ def packed_privately(model, name: str):
 
 def is_stopped(policy, generator, name: str) -> bool:
     """Whether the proof finds that the layer computes with a copy of its weight."""
-    generator.bring_weights()  # on the gather path the last proof left scrambled ones
+    generator.sync_weights()  # on the gather path the last proof left scrambled ones
     kept: list = []
     generator.llm.apply_model(lambda model: kept.append(packed_privately(model, name)))
     try:

@@ -3,10 +3,11 @@
     python tests/programs/same_training.py record OUT [--tree DIR] [--cases a,b]
     python tests/programs/same_training.py compare BEFORE AFTER
 
-`record` trains with the code in DIR, on CPU, and writes OUT/CASE/: log.txt, each stage's metrics.jsonl as STAGE.jsonl,
-and outcome.jsonl with one checksum of the exported weights per stage and the numbers of report/summary.json. DIR needs
-a built extension (kernels/_packing*.so). `compare` requires equal numbers, but for times and for memory that the
-operating system counts; its exit status is 1 if any differs. Nothing here imports torch or ralign.
+`record` trains with the code in DIR, on CPU, and writes OUT/CASE/: the run folder, log.txt, each stage's metrics.jsonl
+as STAGE.jsonl, and outcome.jsonl with a checksum of each stage's exported weights and the values of
+report/summary.json. DIR needs a built extension (kernels/_packing*.so). `compare` requires equal values, but for times
+and for memory that the operating system counts; its exit status is 1 if any differs. Nothing here imports torch or
+ralign: the code in DIR may be older than this file.
 """
 
 import argparse
@@ -48,47 +49,44 @@ class Case:
 
 
 _SHORT = (
-    "seed=0 num_steps=5 algo.num_prompts=16 algo.num_samples=4 rollouts_every=0"
-    " eval.num_pairs=16 eval.num_bootstrap=50 data.world.num_test=16"
+    "seed=0 num_steps=5 algo.num_prompts=16 algo.num_samples=4 generator.max_new_tokens=40 rollouts_every=0"
+    " eval.num_pairs=16 eval.num_bootstrap=50 eval.max_new_tokens=40 data.world.num_test=16"
 )
-# A model that writes no verdict earns nothing and RL leaves it as it is: the other cases start from this SFT.
-_FRESH = f"{_SHORT} sft.num_steps=150 sft.optim.warmup_steps=20"
-_WARM = f"{_SHORT} sft.num_steps=5 model.hf_path={{r_align_dp2}}/sft/hf"
-_ACTOR = f"{_SHORT} num_steps=3"
+# Answers that earn nothing leave a model as it is: two cases learn to answer by SFT, and the others start from them.
+_FRESH_SFT = "sft.num_steps=200 sft.optim.lr=4e-3"
+_FROM_SFT = f"{_SHORT} sft.num_steps=5 model.hf_path={{r_align_dp2}}/sft/hf"
 CASES = {
-    "r_align_dp2": Case("r_align_mini", _FRESH),
-    "r_align_tp2": Case("r_align_mini", f"{_WARM} parallel.tensor=2"),
-    "r_align_pp2": Case("r_align_mini", f"{_WARM} parallel.pipeline=2"),
-    "r_align_cp2": Case("r_align_mini", f"{_WARM} parallel.context=2 algo.kl_coef=0.05"),
+    "r_align_dp2": Case("r_align_mini", f"{_SHORT} {_FRESH_SFT} sft.num_samples=16 sft.golden_share=0.8"),
+    "r_align_tp2": Case("r_align_mini", f"{_FROM_SFT} parallel.tensor=2"),
+    "r_align_pp2": Case("r_align_mini", f"{_FROM_SFT} parallel.pipeline=2"),
     "r_align_kl": Case(
         "r_align_mini",
-        f"{_WARM} parallel.tensor=2 parallel.sequence=True"
+        f"{_FROM_SFT} parallel.tensor=2 parallel.sequence=True"
         " algo.kl_coef=0.05 algo.num_updates=2 algo.both_orders=True",
     ),
     "r_align_bf16": Case(
         "r_align_mini",
-        f"{_WARM} parallel.dtype=bf16 parallel.recompute=True"
+        f"{_FROM_SFT} num_steps=3 parallel.context=2 parallel.dtype=bf16 parallel.recompute=True"
         " algo.advantages=dr_grpo algo.objective=cispo algo.dual_clip=None algo.num_updates=2",
     ),
     "r_align_offload": Case(
         "r_align_mini",
-        f"{_WARM} memory.offload=always memory.kv_sleep=always checkpoint_every=2"
+        f"{_FROM_SFT} num_steps=3 parallel.tensor=2 generator.tensor=1 generator.verify=every"
+        " memory.offload=always memory.kv_sleep=always checkpoint_every=2"
         " algo.advantages=rloo algo.ratio=sequence algo.normalisation=sequence algo.entropy_coef=0.01",
-    ),
-    "r_align_gather": Case(
-        "r_align_mini", f"{_WARM} parallel.tensor=2 generator.tensor=1 generator.verify=every"
     ),
     "actor_ppo": Case(
         "actor_rlhf_mini",
-        f"{_ACTOR} sft.num_steps=100 sft.optim.warmup_steps=20 algo.advantages=gae critic.warmup_steps=1",
+        f"{_SHORT} num_steps=3 {_FRESH_SFT} algo.advantages=gae critic.warmup_steps=1",
     ),
     "actor_grpo": Case(
         "actor_rlhf_mini",
-        f"{_ACTOR} sft.num_steps=5 model.hf_path={{actor_ppo}}/sft/hf genrm.model={{r_align_dp2}}/r_align/hf",
+        f"{_SHORT} num_steps=3 sft.num_steps=5 model.hf_path={{actor_ppo}}/sft/hf"
+        " genrm.model={r_align_dp2}/r_align/hf",
     ),
     "paper": Case(
         "paper_in_miniature",
-        "seed=0 budgets=2,4 judges.sft.num_steps=5 judges.algo.num_prompts=16 judges.algo.num_samples=4"
+        "seed=0 budgets=2 judges.sft.num_steps=5 judges.algo.num_prompts=16 judges.algo.num_samples=4"
         " judges.eval.num_pairs=16 judges.eval.num_bootstrap=50 judges.data.world.num_test=16"
         " judges.model.hf_path={r_align_dp2}/sft/hf actors.model.hf_path={r_align_dp2}/sft/hf"
         " actors.sft.num_steps=30 actors.num_steps=2 actors.algo.num_prompts=8 actors.algo.num_samples=4"
@@ -99,16 +97,17 @@ CASES = {
 
 def record(out: Path, tree: Path, names: list[str]) -> None:
     """Runs the named cases, and those that they need, with the code in `tree`."""
-    names = _with_needed(names)
     if existing := [name for name in names if (out / name).exists()]:
         sys.exit(f"error: {out / existing[0]} exists: give another folder, or remove it")
-    with tempfile.TemporaryDirectory(prefix="same_training") as scratch:
-        runs, packages = Path(scratch) / "runs", Path(scratch) / "packages"
-        env = _environment(tree, packages)
-        for name in names:
+    with tempfile.TemporaryDirectory(prefix="same_training") as packages:
+        env = _environment(tree, Path(packages))
+        for name in _with_needed(names):
+            if name not in names and (out / name / "outcome.jsonl").exists():
+                print(f"{name}: already in {out}", flush=True)
+                continue
             start_s = time.perf_counter()
-            _run(CASES[name], name, tree, runs, out / name, env)
-            num_steps = _collect(runs / name, out / name)
+            _run(CASES[name], tree, out, name, env)
+            num_steps = _collect(out / name)
             shown = ", ".join(f"{stage} {number}" for stage, number in num_steps.items())
             print(f"{name}: {time.perf_counter() - start_s:.0f} s; steps: {shown}", flush=True)
 
@@ -143,48 +142,45 @@ def _environment(tree: Path, packages: Path) -> dict[str, str]:
     return env
 
 
-def _run(case: Case, name: str, tree: Path, runs: Path, out: Path, env: dict[str, str]) -> None:
-    out.mkdir(parents=True)
+def _run(case: Case, tree: Path, out: Path, name: str, env: dict[str, str]) -> None:
+    """Trains in OUT/NAME/run."""
+    folder = out / name
+    folder.mkdir(parents=True)
     is_old = not (tree / "engine" / "config").is_dir()
-    settings = []
-    for setting in case.settings.format(**{needed: runs / needed for needed in case.needs}).split():
+    settings = [f"out={folder}", "name=run"]
+    for setting in case.settings.format(**{needed: out / needed / "run" for needed in case.needs}).split():
         key, _, value = setting.partition("=")
         settings.append(f"{RENAMED_SETTINGS.get(key, key) if is_old else key}={value}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(NUM_PROCESSES), str(tree / "recipes" / f"{case.recipe}.py")]
-    log = out / "log.txt"
+    log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            [*command, f"out={runs}", f"name={name}", *settings],
-            cwd=runs.parent,
-            env=env,
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            [*command, *settings], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT
         )
     if done.returncode:
         sys.exit(f"error: {name} ended with exit status {done.returncode}: see {log}")
 
 
-def _collect(run: Path, out: Path) -> dict[str, int]:
-    """Copies what `compare` reads from a run folder; returns each stage's number of steps.
+def _collect(folder: Path) -> dict[str, int]:
+    """Writes what `compare` reads beside a run folder; returns each stage's number of steps.
 
     Stages must end with different weights: a stage without gradients would show nothing.
     """
     num_steps, outcome, seen = {}, {}, {}
+    run = folder / "run"
     for metrics in sorted(run.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime):
         stage = "-".join(metrics.parent.relative_to(run).parts)
-        shutil.copyfile(metrics, out / f"{stage}.jsonl")
+        shutil.copyfile(metrics, folder / f"{stage}.jsonl")
         num_steps[stage] = len(_rows(metrics))
-        weights = b"".join(
-            path.read_bytes() for path in sorted((metrics.parent / "hf").glob("*.safetensors"))
-        )
-        checksum = outcome[f"weights/{stage}"] = hashlib.sha256(weights).hexdigest()
+        parts = sorted((metrics.parent / "hf").glob("*.safetensors"))
+        checksum = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
         if checksum in seen:
-            sys.exit(f"error: {out.name}: stages {seen[checksum]} and {stage} end with the same weights")
-        seen[checksum] = stage
+            sys.exit(f"error: {folder.name}: stages {seen[checksum]} and {stage} end with the same weights")
+        seen[checksum], outcome[f"weights/{stage}"] = stage, checksum
     summary = json.loads((run / "report" / "summary.json").read_text(encoding="utf-8"))
     outcome |= dict(_flat(summary, "summary"))
-    (out / "outcome.jsonl").write_text(json.dumps(outcome) + "\n", encoding="utf-8")
+    (folder / "outcome.jsonl").write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     return num_steps
 
 
@@ -265,7 +261,7 @@ def main() -> int:
         names = args.cases.split(",")
         if unknown := [name for name in names if name not in CASES]:
             parser.error(f"--cases: no case {unknown[0]!r}; there are {', '.join(CASES)}")
-        record(args.out, args.tree.resolve(), names)
+        record(args.out.resolve(), args.tree.resolve(), names)
         return 0
     for folder in (args.before, args.after):
         if not any(folder.glob("*/*.jsonl")):

@@ -1,7 +1,7 @@
 """Trainer against generator before training and after each of five updates.
 
 argv[2:]: the trainer's tensor- and pipeline-parallel sizes, the generator's tensor-parallel size (0: the same), and
-the weights' dtype, fp32 (the default) or bf16.
+the weights' dtype, fp32 (the default) or bf16, and the model's family.
 """
 
 import json
@@ -52,12 +52,19 @@ def differences(policy, batches) -> tuple[float, float]:
     return every.mean().item(), every.max().item()
 
 
-def main(result: str, tensor: str, pipeline: str = "1", generate: str = "0", dtype: str = "fp32") -> None:
+def main(
+    result: str,
+    tensor: str,
+    pipeline: str = "1",
+    generate: str = "0",
+    dtype: str = "fp32",
+    family: str = "qwen3",
+) -> None:
     torch.set_num_threads(1)
     cluster = cluster_module.start(tensor=int(tensor), pipeline=int(pipeline))
     folder = Path(result).parent / "model"
     if cluster.is_first_rank:
-        make_model(folder, "qwen3", tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
+        make_model(folder, family, tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
     dist.barrier()
     policy = Policy(folder, cluster, temperature=TEMPERATURE, dtype=dtype)
     config = GeneratorConfig(kv_cache_gib=0.1, tensor=int(generate))

@@ -7,29 +7,30 @@ import json
 import sys
 from pathlib import Path
 
-from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     EvalConfig,
     GeneratorConfig,
+    GenRMRun,
     MemoryConfig,
     ModelConfig,
-    Run,
 )
 from ralign.engine.config.validation import validate
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Generator
-from ralign.engine.policy.offload import TrainingState
+from ralign.engine.policy.offload import OffloadedState
 from ralign.engine.report.metrics_log import read_metrics
-from ralign.engine.training import experiment
+from ralign.engine.training import memory, session
+from ralign.engine.training.genrm import GenRM
+from ralign.engine.training.loop import reinforce
 
 MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_query_groups=2, head_dim=32)
 WORLD = JudgeWorldConfig(num_train=8, num_warm_start=8, num_dev=8, num_test=8)
 
 
 def main(result: str, offload: str) -> None:
-    run = Run(
+    run = GenRMRun(
         name="run",
         out=str(Path(result).parent),
         num_steps=1,
@@ -38,15 +39,14 @@ def main(result: str, offload: str) -> None:
         critic=CriticConfig(),
         generator=GeneratorConfig(max_new_tokens=8, kv_cache_gib=0.1, max_num_seqs=8),
         memory=MemoryConfig(offload=offload),
-        judge=JudgeConfig(metarm="rule"),
         eval=EvalConfig(num_pairs=4, max_new_tokens=8),
     )
     run.data.world = WORLD
     validate(run, 1)
-    states: list[TrainingState] = []
+    states: list[OffloadedState] = []
     gradient_bytes: list[int] = []
 
-    class ListedState(TrainingState):
+    class ListedState(OffloadedState):
         def __init__(self, model):
             super().__init__(model)
             states.append(self)
@@ -56,13 +56,14 @@ def main(result: str, offload: str) -> None:
             gradient_bytes.extend(state.gradient_bytes() for state in states)
             super().__init__(*args, **options)
 
-    experiment.TrainingState, experiment.Generator = ListedState, RecordedGenerator
+    memory.OffloadedState, session.Generator = ListedState, RecordedGenerator
     pairs = build_judgeworld(WORLD)["train"]
-    lab = experiment.Experiment(run, pairs, vocab_size=512)
-    lab.reinforce("rl", lab.policy.folder, lab.examples(pairs), "label")
+    genrm = GenRM.start(run, pairs, vocab_size=512)
+    start = genrm.session.policy.folder
+    reinforce(genrm.session, run, "rl", start, genrm.task(genrm.examples(pairs), "label"))
     first = read_metrics(run.folder / "rl" / "metrics.jsonl")[0]
     held = {phase: first[f"memory/{phase}_held_gib"] for phase in ("start", "generate", "learn")}
-    lab.close()
+    genrm.session.close(run)
     after = sum(state.gradient_bytes() + state.optimizer_bytes() for state in states)
     Path(result).write_text(
         json.dumps({"gradient_bytes": gradient_bytes, "held": held, "after_close": after})

@@ -13,7 +13,7 @@ def make_model(folder, family: str, *, tied: bool, seed: int = 0, **overrides) -
     shape = dict(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, head_dim=16, max_position_embeddings=256, tie_word_embeddings=tied,
-        eos_token_id=0, bos_token_id=None, initializer_range=0.1,
+        eos_token_id=0, bos_token_id=None, initializer_range=0.1, sliding_window=None,
     )  # fmt: skip
     config = AutoConfig.for_model(family, **(shape | overrides))
     torch.manual_seed(seed)

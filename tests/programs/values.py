@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ralign.engine.config.registry import FAMILIES
 from ralign.engine.policy.critic import Critic
 from ralign.engine.runtime import cluster as cluster_module
 from safetensors.torch import load_file
@@ -52,7 +53,7 @@ def main(result: str) -> None:
     samples = make_samples(6)
     batch = pack(samples, cluster, token_budget=4096, pad_multiple=2)[0]
     report = {}
-    for family in ("qwen3", "qwen2", "llama"):
+    for family in FAMILIES.names:
         folder = Path(result).parent / f"{family}-{cluster.tp_size}"
         if cluster.is_first_rank:
             make_reward_model(folder, family)

@@ -1,6 +1,7 @@
 """A tiny JudgeWorld stage (SFT, RL or PPO) in any layout, for the programs that interrupt one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch.distributed as dist
@@ -8,9 +9,9 @@ from ralign.engine.config.run import (
     AlgoConfig,
     CriticConfig,
     GeneratorConfig,
+    GenRMRun,
     ModelConfig,
     OptimConfig,
-    Run,
     SFTConfig,
 )
 from ralign.engine.data.examples import encode, encode_answer
@@ -24,6 +25,7 @@ from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.policy.policy import Policy
 from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.training.session import Session
 from ralign.engine.training.sft import SFT
 from ralign.engine.training.tasks import GenRMTask
 from ralign.engine.training.trainer import Trainer
@@ -35,20 +37,22 @@ MODEL = ModelConfig(
 LAYOUTS = {"tp2": {"tensor": 2}, "dp2": {}, "pp2": {"pipeline": 2}}
 
 
-def stage_run(num_steps: int, kind: str) -> Run:
+def stage_run(num_steps: int, kind: str, **algo) -> GenRMRun:
     """Two updates a step, a KL term and a moving learning rate, a critic's warm-up of four steps: much to restore."""
     optim = OptimConfig(lr=2e-3, lr_schedule="cosine", warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
-    return Run(
+    advantages = "gae" if kind == "ppo" else "grpo"
+    standard = {
+        "num_prompts": 4,
+        "num_samples": 4,
+        "num_updates": 2,
+        "kl_coef": 0.05,
+        "advantages": advantages,
+    }
+    return GenRMRun(
         num_steps=num_steps,
         token_budget=1024,
         model=MODEL,
-        algo=AlgoConfig(
-            num_prompts=4,
-            num_samples=4,
-            num_updates=2,
-            kl_coef=0.05,
-            advantages="gae" if kind == "ppo" else "grpo",
-        ),
+        algo=AlgoConfig(**(standard | algo)),
         critic=CriticConfig(optim=optim, warmup_steps=min(4, num_steps - 1)),
         generator=GeneratorConfig(max_new_tokens=24, kv_cache_gib=0.1, max_num_seqs=16),
         optim=optim,
@@ -95,6 +99,40 @@ class ScriptedGenerator:
     def prove(self):
         pass
 
+    def wake(self):
+        pass
+
+    def sleep(self):
+        pass
+
+
+class NoMoves:
+    """A `Memory` that leaves everything on the device."""
+
+    def offload(self):
+        pass
+
+    def onload(self):
+        pass
+
+    def wait(self):
+        pass
+
+    def measure(self, stage):
+        pass
+
+    def metrics(self):
+        return {}
+
+
+class ScriptedSession(Session):
+    """A session of these parts, without a run folder."""
+
+    def __init__(self, cluster, policy, tokenizer=None, generator=None, critic=None):
+        self.cluster, self.policy, self.tokenizer = cluster, policy, tokenizer
+        self.generator, self.critic = generator, critic
+        self.watchdog, self.memory = SimpleNamespace(phase=lambda name: None), NoMoves()
+
 
 def make_world(folder: Path, first: bool):
     """(tokenizer, examples, answers); rank 0 writes the model's folder."""
@@ -112,23 +150,22 @@ def make_world(folder: Path, first: bool):
     return tokenizer, examples, [encode_answer(pair.gt_judgment, tokenizer) for pair in pairs]
 
 
-def make_stage(folder: Path, kind: str, layout: dict, dtype: str, num_steps: int = 6):
+def make_stage(folder: Path, kind: str, layout: dict, dtype: str, num_steps: int = 6, **algo):
     """(cluster, policy, stage) with fresh weights; every rank."""
     cluster = cluster_module.start(**layout, deterministic=True)  # on a CPU it changes nothing
     tokenizer, examples, answers = make_world(folder / "model", cluster.is_first_rank)
     policy = Policy(folder / "model", cluster, dtype=dtype)
-    run = stage_run(num_steps, kind)
+    run = stage_run(num_steps, kind, **algo)
     if kind == "sft":
-        return cluster, policy, SFT(run, cluster, policy, examples, answers)
+        return cluster, policy, SFT(ScriptedSession(cluster, policy), run, examples, answers)
     generator = ScriptedGenerator(examples, tokenizer, cluster)
-    task = GenRMTask(run, examples, RuleMetaRM(), generator.replicas)
     critic = Critic(folder / "model", cluster, dtype=dtype) if kind == "ppo" else None
-    trainer = Trainer(run, cluster, policy, generator, tokenizer, examples, task, critic=critic)
-    return cluster, policy, trainer
+    session = ScriptedSession(cluster, policy, tokenizer, generator, critic)
+    task = GenRMTask(run, examples, RuleMetaRM(), generator.replicas, run.algo.reward)
+    return cluster, policy, Trainer(session, run, task)
 
 
 def one_step(stage) -> dict[str, float]:
     """A step's metrics without times and memory; exact, as hexadecimal."""
-    metrics = stage.step()
-    metrics = metrics if isinstance(metrics, dict) else metrics[0]
+    metrics, _ = stage.step()
     return {k: float(v).hex() for k, v in metrics.items() if not k.startswith(("time_s/", "memory/"))}

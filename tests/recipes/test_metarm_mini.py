@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from ralign.engine.runtime.errors import UserError
+from ralign.recipes import metarm_mini
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "metarm_mini.py"
 
@@ -32,6 +34,9 @@ def test_it_writes_a_model_with_a_plain_chat_template(tmp_path):
     assert (tmp_path / "hf" / "model.safetensors").stat().st_size > 0
 
 
-def test_mistakes_end_with_one_line_and_status_2(tmp_path):
-    done = run_recipe(f"out={tmp_path}", "num_steps=0")
-    assert done.returncode == 2 and "num_steps must be at least 1, got 0" in done.stderr
+def test_impossible_settings_are_refused(tmp_path):
+    for override in ("num_steps=0", "batch_size=0"):
+        name = override.partition("=")[0]
+        with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+            metarm_mini.main([f"out={tmp_path}", override])
+    assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ import pytest
 pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU nothing is needed
 
 ROOT = Path(__file__).parents[2]
-# A rule judges (the managed judge has tests of its own); entropy gives a gradient where rewards are equal.
-SHORT = ["judge.metarm=rule", "algo.entropy_coef=0.1", "optim.lr=1e-3", "optim.warmup_steps=0", "num_steps=2"]
+# A rule audits (the managed MetaRM has tests of its own); entropy gives a gradient where rewards are equal.
+SHORT = ["metarm.kind=rule", "algo.entropy_coef=0.1", "optim.lr=1e-3", "optim.warmup_steps=0", "num_steps=2"]
 RUNS = {
     "moves": ["memory.offload=always", "memory.kv_sleep=always"],
     "stays": ["memory.offload=never", "memory.kv_sleep=never", "memory.bucket_mib=2"],
@@ -26,7 +26,7 @@ def steps(tmp_path_factory) -> dict[str, list[dict]]:
     """metrics.jsonl of each run."""
     out, found = tmp_path_factory.mktemp("runs"), {}
     for name, overrides in RUNS.items():
-        if found:  # all start from the model that the first one taught
+        if found:  # all start from the model that the first one trained
             overrides = [*overrides, f"model.hf_path={out / 'moves' / 'moves_models' / 'policy'}"]
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         recipe = str(ROOT / "recipes" / "r_align_32b.py")

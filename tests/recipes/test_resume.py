@@ -16,7 +16,7 @@ from ralign.engine.checkpoint import export
 from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.runtime.errors import UserError
-from ralign.recipes.common.tiny_sft import teach
+from ralign.recipes.common.tiny_sft import train_tiny_model
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -106,10 +106,10 @@ def runs(tmp_path_factory, request) -> dict[str, Path]:
     stopped = Job(outs["cut"], request.param)
     stopped.interrupt(folders["cut"] / "r_align", signal.SIGTERM)
     said = stopped.finish(0)
-    assert "rlvr goes on after step" in said and "asked to stop: saved step" in said
+    assert "rlvr continues after step" in said and "stopped on request: saved step" in said
     assert "Traceback" not in said
 
-    assert "r_align goes on after step" in Job(outs["cut"], request.param).finish(0)
+    assert "r_align continues after step" in Job(outs["cut"], request.param).finish(0)
     return folders
 
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_can_be_exported_on_demand(runs, tmp_path, capsys):
 ACTOR_SETTINGS = [
     "sft.num_steps=3", "num_steps=8", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=8",
     "data.world.num_train=400", "data.world.num_warm_start=64", "data.world.num_dev=16", "data.world.num_test=16",
-    "generator.max_new_tokens=24", "eval.max_new_tokens=24", "judge.max_new_tokens=8", "model.num_layers=2",
+    "generator.max_new_tokens=24", "eval.max_new_tokens=24", "genrm.max_new_tokens=8", "model.num_layers=2",
     "algo.entropy_coef=0.01", "algo.kl_coef=0.05", "checkpoint_every=1", "memory.offload=always",
 ]  # fmt: skip
 
@@ -171,8 +171,8 @@ def test_an_actor_that_was_killed_ends_as_one_that_ran_through(tmp_path, advanta
     world = JudgeWorldConfig(num_train=200, num_warm_start=1, num_dev=1, num_test=1)
     template = load_template("compact")
     cases = [(render(template, p), f"\\boxed{{{p.gt_label}}}") for p in build_judgeworld(world)["train"]]
-    teach(tmp_path / "genrm", cases, num_steps=60)
-    settings = [f"actor.genrm={tmp_path}/genrm", f"algo.advantages={advantages}", *ACTOR_SETTINGS]
+    train_tiny_model(tmp_path / "genrm", cases, num_steps=60)
+    settings = [f"genrm.model={tmp_path}/genrm", f"algo.advantages={advantages}", *ACTOR_SETTINGS]
     folders = {name: tmp_path / name / "actor_rlhf_mini" for name in ("whole", "cut")}
 
     def start(name: str) -> Job:
@@ -183,7 +183,7 @@ def test_an_actor_that_was_killed_ends_as_one_that_ran_through(tmp_path, advanta
     killed = start("cut")
     killed.interrupt(folders["cut"] / "genrm", signal.SIGKILL)
     killed.finish(-signal.SIGKILL)
-    assert "genrm goes on after step" in start("cut").finish(0)
+    assert "genrm continues after step" in start("cut").finish(0)
     for stage in ("oracle", "genrm"):
         whole, cut = (without_times(folders[name] / stage / "metrics.jsonl") for name in ("whole", "cut"))
         assert len(whole) == 8 and whole == cut, stage

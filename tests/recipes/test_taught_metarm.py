@@ -1,4 +1,4 @@
-"""A language model that was taught to meta-judge takes the rule's place: it agrees with the rule, and R-Align works."""
+"""A language model that was trained to audit takes the rule's place: it agrees with the rule, and R-Align works."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def by_the_rule(path: Path) -> tuple[dict, float]:
     outcomes = [Outcome.SKIPPED] * len(records)
     for n, record in enumerate(records):
         if verdicts[n] == labels[n]:
-            outcomes[n] = rule.judge(record["gt_judgment"], record["model_judgment"])
+            outcomes[n] = rule.outcome(record["gt_judgment"], record["model_judgment"])
             same.append(record["metarm_verdict"] == outcomes[n].value)
     return measure(verdicts, labels, outcomes), sum(same) / max(len(same), 1)
 
@@ -46,8 +46,8 @@ def test_a_taught_metarm_agrees_with_the_rule_and_r_align_with_it_halves_spuriou
     assert report["num_cases"] == 512 and report["agreement"] >= 0.95
 
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    judge = ["judge.metarm=managed", f"judge.model={tmp_path}/metarm/hf"]
-    run(*launch, str(RECIPES / "r_align_mini.py"), f"out={tmp_path}", *judge)
+    metarm = ["metarm.kind=managed", f"metarm.model={tmp_path}/metarm/hf"]
+    run(*launch, str(RECIPES / "r_align_mini.py"), f"out={tmp_path}", *metarm)
     for test in TESTS:
         (rlvr, _), (r_align, agreement) = (
             by_the_rule(tmp_path / "r_align_mini" / name / f"judgments_{test}.jsonl")

@@ -7,16 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from ralign.engine.actors.task import ActorExample, ActorTask
 from ralign.engine.config.actor import ActorRun
-from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.judge import GenRMConfig
 from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.worlds.actorworld import build_notes
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.comparisons import Schedule
-from ralign.engine.judging.judge import Reply, Usage
+from ralign.engine.judging.judge import Judge, Reply
 from ralign.engine.judging.pairwise import PairwiseReward
 from ralign.engine.policy.megatron_model import UpdateStats
 from ralign.engine.training.trainer import Trainer
@@ -25,28 +24,13 @@ NOTES = build_notes(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train
 _PROMPT = re.compile(r"Note:\n(.*)\nA:\n(.*)\nB:\n(.*)\nJudgment:\n", re.DOTALL)
 
 
-class OneRank:
-    replica_groups: tuple = ()
-    index = 0
-
-    def share_of(self, num_items):
-        return range(num_items)
-
-    def all_gather_data(self, value):
-        return [value]
-
-
 class FakeActor:
     """Generator and policy of a whole step: answer k to prompt p is the token 10 + 8 p + k, whoever asks."""
 
     weight_version, pad_multiple = 0, 1
-    hf_config = SimpleNamespace(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=32,
-    )  # fmt: skip
 
-    def __init__(self):
-        self.replicas, self.learned = OneRank(), []
+    def __init__(self, replicas, hf_config):
+        self.replicas, self.hf_config, self.learned = replicas, hf_config, []
 
     def generate(self, prompts, *, num_samples, on_finished, **_):
         rollouts = [
@@ -78,12 +62,18 @@ class FakeActor:
     def prove(self):
         pass
 
+    def wake(self):
+        pass
 
-class LosesATenth:
-    """Likes larger tokens better, names the first seat in a fifth of its calls, and loses a tenth; remembers all."""
+    def sleep(self):
+        pass
+
+
+class LosesATenth(Judge):
+    """Prefers larger tokens, names the first position in a fifth of its calls, and loses a tenth; records all."""
 
     def __init__(self):
-        self.usage, self.stop_reason, self.rng, self.said = Usage(), None, random.Random(4), []
+        self.rng, self.said = random.Random(4), []
 
     def submit(self, request):
         ((_, prompt),) = request.messages
@@ -107,21 +97,22 @@ def learned_by_token(micro_batches) -> dict[int, tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("seats", ["random", "both"])
-def test_with_a_tenth_of_calls_failing_steps_go_on_with_the_statistics_of_the_survivors(seats):
+@pytest.mark.parametrize("order", ["random", "both"])
+def test_with_a_tenth_of_calls_failing_steps_go_on_with_the_statistics_of_the_survivors(
+    make_session, one_rank, no_policy, order
+):
     """Rewards, masks, advantages and metrics of whole steps, against what the judge's own log says of each sample."""
     num_prompts, num_samples, num_lost = 6, 8, 0
     run = ActorRun(
-        algo=AlgoConfig(reward="label", num_prompts=num_prompts, num_samples=num_samples),
-        judge=JudgeConfig(max_failed_share=0.5),
+        algo=AlgoConfig(num_prompts=num_prompts, num_samples=num_samples),
+        genrm=GenRMConfig(max_failed_share=0.5),
     )
     examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
-    judge, actor = LosesATenth(), FakeActor()
-    payer = PairwiseReward(judge, Schedule(scheme="circular", num_samples=num_samples, seats=seats))
-    cluster = SimpleNamespace(dp_size=1, dp_rank=0, pp_size=1, device=torch.device("cpu"))
+    judge, actor = LosesATenth(), FakeActor(one_rank, no_policy.hf_config)
+    reward_model = PairwiseReward(judge, Schedule(scheme="circular", num_samples=num_samples, order=order))
     tokenizer = SimpleNamespace(batch_decode=lambda rows, **_: [str(row[0]) for row in rows])
-    task = ActorTask(run, examples, payer, actor.replicas)
-    trainer = Trainer(run, cluster, actor, actor, tokenizer, examples, task)
+    session = make_session(policy=actor, generator=actor, tokenizer=tokenizer)
+    trainer = Trainer(session, run, ActorTask(run, examples, reward_model, one_rank))
     for step in range(1, 7):
         judge.said.clear()
         metrics, judged = trainer.step()
@@ -152,5 +143,5 @@ def test_with_a_tenth_of_calls_failing_steps_go_on_with_the_statistics_of_the_su
         assert metrics["judge/num_comparisons"] == num_pairs == num_prompts * num_samples
         assert metrics["judge/num_calls"] == len(said) and metrics["judge/num_failed"] == said.count(None)
         assert metrics["judge/num_masked"] == num_pairs - survived
-        assert metrics["judge/first_seat_share"] == said.count("A") / (len(said) - said.count(None))
-    assert num_lost > 0 or seats == "both"  # somebody lost both comparisons
+        assert metrics["judge/first_position_share"] == said.count("A") / (len(said) - said.count(None))
+    assert num_lost > 0 or order == "both"  # somebody lost both comparisons

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from ralign.engine.actors.memory_table import residents
-from ralign.engine.config.actor import ActorConfig, ActorRun
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
-from ralign.engine.config.run import AlgoConfig, ModelConfig, Run
+from ralign.engine.actors.memory_table import memory_rows
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.judge import GenRMConfig, MetaRMConfig, ServerConfig
+from ralign.engine.config.run import AlgoConfig, GenRMRun, ModelConfig
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import ledger
@@ -17,14 +17,14 @@ from ralign.engine.runtime.errors import UserError
 
 def _rows(run, *, on_gpu=True):
     plan = ledger(Job.of(run, 2, shape_of(run.model)), 80 * GIB, on_gpu=on_gpu)
-    heading, *rows = residents(run, plan)
+    heading, *rows = memory_rows(run, plan)
     return plan, heading, {row[0]: row[1:] for row in rows}
 
 
-def _run(**actor):
+def _run(**genrm):
     model = ModelConfig(num_layers=8, hidden_size=4096, ffn_hidden_size=16384, num_attention_heads=32)
-    algo = AlgoConfig(reward="label", advantages="gae", kl_coef=0.1)
-    return ActorRun(model=model, algo=algo, actor=ActorConfig(**actor))
+    algo = AlgoConfig(advantages="gae", kl_coef=0.1)
+    return ActorRun(model=model, algo=algo, genrm=GenRMConfig(**genrm))
 
 
 def test_every_byte_is_in_one_row():
@@ -37,26 +37,26 @@ def test_every_byte_is_in_one_row():
 
 
 def test_a_genrm_takes_its_share_unless_it_is_elsewhere():
-    run = _run(genrm="org/name", judge="managed")
-    run.judge.server = ServerConfig(gpu_memory_utilization=0.35)
+    run = _run(model="org/name", kind="managed")
+    run.genrm.server = ServerConfig(gpu_memory_utilization=0.35)
     assert set(_rows(run)[2]["GenRM (managed)"][:-1]) == {"28.00"}
-    run.judge.server = ServerConfig(devices="8,9")
+    run.genrm.server = ServerConfig(devices="8,9")
     assert set(_rows(run)[2]["GenRM (managed)"]) == {"-"}
-    assert set(_rows(_run(genrm="name", judge="endpoint"))[2]["GenRM (endpoint)"]) == {"-"}
-    assert set(_rows(_run(genrm="folder"))[2]["GenRM (process)"][:-1]) == {"24.00"}  # 0.3 of 80
+    assert set(_rows(_run(model="name", kind="endpoint"))[2]["GenRM (endpoint)"]) == {"-"}
+    assert set(_rows(_run(model="folder"))[2]["GenRM (process)"][:-1]) == {"24.00"}  # 0.3 of 80
 
 
 def test_a_server_that_sleeps_takes_its_share_while_generating_alone(tmp_path):
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(6 * GIB)  # takes no disk
-    run = _run(genrm=str(tmp_path), judge="managed")
-    run.judge.server = ServerConfig(gpu_memory_utilization=0.25, tensor=2, sleep_level=1)
+    run = _run(model=str(tmp_path), kind="managed")
+    run.genrm.server = ServerConfig(gpu_memory_utilization=0.25, tensor=2, sleep_level=1)
     plan, heading, rows = _rows(run)
     assert plan.phases["generate"]["judge_weights"] == 3 * GIB
     sizes = dict(zip(heading[1:], rows["GenRM (managed)"], strict=True))
     awake = {"start": "20.00", "generate": "20.00"}
     assert sizes == dict.fromkeys(plan.phases, "-") | awake | {"host": "3.00"}
-    run.judge.server.sleep_level = 2
+    run.genrm.server.sleep_level = 2
     assert "judge" not in _rows(run)[0].host
     # Without a GPU nothing sleeps.
     on_cpu = _rows(run, on_gpu=False)[0]
@@ -64,17 +64,17 @@ def test_a_server_that_sleeps_takes_its_share_while_generating_alone(tmp_path):
 
 
 def test_a_metarm_of_the_job_is_in_the_ledger_too():
-    run = Run(model=ModelConfig(num_layers=2), judge=JudgeConfig(metarm="managed", model="org/name"))
+    run = GenRMRun(model=ModelConfig(num_layers=2), metarm=MetaRMConfig(kind="managed", model="org/name"))
     job = Job.of(run, 2, shape_of(run.model))
     plan = ledger(job, 80 * GIB, on_gpu=True)
     assert {parts["judge_kv_cache"] for parts in plan.phases.values()} == {28 * GIB}  # 0.35 of 80
-    for elsewhere in (JudgeConfig(metarm="endpoint", model="m"), JudgeConfig(metarm="rule")):
-        assert Job.of(replace(run, judge=elsewhere), 2, job.shape).judge is None
+    for elsewhere in (MetaRMConfig(kind="endpoint", model="m"), MetaRMConfig(kind="rule")):
+        assert Job.of(replace(run, metarm=elsewhere), 2, job.shape).judge is None
 
 
 def test_a_genrm_in_the_processes_is_held_in_every_phase_and_leaves_the_kv_cache_less(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"0" * 3 * 2**20)
-    run, alone = _run(genrm=str(tmp_path), gpu_memory_utilization=0.25), _run()
+    run, alone = _run(model=str(tmp_path), gpu_memory_utilization=0.25), _run()
     for each in (run, alone):
         each.generator.kv_cache_gib = 0.0
     plan, heading, rows = _rows(run)
@@ -90,17 +90,17 @@ def test_a_genrm_in_the_processes_is_held_in_every_phase_and_leaves_the_kv_cache
 
 
 def test_a_genrm_that_cannot_fit_is_refused_at_the_start(tmp_path):
-    run = _run(genrm=str(tmp_path))
+    run = _run(model=str(tmp_path))
     run.model = ModelConfig(num_layers=2)
     shape = shape_of(run.model)
     check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)
-    run.actor.gpu_memory_utilization = 0.9  # of 12 GiB; 4 are in reserve
+    run.genrm.gpu_memory_utilization = 0.9  # of 12 GiB; 4 are in reserve
     with pytest.raises(UserError, match=r"generate needs .* GiB of 12\.0 GiB"):
         check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(2 * GIB)  # takes no disk
-    run.actor.gpu_memory_utilization = 0.1
+    run.genrm.gpu_memory_utilization = 0.1
     with pytest.raises(
-        UserError, match=r"judge has 1\.20 GiB \(actor\.gpu_memory_utilization=0\.1\), .* 2\.00 GiB"
+        UserError, match=r"judge has 1\.20 GiB \(genrm\.gpu_memory_utilization=0\.1\), .* 2\.00 GiB"
     ):
         check_memory(run, 2, shape, capacity_bytes=12 * GIB, on_gpu=True)

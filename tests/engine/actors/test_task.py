@@ -7,31 +7,34 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from ralign.engine.actors.task import NUM_KEPT, ActorExample, ActorTask
 from ralign.engine.config.actor import ActorRun
-from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.judge import GenRMConfig
 from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.prompts import FULL, render
 from ralign.engine.data.worlds.actorworld import build_notes, judge_pair
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, cue_judge, oracle_judge
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.comparisons import Schedule
-from ralign.engine.judging.judge import JudgeStopped, Reply, Usage
+from ralign.engine.judging.judge import Judge, JudgeStopped, Reply
 from ralign.engine.judging.pairwise import PairwiseReward
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training.tasks import Answered
+from ralign.engine.training.tasks import Response
 from ralign.engine.training.trainer import Trainer
 
 NOTES = build_notes(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
 _PROMPT = re.compile(r"Note:\n(.*)\nA:\n(.*)\nB:\n(.*)\nJudgment:\n", re.DOTALL)
 
 
-class RuleJudge:
-    """A judge that is a function of the pair; `fails` says which of its calls are lost."""
+class RuleJudge(Judge):
+    """A judge that is a function of the pair; `fails` names the calls that are lost. `reason` may be set."""
 
     def __init__(self, rule, fails=lambda n: False):
-        self.rule, self.fails, self.usage, self.stop_reason, self.num_asked = rule, fails, Usage(), None, 0
+        self.rule, self.fails, self.reason, self.num_asked = rule, fails, None, 0
+
+    @property
+    def stop_reason(self):
+        return self.reason
 
     def submit(self, request):
         ((_, prompt),) = request.messages
@@ -43,31 +46,6 @@ class RuleJudge:
         future.set_result(Reply(failed=failed, text="" if failed else self.rule(pair)))
         return future
 
-    def close(self):
-        pass
-
-
-class OneRank:
-    replica_groups: tuple = ()
-    index = 0
-
-    def share_of(self, num_items):
-        return range(num_items)
-
-    def all_gather_data(self, value):
-        return [value]
-
-
-class NoPolicy:
-    pad_multiple = 1
-    hf_config = SimpleNamespace(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=32,
-    )  # fmt: skip
-
-    def start_training(self, optim, num_steps):
-        pass
-
 
 def answers_to(note) -> list[str]:
     """Right in sentences, one fact missing, right in bullets, wrong in bullets."""
@@ -77,13 +55,15 @@ def answers_to(note) -> list[str]:
     return [" ".join(told), " ".join(told[:-1]), bullets, f"- The {items[0]} is nothing"]
 
 
-def make_task(judge=None, scheme="all_pairs", replicas=None, **settings):
-    run = ActorRun(
-        algo=AlgoConfig(reward="label", num_prompts=2, num_samples=4), judge=JudgeConfig(**settings)
-    )
-    examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
-    payer = judge and PairwiseReward(judge, Schedule(scheme=scheme, num_samples=4))
-    return run, examples, ActorTask(run, examples, payer, replicas or OneRank())
+@pytest.fixture
+def make_task(one_rank):
+    def make(judge=None, scheme="all_pairs", replicas=None, **settings):
+        run = ActorRun(algo=AlgoConfig(num_prompts=2, num_samples=4), genrm=GenRMConfig(**settings))
+        examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
+        reward_model = judge and PairwiseReward(judge, Schedule(scheme=scheme, num_samples=4))
+        return run, examples, ActorTask(run, examples, reward_model, replicas or one_rank)
+
+    return make
 
 
 def make_samples(examples):
@@ -94,7 +74,7 @@ def make_samples(examples):
         )  # fmt: skip
 
     return [
-        Answered(
+        Response(
             example=n // 4,
             group=n // 4,
             rollout=rollout(n),
@@ -104,14 +84,14 @@ def make_samples(examples):
     ]
 
 
-def paid(task, samples):
+def rewards_of(task, samples, step=0):
     with task.judging():
-        return task.reward(task.judge(samples))
+        return task.reward(task.judge(samples, step))
 
 
-def test_the_oracle_pays_true_quality():
+def test_the_oracle_pays_true_quality(make_task):
     _, examples, task = make_task()
-    rewards = paid(task, make_samples(examples))
+    rewards = rewards_of(task, make_samples(examples))
     np.testing.assert_allclose(rewards.values, [1, 2 / 3, 1, 0] * 2, rtol=1e-6)
     assert rewards.valid.all() and rewards.cue.tolist() == [False, False, True, True] * 2
     metrics = task.metrics(rewards)
@@ -119,12 +99,12 @@ def test_the_oracle_pays_true_quality():
     assert metrics["actor/reward_quality_corr"] == pytest.approx(1) and metrics["judge/num_calls"] == 0
 
 
-def test_a_judge_that_loves_the_cue_is_hacked_and_the_log_shows_it():
+def test_a_judge_that_loves_the_cue_is_hacked_and_the_log_shows_it(make_task):
     def loves_bullets(pair):
         return cue_judge(pair) if pair.response_A.startswith("- ") != pair.response_B.startswith("- ") else ""
 
     _, examples, task = make_task(RuleJudge(loves_bullets), max_failed_share=0.5)
-    rewards = paid(task, make_samples(examples))
+    rewards = rewards_of(task, make_samples(examples))
     # Bullets beat both answers without; the pairs of equal layout have no verdict and are masked.
     assert rewards.values.tolist() == [-1, -1, 1, 1] * 2
     metrics = task.metrics(rewards)
@@ -133,11 +113,11 @@ def test_a_judge_that_loves_the_cue_is_hacked_and_the_log_shows_it():
 
 
 @pytest.mark.parametrize("scheme", ["reference", "circular", "all_pairs", "knockout"])
-def test_a_group_costs_what_its_schedule_says(scheme):
+def test_a_group_costs_what_its_schedule_says(make_task, scheme):
     judge = RuleJudge(lambda pair: r"\boxed{A}")
     _, examples, task = make_task(judge, scheme)
     samples = make_samples(examples)
-    metrics = task.metrics(paid(task, samples))
+    metrics = task.metrics(rewards_of(task, samples))
     per_group = Schedule(scheme=scheme, num_samples=4).num_calls
     # The first answer is the reference itself: nobody is asked, and it counts apart.
     same = 2 if scheme == "reference" else 0
@@ -146,29 +126,33 @@ def test_a_group_costs_what_its_schedule_says(scheme):
     assert metrics["judge/num_calls"] == judge.num_asked == 2 * per_group - same
 
 
-def test_failures_are_not_hidden_behind_equal_answers():
+def test_failures_are_not_hidden_behind_equal_answers(make_task):
     """An actor that has collapsed to one answer: the few calls that are left all fail, and that ends the run."""
     _, examples, task = make_task(RuleJudge(_better, fails=lambda n: True), "all_pairs", max_failed_share=0.5)
-    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=8, seats="both")
+    task.reward_model.schedule = Schedule(scheme="all_pairs", num_samples=8, order="both")
     samples = make_samples(examples)
     for sample in samples:
         sample.group = sample.example = 0
         sample.text = samples[0].text
     samples[-1].text = "something else"
     with pytest.raises(UserError, match="14 of 14 calls"):
-        paid(task, samples)
+        rewards_of(task, samples)
 
 
-def test_groups_without_a_fit_are_counted():
+def test_groups_without_a_fit_are_counted(make_task):
     _, examples, task = make_task(RuleJudge(lambda pair: r"\boxed{A}"))
-    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=4, seats="agree", value="bradley_terry")
-    assert task.metrics(paid(task, make_samples(examples)))["judge/num_without_fit"] == 0  # ties have a fit
+    task.reward_model.schedule = Schedule(
+        scheme="all_pairs", num_samples=4, order="agree", value="bradley_terry"
+    )
+    assert (
+        task.metrics(rewards_of(task, make_samples(examples)))["judge/num_without_fit"] == 0
+    )  # ties have a fit
     _, examples, task = make_task(RuleJudge(_shorter))
-    task.payer.schedule = Schedule(scheme="all_pairs", num_samples=4, value="bradley_terry")
-    assert task.metrics(paid(task, make_samples(examples)))["judge/num_without_fit"] == 2
+    task.reward_model.schedule = Schedule(scheme="all_pairs", num_samples=4, value="bradley_terry")
+    assert task.metrics(rewards_of(task, make_samples(examples)))["judge/num_without_fit"] == 2
 
 
-def test_a_genrm_is_asked_in_the_messages_that_it_was_trained_on():
+def test_a_genrm_is_asked_in_the_messages_that_it_was_trained_on(make_task):
     """Under a template with a rubric: a system message and the user's, whose parts are the text of training."""
     asked = []
 
@@ -182,7 +166,7 @@ def test_a_genrm_is_asked_in_the_messages_that_it_was_trained_on():
     _, examples, task = make_task(Listens(None), "reference")
     task.template = FULL
     samples = make_samples(examples)
-    paid(task, samples)
+    rewards_of(task, samples)
     note, told = examples[0].question, {sample.text for sample in samples}
     for messages in asked[:3]:
         assert [role for role, _ in messages] == ["system", "user"]
@@ -195,24 +179,24 @@ def _shorter(pair):
     return r"\boxed{A}" if len(pair.response_A) < len(pair.response_B) else r"\boxed{B}"
 
 
-def test_the_oracle_too_pays_less_for_length():
+def test_the_oracle_too_pays_less_for_length(make_task):
     run, examples, task = make_task()
-    plain = paid(task, make_samples(examples))
+    plain = rewards_of(task, make_samples(examples))
     run.actor.length_penalty = 0.3
-    moved = paid(task, make_samples(examples))
+    moved = rewards_of(task, make_samples(examples))
     # Three of four are worth something; lengths 3 to 6 (and 7 to 10) around their middle.
     np.testing.assert_allclose(
         moved.values - plain.values, [0.3 * 0.75 * x / 3 for x in (1.5, 0.5, -0.5, -1.5)] * 2, atol=1e-6
     )
 
 
-def test_what_the_judge_said_is_in_the_record_of_a_few_comparisons():
+def test_what_the_judge_said_is_in_the_record_of_a_few_comparisons(make_task):
     _, examples, task = make_task(
         RuleJudge(_better, fails=lambda n: n == 1), "circular", max_failed_share=0.5
     )
     samples = make_samples(examples)
     with task.judging():
-        judged = task.judge(samples)
+        judged = task.judge(samples, 0)
     records = [task.record(sample) for sample in judged]
     found = {n: record["comparisons"] for n, record in enumerate(records) if "comparisons" in record}
     assert list(found) == [0, 4] and sum(map(len, found.values())) == NUM_KEPT == 8
@@ -230,27 +214,26 @@ def test_what_the_judge_said_is_in_the_record_of_a_few_comparisons():
     task.replicas.index = 1
     _, examples, elsewhere = make_task(RuleJudge(_better), "circular", replicas=task.replicas)
     with elsewhere.judging():
-        assert not any(sample.transcripts for sample in elsewhere.judge(make_samples(examples)))
+        assert not any(sample.transcripts for sample in elsewhere.judge(make_samples(examples), 0))
 
 
-def test_against_a_reference_the_record_says_which_seat_it_had():
+def test_against_a_reference_the_record_says_which_seat_it_had(make_task):
     _, examples, task = make_task(RuleJudge(_better), "reference")
     with task.judging():
-        judged = task.judge(make_samples(examples))
+        judged = task.judge(make_samples(examples), 0)
     for one in task.record(judged[0])["comparisons"]:
         seats = [one[seat]["sample"] for seat in "AB"]
         assert "reference" in seats and seats != ["reference", "reference"]
 
 
-def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors():
+def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors(make_task, make_session):
     """A sample whose comparisons all failed has no advantage, and changes nobody else's."""
     run, examples, task = make_task(
         RuleJudge(_better, fails=lambda n: n == 1), "reference", max_failed_share=0.5
     )
-    cluster = SimpleNamespace(dp_size=1, dp_rank=0, pp_size=1, device=torch.device("cpu"))
-    trainer = Trainer(run, cluster, NoPolicy(), None, None, examples, task)
+    trainer = Trainer(make_session(), run, task)
     with task.judging():
-        judged = task.judge(make_samples(examples))
+        judged = task.judge(make_samples(examples), 0)
     rewards = task.reward(judged)
     assert (~rewards.valid).sum() == task.metrics(rewards)["judge/num_failed"] == 1
     lost = int(np.flatnonzero(~rewards.valid)[0])
@@ -278,23 +261,25 @@ def _better(pair):
     return r"\boxed{A}" if wrong[0] < wrong[1] else r"\boxed{B}"
 
 
-def test_too_many_failures_end_the_run_and_a_stopped_judge_is_heard_of():
+def test_too_many_failures_end_the_run_and_a_stopped_judge_is_heard_of(make_task):
     judge = RuleJudge(oracle_judge, fails=lambda n: True)
     _, examples, task = make_task(judge, max_failed_share=0.2)
     with pytest.raises(UserError, match="12 of 12 calls"):
-        paid(task, make_samples(examples))
+        rewards_of(task, make_samples(examples))
     before = task.state_dict()
-    judge.stop_reason = "the key is refused"
+    judge.reason = "the key is refused"
     with pytest.raises(JudgeStopped, match="key"):
-        paid(task, make_samples(examples))
+        rewards_of(task, make_samples(examples))
     assert task.state_dict() == before
 
 
-def test_each_batch_draws_anew_and_a_checkpoint_keeps_the_place():
-    _, examples, task = make_task(RuleJudge(_better), "circular")
-    paid(task, make_samples(examples))
-    seed = task._seed()
-    _, _, resumed = make_task(RuleJudge(_better), "circular")
-    assert resumed._seed() != seed
-    resumed.load_state_dict(task.state_dict())
-    assert resumed._seed() == seed
+def test_each_step_draws_anew_and_a_repeated_one_draws_the_same(make_task):
+    """After a checkpoint the same step has the same opponents and positions."""
+
+    def drawn(step: int) -> list:
+        _, examples, task = make_task(RuleJudge(_better), "circular")
+        with task.judging():
+            judged = task.judge(make_samples(examples), step)
+        return [task.record(sample).get("comparisons") for sample in judged]
+
+    assert drawn(3) == drawn(3) != drawn(4)

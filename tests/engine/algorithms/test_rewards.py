@@ -1,8 +1,12 @@
+"""Rewards from verdicts and outcomes, in one order and in both; rewards of a user's own."""
+
+import itertools
 import math
 
 import numpy as np
 import pytest
-from ralign.engine.algorithms.rewards import check_failures, score
+from ralign.engine.algorithms.rewards import LABEL, R_ALIGN, Reward, check_failures, score
+from ralign.engine.config.registry import REWARDS
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
 
@@ -12,85 +16,157 @@ SKIP = Outcome.SKIPPED
 OUTCOMES = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CALL_FAIL, Outcome.PARSE_FAIL, SKIP, SKIP, SKIP]
 
 
-def test_label_pays_for_the_verdict_alone():
-    rewards = score("label", VERDICTS, LABELS, OUTCOMES)
+def test_the_label_reward_depends_on_the_verdict_only():
+    rewards = score(LABEL, VERDICTS, LABELS, OUTCOMES)
     np.testing.assert_array_equal(rewards.values, np.float32([1, 1, 1, 1, 0, 0, 0]))
     assert rewards.values.dtype == np.float32 and rewards.valid.all()
-    without = score("label", VERDICTS, LABELS)
+    without = score(LABEL, VERDICTS, LABELS)
     np.testing.assert_array_equal(without.values, rewards.values)
     assert math.isnan(without.s_corr)
 
 
-def test_r_align_pays_for_a_right_verdict_with_the_right_reason_and_masks_failures():
-    rewards = score("r_align", VERDICTS, LABELS, OUTCOMES)
+def test_r_align_needs_the_right_reason_too_and_masks_failures():
+    rewards = score(R_ALIGN, VERDICTS, LABELS, OUTCOMES)
     np.testing.assert_array_equal(rewards.values, np.float32([1, 0, 0, 0, 0, 0, 0]))
     np.testing.assert_array_equal(rewards.valid, [True, True, False, False, True, True, True])
 
 
-@pytest.mark.parametrize("kind", ["label", "r_align"])
-def test_an_unreadable_verdict_has_a_reward_of_its_own(kind):
-    rewards = score(kind, VERDICTS, LABELS, OUTCOMES, invalid_reward=-0.5)
+@pytest.mark.parametrize("name", ["label", "r_align"])
+def test_a_missing_verdict_has_a_reward_of_its_own(name):
+    rewards = score(REWARDS.load(name), VERDICTS, LABELS, OUTCOMES, invalid_reward=-0.5)
     np.testing.assert_array_equal(rewards.values[5:], np.float32([-0.5, -0.5]))
     assert rewards.valid[5:].all()
 
 
-@pytest.mark.parametrize("kind", ["label", "r_align"])
-def test_counts_and_metrics_follow_the_released_definitions(kind):
-    rewards = score(kind, VERDICTS, LABELS, OUTCOMES)
+@pytest.mark.parametrize("name", ["label", "r_align"])
+def test_counts_and_metrics_follow_the_released_definitions(name):
+    rewards = score(REWARDS.load(name), VERDICTS, LABELS, OUTCOMES)
     assert (rewards.num_samples, rewards.num_invalid, rewards.num_judge_failed) == (7, 2, 2)
     assert (rewards.num_label_correct, rewards.num_aligned, rewards.num_spurious) == (4, 1, 1)
     assert rewards.l_acc == 4 / 7 and rewards.s_corr == 1 / 2 and rewards.f_score == 1 / 5
 
 
-def test_r_align_needs_outcomes_and_the_kind_must_be_known():
-    with pytest.raises(UserError, match="MetaRM"):
-        score("r_align", VERDICTS, LABELS)
-    with pytest.raises(UserError, match="'accuracy'"):
-        score("accuracy", VERDICTS, LABELS)
+def test_r_align_needs_outcomes():
+    assert R_ALIGN.needs_metarm and not LABEL.needs_metarm
+    with pytest.raises(UserError, match="needs a MetaRM"):
+        score(R_ALIGN, VERDICTS, LABELS)
 
 
-def test_with_both_orders_a_sample_is_paid_only_if_its_partner_earns_the_same():
-    # Couples (0, 1), (2, 3), ...: right twice, right once, right but spurious once, unread once, wrong twice.
+def test_with_both_orders_a_sample_earns_only_what_its_partner_earns():
+    # Pairs (0, 1), (2, 3), ...: right twice, right once, right but spurious once, unread once, wrong twice.
     verdicts = ["A", "B", "A", "A", "A", "B", "A", None, "B", "A"]
     labels = ["A", "B"] * 5
     outcomes = [Outcome.CORRECT, Outcome.CORRECT, Outcome.CORRECT, SKIP, Outcome.CORRECT, Outcome.INCORRECT]
     outcomes += [Outcome.CORRECT, SKIP, SKIP, SKIP]
     partners = [n ^ 1 for n in range(10)]
-    aligned = score("r_align", verdicts, labels, outcomes, partners=partners, invalid_reward=-1.0)
+    aligned = score(R_ALIGN, verdicts, labels, outcomes, partners=partners, invalid_reward=-1.0)
     assert aligned.values.tolist() == [1, 1, 0, 0, 0, 0, 0, -1, 0, 0]
-    label = score("label", verdicts, labels, outcomes, partners=partners)
+    label = score(LABEL, verdicts, labels, outcomes, partners=partners)
     assert label.values.tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0, 0]
     assert aligned.valid.all() and label.valid.all()
     assert aligned.swap_consistency == pytest.approx(6 / 10)
     assert aligned.num_label_correct == 6  # counts stay those of single samples
 
 
+# (verdict, outcome) of a sample whose label is A: every case that one sample can be in.
+CASES = [("A", outcome) for outcome in (Outcome.CORRECT, Outcome.INCORRECT, Outcome.CALL_FAIL)]
+CASES += [("B", SKIP), (None, SKIP)]
+
+
+@pytest.mark.parametrize("name", ["label", "r_align"])
+@pytest.mark.parametrize(("own", "other"), list(itertools.product(CASES, repeat=2)))
+def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
+    """Against the definition: 1 if both earn 1; unknown if the outcomes could be such that both do, and are unknown."""
+
+    def possible(verdict, outcome):
+        if verdict != "A":
+            return {0}
+        if name == "label":
+            return {1}
+        return {0, 1} if outcome.failed else {int(outcome is Outcome.CORRECT)}
+
+    verdicts, outcomes = zip(own, other, strict=True)
+    rewards = score(REWARDS.load(name), verdicts, ["A", "A"], outcomes, invalid_reward=-1.0, partners=[1, 0])
+    values = {a * b for a in possible(*own) for b in possible(*other)}
+    if own[0] is None:
+        assert (rewards.values[0], rewards.valid[0]) == (-1, True)
+    elif len(values) == 2:
+        assert (rewards.values[0], rewards.valid[0]) == (0, False)
+    else:
+        assert (rewards.values[0], rewards.valid[0]) == (*values, True)
+
+
 @pytest.mark.parametrize(
-    ("own", "other", "value", "valid"),
+    ("own", "other", "value"),
     [
-        (Outcome.CALL_FAIL, Outcome.CORRECT, 0, False),
-        (Outcome.CORRECT, Outcome.CALL_FAIL, 0, False),
-        (Outcome.CALL_FAIL, Outcome.PARSE_FAIL, 0, False),
-        (
-            Outcome.CALL_FAIL,
-            Outcome.INCORRECT,
-            0,
-            True,
-        ),  # nothing to earn, whatever the judge would have said
-        (Outcome.INCORRECT, Outcome.CALL_FAIL, 0, True),
+        (0.75, 0.25, 0.25),
+        (0.25, 0.75, 0.25),
+        (math.nan, 0.25, None),
+        (0.25, math.nan, None),
+        (math.nan, math.nan, None),
+        (math.nan, 0.0, 0.0),  # nothing was earned, whatever the unknown value is
+        (-0.5, math.nan, -0.5),
     ],
 )
-def test_with_both_orders_a_failed_judge_masks_what_hangs_on_it(own, other, value, valid):
-    rewards = score("r_align", ["A", "B"], ["A", "B"], [own, other], partners=[1, 0])
-    assert rewards.values[0] == value and rewards.valid[0] == valid
+def test_both_orders_of_a_real_valued_reward(own, other, value):
+    reward = Reward(lambda samples: np.array([own, other]))
+    rewards = score(reward, ["A", "B"], ["A", "B"], partners=[1, 0])
+    assert rewards.valid[0] == (value is not None) and rewards.values[0] == (value or 0)
 
 
-def test_a_judge_that_fails_too_often_ends_the_run():
+def test_a_failed_metarm_on_too_large_a_share_ends_the_run():
     def rewards(num_failed, num_good):
         outcomes = [Outcome.CALL_FAIL] * num_failed + [Outcome.CORRECT] * num_good
-        return score("r_align", ["A"] * len(outcomes), ["A"] * len(outcomes), outcomes)
+        return score(R_ALIGN, ["A"] * len(outcomes), ["A"] * len(outcomes), outcomes)
 
     check_failures(rewards(5, 5), 0.5)
     check_failures(rewards(7, 0), 0.5)  # too few to tell
-    with pytest.raises(UserError, match="6 of the 10 samples .* judge.max_failed_share=0.5"):
+    with pytest.raises(UserError, match=r"6 of 10 reviews .* metarm.max_failed_share=0.5"):
         check_failures(rewards(6, 4), 0.5)
+
+
+MINE = """
+import numpy as np
+from ralign.engine.algorithms.rewards import Reward
+
+def half(samples):
+    return samples.correct * 0.5
+
+def bold(samples):
+    return np.where(samples.failed, np.nan, samples.aligned - 0.5 * samples.spurious)
+
+BOLD = Reward(bold, needs_metarm=True)
+NUMBER = 3
+"""
+
+
+def test_a_reward_from_a_file_and_one_that_a_program_registers(tmp_path):
+    path = tmp_path / "rewards_of_mine.py"
+    path.write_text(MINE)
+    half = REWARDS.load(f"{path}:half")
+    assert not half.needs_metarm
+    assert score(half, VERDICTS, LABELS, invalid_reward=-1.0).values.tolist() == [0.5] * 4 + [0, -1, -1]
+    bold = REWARDS.load(f"{path}:BOLD")
+    assert bold.needs_metarm
+    rewards = score(bold, VERDICTS, LABELS, OUTCOMES)
+    assert rewards.values.tolist() == [1, -0.5, 0, 0, 0, 0, 0]
+    assert rewards.valid.tolist() == [True, True, False, False, True, True, True]
+    with pytest.raises(UserError, match=r"algo.reward=.*NUMBER: expected a Reward or a function, got int"):
+        REWARDS.load(f"{path}:NUMBER")
+    REWARDS.register("one", lambda samples: np.ones(len(samples.labels)))
+    try:
+        assert score(REWARDS.load("one"), ["A", "B"], ["A", "A"]).values.tolist() == [1, 1]
+    finally:
+        REWARDS.unregister("one")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda samples: 1.0, r"returned the shape \(\), expected \(7,\)"),
+        (lambda samples: np.full(7, math.inf), "an infinite value"),
+    ],
+)
+def test_a_reward_function_with_a_bad_result_is_the_user_s_mistake(function, message):
+    with pytest.raises(UserError, match=message):
+        score(Reward(function), VERDICTS, LABELS, OUTCOMES)

@@ -79,7 +79,7 @@ FAULTS = {
         lambda folder: _config(folder, model_type="mamba"),
         "model_type 'mamba' is not supported",
     ),
-    "other feature": (lambda folder: _config(folder, attention_bias=True), "attention_bias is not supported"),
+    "other feature": (lambda folder: _config(folder, attention_bias=True), "attention_bias=True"),
     "other rope": (
         lambda folder: _config(
             folder,

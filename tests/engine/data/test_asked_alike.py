@@ -1,4 +1,4 @@
-"""Whoever asks a judge about a pair asks the same: training, `ralign-eval run`, and an actor's training."""
+"""All requests about a pair are the same: in training, in `ralign-eval run`, and in an actor's training."""
 
 from concurrent.futures import Future
 from dataclasses import replace
@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ralign.engine.actors.task import ActorExample, ActorTask
-from ralign.engine.config.actor import ActorConfig, ActorRun
-from ralign.engine.config.run import DataConfig, Run
+from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.judge import GenRMConfig
+from ralign.engine.config.run import DataConfig, GenRMRun
 from ralign.engine.data.chat import as_text, pair_messages
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL
@@ -16,10 +17,10 @@ from ralign.engine.data.questions import OpenQuestion
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.run import Evaluation
 from ralign.engine.judging.comparisons import Schedule
-from ralign.engine.judging.judge import Reply, Usage
+from ralign.engine.judging.judge import Judge, Reply
 from ralign.engine.judging.pairwise import PairwiseReward
-from ralign.engine.training.experiment import Experiment
-from ralign.engine.training.tasks import Answered
+from ralign.engine.training.genrm import GenRM
+from ralign.engine.training.tasks import Response
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -34,11 +35,11 @@ PAIR = Pair(
 )
 
 
-class Listener:
-    """A judge that keeps what it is asked and gives no verdict."""
+class Listener(Judge):
+    """Records its requests and gives no verdict."""
 
     def __init__(self):
-        self.usage, self.stop_reason, self.asked = Usage(), None, []
+        self.asked = []
 
     def submit(self, request):
         self.asked.append(request.messages)
@@ -75,25 +76,21 @@ def test_ralign_eval_asks_with_the_rubric_as_system_message(tmp_path):
     assert [role for role, _ in judge.asked[0]] == ["system", "user"]
 
 
-def test_an_actor_s_judge_is_asked_as_it_was_trained():
-    run, judge = ActorRun(actor=ActorConfig(template="full")), Listener()
-    payer = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, seats="both"))
+def test_an_actor_s_judge_is_asked_as_it_was_trained(one_rank):
+    run, judge = ActorRun(genrm=GenRMConfig(template="full")), Listener()
+    reward_model = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, order="both"))
     examples = [ActorExample(question=OpenQuestion(pair=PAIR), prompt_ids=np.arange(2))]
-    task = ActorTask(
-        run, examples, payer, SimpleNamespace(index=0, replica_groups=(), all_gather_data=lambda x: [x])
-    )
+    task = ActorTask(run, examples, reward_model, one_rank)
     rollout = SimpleNamespace(response_ids=np.arange(3))
-    task.judge([Answered(example=0, group=0, rollout=rollout, text="Elm.")])
+    task.judge([Response(example=0, group=0, rollout=rollout, text="Elm.")], 0)
     shown = [replace(PAIR, response_A=a, response_B=b) for a, b in (("Elm.", "A rose."), ("A rose.", "Elm."))]
     assert sorted(judge.asked) == sorted(pair_messages(FULL, pair) for pair in shown)
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_an_experiment_asks_as_data_chat_says(tokenizer, chat):
-    lab = SimpleNamespace(
-        run=Run(data=DataConfig(chat=chat, max_prompt_tokens=2000)), tokenizer=tokenizer, template=FULL
-    )
-    (example,) = Experiment.examples(lab, [PAIR])
+def test_training_asks_as_data_chat_says(make_session, tokenizer, chat):
+    run = GenRMRun(data=DataConfig(template="full", chat=chat, max_prompt_tokens=2000))
+    (example,) = GenRM(make_session(tokenizer=tokenizer), run, None).examples([PAIR])
     assert example.prompt_ids.tolist() == ids_of(pair_messages(FULL, PAIR), tokenizer, chat)
     assert (tokenizer.convert_tokens_to_ids("[answer]") in example.prompt_ids) == chat
 

@@ -1,4 +1,4 @@
-"""A server that answers as a test wants, in OpenAI's protocol."""
+"""A server in OpenAI's protocol whose answers a test chooses."""
 
 import json
 import threading
@@ -43,7 +43,7 @@ class FakeServer:
                 pass
 
         class Server(ThreadingHTTPServer):
-            request_queue_size = 512  # a busy machine does not refuse what comes at once
+            request_queue_size = 512  # so that a busy machine refuses no connection
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

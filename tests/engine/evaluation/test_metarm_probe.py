@@ -1,16 +1,16 @@
-"""The rationales that test a MetaRM, and what it makes of judges whose accuracy is known."""
+"""The rationales that measure a MetaRM, and measurements of MetaRMs with a known accuracy."""
 
 import json
 
 import pytest
+from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import Pair, write_pairs
 from ralign.engine.data.verdicts import parse_verdict
-from ralign.engine.evaluation.cli import _main
+from ralign.engine.evaluation.cli import _main, build_parser
 from ralign.engine.evaluation.metarm_probe import KINDS, build_cases, measure_metarm
-from ralign.engine.evaluation.reviewers import KeywordMetaRM, build_reviewer, metarm_config
-from ralign.engine.judging import server as server_module
-from ralign.engine.judging.lm_metarm import Review
-from ralign.engine.judging.metarm import Outcome
+from ralign.engine.evaluation.models import metarm_config
+from ralign.engine.judging.judge import ClientContext
+from ralign.engine.judging.metarm import Outcome, Review
 from ralign.engine.runtime.errors import UserError
 
 
@@ -36,7 +36,7 @@ def rmbench_pair(
     )
 
 
-def test_four_rationales_a_pair_of_which_one_names_the_error():
+def test_each_pair_gives_four_rationales_of_which_one_names_the_error():
     pairs = [rmbench_pair(number) for number in range(6)]
     cases = build_cases(pairs)
     assert [case.kind for case in cases] == list(KINDS) * 6
@@ -51,14 +51,14 @@ def test_four_rationales_a_pair_of_which_one_names_the_error():
     assert len({case.rationale for case in cases}) > len(KINDS)
 
 
-def test_pairs_that_do_not_say_their_error_are_refused():
+def test_pairs_that_do_not_name_their_error_are_refused():
     for change in ({"meta": {}}, {"meta": {"error_key": " "}}, {"gt_judgment": "B is wrong"}):
         fields = {name: getattr(rmbench_pair(0), name) for name in Pair.__dataclass_fields__}
-        with pytest.raises(UserError, match="'rm-0' does not say what its error is"):
+        with pytest.raises(UserError, match="'rm-0' does not name its error"):
             build_cases([Pair(**(fields | change))])
 
 
-def test_accuracies_of_judges_that_are_known():
+def test_known_accuracies():
     cases = build_cases([rmbench_pair(number) for number in range(12)])
     perfect = measure_metarm(cases, [Review(outcome=case.expected) for case in cases])
     assert perfect["accuracy"] == perfect["balanced"] == {"value": 1, "low": 1, "high": 1}
@@ -86,20 +86,6 @@ def test_the_interval_draws_prompts():
     assert found["value"] == 0.5
     half_width = 1.96 * (0.25 / 30) ** 0.5  # 30 prompts, not 90 pairs or 360 cases
     assert found["high"] - found["low"] == pytest.approx(2 * half_width, rel=0.15)
-
-
-def test_the_keyword_baseline_looks_for_the_words_in_quotes():
-    metarm = KeywordMetaRM()
-    golden = 'B has an incorrect claim about "Sunflower  seeds". Correct fact: sesame.'
-    for text, outcome in (
-        ("B is wrong on sunflower-seeds", Outcome.CORRECT),
-        ("<think>sunflower seeds</think> B is vague", Outcome.INCORRECT),
-        ("seeds of the sunflower", Outcome.INCORRECT),
-        ("sunflower seedset", Outcome.INCORRECT),
-    ):
-        assert metarm.judge(golden, text) is outcome, text
-    with pytest.raises(UserError, match="quotes what is wrong"):
-        metarm.judge("B is wrong", "x")
 
 
 def test_the_command_reports_the_baseline_and_a_served_metarm(tmp_path, serve, capsys):
@@ -139,44 +125,31 @@ COVERED = (
 )
 
 
-def test_a_graded_template_of_ones_own_and_its_threshold(tmp_path, serve):
+def test_a_graded_template_of_the_user_s_own_and_its_threshold(tmp_path, serve):
     server = serve(lambda model, prompt: COVERED)
     mine = tmp_path / "mine.txt"
     mine.write_text("{golden} {judgment}, in this form: <coverage>yes or no for each point</coverage>")
     for template in ("graded", str(mine)):
         for threshold, outcome in ((0.5, Outcome.CORRECT), (0.6, Outcome.INCORRECT)):
-            spec = f"endpoint:{server.url}#m"
-            config = metarm_config(spec, template=template, graded_threshold=threshold, num_tries=1)
-            reviewer = build_reviewer(spec, config, tmp_path / "log")
-            review = reviewer.review(rmbench_pair(0), "x").result(20)
-            reviewer.close()
+            options = ["--metarm-template", template, "--metarm-graded-threshold", str(threshold)]
+            command = ["metarm", "FILE", "--metarm", f"endpoint:{server.url}#m", "--metarm-tries", "1"]
+            config = metarm_config(build_parser().parse_args([*command, *options]))
+            metarm = METARMS.load(config.kind).open(config, ClientContext())
+            review = metarm.review(rmbench_pair(0), "x").result(60)
+            metarm.close()
             assert (review.outcome, review.coverage) == (outcome, 0.5), (template, threshold)
 
 
-def test_a_managed_metarm_is_asked_past_the_proxy(tmp_path, serve, monkeypatch):
-    server = serve(lambda model, prompt: COVERED)
-
-    class FakeServer:
-        api_key, dead = "key", None
-
-        def __init__(self, config, log):
-            pass
-
-        def start(self):
-            return server.url
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(server_module, "Server", FakeServer)
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "config.json").write_text("{}")
-    settings = {"template": "graded", "graded_threshold": 0.6, "num_tries": 1, "num_retries": 0}
-    config = metarm_config(f"managed:{tmp_path}", **settings)
-    reviewer = build_reviewer(f"managed:{tmp_path}", config, tmp_path / "log")
-    review = reviewer.review(rmbench_pair(0), "x").result(20)
-    reviewer.close()
-    assert review.outcome is Outcome.INCORRECT, review.error
+def test_the_command_measures_a_metarm_of_the_user_s_own(tmp_path, capsys):
+    write_pairs(tmp_path / "rm.jsonl", [rmbench_pair(number) for number in range(4)])
+    (tmp_path / "lenient.py").write_text(
+        "from ralign.engine.judging.metarm import Outcome, RuleBased\n"
+        "from ralign.engine.judging.metarms import MetaRMKind\n"
+        "class Lenient(RuleBased):\n"
+        "    def outcome(self, golden, judgment):\n"
+        "        return Outcome.CORRECT\n"
+        "LENIENT = MetaRMKind(open=lambda config, context: Lenient())\n"
+    )
+    _main(["metarm", f"{tmp_path}/rm.jsonl", "--json", "--metarm", f"{tmp_path}/lenient.py:LENIENT"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"]["value"] == 0.25 and result["kinds"]["true_error"]["accuracy"]["value"] == 1

@@ -17,6 +17,7 @@ from ralign.engine.data.swap import swap_sides
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
 from ralign.engine.evaluation.cli import _main
 from ralign.engine.evaluation.score import read_files
+from ralign.engine.judging import managed
 from ralign.engine.judging.metarm import RuleMetaRM
 from ralign.engine.runtime.errors import UserError
 
@@ -32,7 +33,7 @@ def pairs(tmp_path):
 
 
 def _judgment(pair, number):
-    """What the served judge says: in turn golden, cue, the wrong side for the right fact, nothing readable."""
+    """The served judge's answers, in turn: golden, cue, the wrong side for the right fact, no verdict."""
     golden = pair.gt_judgment
     wrong = golden.replace(f"boxed{{{pair.gt_label}}}", f"boxed{{{other_side(pair.gt_label)}}}")
     return (golden, cue_judge(pair), wrong, "I cannot tell.")[number % 4]
@@ -47,7 +48,7 @@ def answers(pairs):
         for seen in (pair, swap_sides(pair)):
             found["judge", render(_COMPACT, seen)] = _judgment(seen, number)
         text = _judgment(pair, number)
-        outcome = RuleMetaRM().judge(pair.gt_judgment, text).value
+        outcome = RuleMetaRM().outcome(pair.gt_judgment, text).value
         form = "<golden_key_points>x</golden_key_points><genrm_analysis>looked at {}</genrm_analysis>"
         review = f"{form.format(pair.id)}<final_verdict>{outcome}</final_verdict>"
         found["metarm", render_review(template, pair, text)] = review
@@ -102,10 +103,10 @@ def test_a_served_judge_and_a_served_metarm_in_both_orders(tmp_path, pairs, answ
         "summary.json", "metrics.csv", "judgments.png", "index.html",
     }  # fmt: skip
     assert "Page: " in capsys.readouterr().out
-    assert set(server.asked.values()) == {1, 2}  # the second run asks the judge again, the rule asks nobody
+    assert set(server.asked.values()) == {1, 2}  # the second run repeats the judge's requests only
 
 
-def test_the_same_command_again_asks_nobody_and_writes_the_same(tmp_path, answers, pairs, serve):
+def test_the_same_command_again_makes_no_request_and_writes_the_same(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server))
     before, num_asked = _judged(tmp_path), server.asked.total()
@@ -115,7 +116,7 @@ def test_the_same_command_again_asks_nobody_and_writes_the_same(tmp_path, answer
     assert server.asked.total() == 2 * NUM_PAIRS
 
 
-def test_a_killed_run_goes_on_and_pays_nothing_twice(tmp_path, answers, pairs, serve):
+def test_a_killed_run_continues_without_repeated_requests(tmp_path, answers, pairs, serve):
     def slowly(model, prompt):
         time.sleep(0.15)
         return answers[model, prompt]
@@ -140,12 +141,12 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(tmp_path, answers, pairs, s
     assert not (tmp_path / "out" / "judgments").exists()
     _main(command)
     asked_twice = sum(count - 1 for count in server.asked.values())
-    assert asked_twice <= 4  # what was under way at the kill
+    assert asked_twice <= 4  # the requests under way at the kill
     _main(_command(tmp_path, server, "--concurrency", "16", metarm=f"endpoint:{server.url}#metarm", out="b"))
     assert _judged(tmp_path) == _judged(tmp_path, "b")
 
 
-def test_calls_that_fail_for_good_are_counted_and_asked_again_by_the_next_run(
+def test_calls_that_fail_for_good_are_counted_and_repeated_by_the_next_run(
     tmp_path, answers, pairs, serve, capsys
 ):
     broken = True
@@ -173,13 +174,13 @@ def test_calls_that_fail_for_good_are_counted_and_asked_again_by_the_next_run(
     assert not any("model_error" in json.loads(line)["meta"] for line in _judged(tmp_path).splitlines())
 
 
-def test_a_refused_key_ends_the_run_in_one_line_and_keeps_what_was_done(tmp_path, answers, pairs, serve):
+def test_a_refused_key_ends_the_run_in_one_line_and_keeps_the_results(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: 401)
-    with pytest.raises(UserError, match="stopped: .* 401 .*the same command goes on"):
+    with pytest.raises(UserError, match="stopped: .* 401 .*the same command continues"):
         _main(_command(tmp_path, server))
 
 
-def test_what_was_made_under_other_settings_is_not_mixed_in(tmp_path, answers, pairs, serve):
+def test_results_of_other_settings_are_refused(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server))
     with pytest.raises(UserError, match=r"dev.answers.jsonl was made with temperature=0.4, not 0.9"):
@@ -191,7 +192,7 @@ def test_what_was_made_under_other_settings_is_not_mixed_in(tmp_path, answers, p
         _main(_command(tmp_path, server))
 
 
-def test_answers_that_another_program_wrote_are_reviewed_and_scored(tmp_path, answers, pairs, serve):
+def test_answers_of_another_program_are_reviewed_and_scored(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server, "--both-orders"))
     released = ("id", "gt_label", "model_judgment", "model_pred", "model_judgment_swapped")
@@ -211,7 +212,7 @@ def test_answers_that_another_program_wrote_are_reviewed_and_scored(tmp_path, an
         _main(command)
 
 
-def test_a_call_that_failed_for_the_released_evaluator_is_counted_not_asked_and_not_refused(
+def test_a_failed_call_of_the_released_evaluator_is_counted_and_not_repeated(
     tmp_path, answers, pairs, serve, capsys
 ):
     server = serve(lambda model, prompt: answers[model, prompt])
@@ -227,7 +228,7 @@ def test_a_call_that_failed_for_the_released_evaluator_is_counted_not_asked_and_
     command[command.index("--model") + 1] = f"judged:{path}"
     _main(command)
     (name,) = (folder.name for folder in (tmp_path / "out" / "judgments").iterdir())
-    assert name == "Org_Judge 1"  # what the file says, not its folder
+    assert name == "Org_Judge 1"  # from the file, not the name of its folder
     result = json.loads((tmp_path / "out" / "report" / "summary.json").read_text())["models"][name]["dev"]
     unread = sum(text is None or "boxed" not in text for text in texts)
     assert (result["num_call_fail"], result["num_parse_fail"]) == (2, unread) and not server.asked
@@ -237,9 +238,7 @@ def test_a_call_that_failed_for_the_released_evaluator_is_counted_not_asked_and_
     assert rows[0]["meta"]["model_error"] == "no answer in the file" and rows[0]["model_pred"] is None
 
 
-def test_the_metarm_s_work_shows_as_progress_where_the_answers_are_there(
-    tmp_path, answers, pairs, serve, capsys
-):
+def test_reviews_show_as_progress_when_no_answer_is_missing(tmp_path, answers, pairs, serve, capsys):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server))
     num_right = sum(
@@ -275,7 +274,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path, answers, pairs, serve):
 
 @pytest.mark.parametrize("kind", ["tokens", "cost"])
 @pytest.mark.parametrize("who", ["judge", "metarm"])
-def test_a_budget_counts_what_earlier_runs_spent(tmp_path, answers, pairs, serve, who, kind):
+def test_a_budget_counts_the_tokens_of_earlier_runs(tmp_path, answers, pairs, serve, who, kind):
     """A call costs 10 + 5 tokens; with its own prompt, which is counted before it is sent, 10 of them fit."""
     server = serve(lambda model, prompt: answers[model, prompt])
     longest = max(len(prompt) for model, prompt in answers if model == who)
@@ -293,7 +292,7 @@ def test_a_budget_counts_what_earlier_runs_spent(tmp_path, answers, pairs, serve
     assert 8 < asked[0] < 15 and asked[1] - asked[0] <= (kind == "tokens")
 
 
-def test_new_golden_judgments_ask_the_metarm_alone_again(tmp_path, answers, pairs, serve):
+def test_new_golden_judgments_need_new_reviews_but_no_new_answers(tmp_path, answers, pairs, serve):
     server = serve(lambda model, prompt: answers[model, prompt])
     _main(_command(tmp_path, server))
     write_pairs(tmp_path / "dev.jsonl", [replace(p, gt_judgment=f"Surely: {p.gt_judgment}") for p in pairs])
@@ -305,38 +304,43 @@ def test_new_golden_judgments_ask_the_metarm_alone_again(tmp_path, answers, pair
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (
             ["--metarm", "oracle"],
-            "--metarm oracle: expected rule, keywords, endpoint:URL#MODEL or managed:FOLDER",
+            "--metarm oracle: expected rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME",
         ),
+        (["--metarm", "none"], "--metarm none: expected rule"),
+        (["--metarm", "nowhere.py:MINE"], "metarm.kind=nowhere.py:MINE: no module nowhere.py"),
         (["--metarm", "endpoint:http://x/v1"], "expected endpoint:URL#MODEL"),
         (["--metarm", "endpoint:x#m"], "base_url must be an address"),
-        (["--metarm", "managed:nowhere"], "judge.model=nowhere: no Hugging Face folder"),
+        (["--metarm", "managed:nowhere"], "metarm.model=nowhere: no Hugging Face folder"),
         (["--model", "nowhere"], "--model nowhere: expected a Hugging Face folder"),
         (["--model", "endpoint:http://a/v1#m", "endpoint:http://b/v1#m"], "another model is named m too"),
+        (
+            ["--model", "endpoint:http://a/v1#m", "--timeout-s", "0"],
+            "--model.timeout_s must be positive, got 0",
+        ),
         (["--template", "nope"], "'nope' is neither compact, full nor a readable"),
         (["--budget-cost", "3"], "--budget-cost 3 needs a price: --metarm-price, or --price of models"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_asked(tmp_path, pairs, serve, more, said, answers):
+def test_mistakes_are_found_before_any_request(tmp_path, pairs, serve, more, message, answers):
     server = serve(lambda model, prompt: answers[model, prompt])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         _main([*_command(tmp_path, server), *more])
     assert not server.asked
 
 
-def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, serve, monkeypatch):
-    from ralign.engine.judging import server as server_module
-
+def test_a_managed_metarm_is_started_used_and_closed(tmp_path, answers, pairs, serve, monkeypatch):
     server = serve(lambda model, prompt: answers["metarm" if model.endswith("folder") else model, prompt])
     calls = []
 
     class FakeServer:
-        api_key, dead = "key", None
+        api_key, failure = "key", None
 
-        def __init__(self, config, log):
+        def __init__(self, config, log, host):
+            assert host == "127.0.0.1"
             calls.append((config.model, config.server.devices, log.name))
 
         def start(self):
@@ -346,15 +350,43 @@ def test_a_managed_metarm_is_started_asked_and_ended(tmp_path, answers, pairs, s
         def close(self):
             calls.append("close")
 
-    monkeypatch.setattr(server_module, "Server", FakeServer)
+    monkeypatch.setattr(managed, "Server", FakeServer)
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     _main(_command(tmp_path, server, "--metarm-devices", "6,7", metarm=f"managed:{folder}"))
     assert calls == [(str(folder), "6,7", "metarm_server.log"), "start", "close"]
     _main(_command(tmp_path, server, "--metarm-devices", "6,7", metarm=f"managed:{folder}"))
-    assert len(calls) == 3  # nothing is to be reviewed: no server is started
+    assert len(calls) == 3  # no review is missing, so no server is started
     assert _result(tmp_path)["s_corr"]["value"] > 0 and _result(tmp_path)["num_judge_fail"] == 0
+
+
+_MINE = r"""
+from ralign.engine.judging.metarm import Outcome, RuleBased
+from ralign.engine.judging.metarms import MetaRMKind
+
+class Short(RuleBased):
+    def outcome(self, golden, judgment):
+        return Outcome.CORRECT if len(judgment) <= len(golden) else Outcome.INCORRECT
+
+SHORT = MetaRMKind(open=lambda config, context: Short())
+"""
+
+
+def test_a_metarm_of_the_user_s_own_reviews_the_answers(tmp_path, answers, pairs, serve):
+    (tmp_path / "short.py").write_text(_MINE)
+    spec = f"{tmp_path}/short.py:SHORT"
+    server = serve(lambda model, prompt: answers[model, prompt])
+    _main(_command(tmp_path, server, metarm=spec))
+    rows = [json.loads(line) for line in _rows(tmp_path)]
+    assert {row["meta"]["metarm_model_name"] for row in rows} == {spec}
+    reviewed = [row for row in rows if row["metarm_verdict"] != "SkippedLabelMismatch"]
+    for row in reviewed:
+        short = len(row["model_judgment"]) <= len(row["gt_judgment"])
+        assert row["metarm_verdict"] == ("Correct" if short else "Incorrect")
+    assert reviewed and _result(tmp_path)["num_judge_fail"] == 0
+    with pytest.raises(UserError, match=r"dev.reviews.jsonl was made with metarm='.*:SHORT', not 'rule'"):
+        _main(_command(tmp_path, server))
 
 
 @pytest.fixture(scope="module")
@@ -383,5 +415,5 @@ def test_a_folder_is_judged_in_this_process(tmp_path, pairs, tiny_model):
     assert done.returncode == 0, done.stderr[-3000:]
     (judged,) = read_files([f"tiny={tmp_path}/out/judgments/tiny/dev.jsonl"])["tiny"].values()
     assert len(judged) == NUM_PAIRS and all(pair.in_both_orders for pair in judged)
-    assert len({pair.record["model_judgment"] for pair in judged}) > NUM_PAIRS // 2  # it said something
+    assert len({pair.record["model_judgment"] for pair in judged}) > NUM_PAIRS // 2  # answers differ
     assert "tiny on dev" in done.stderr and "s/step" in done.stderr

@@ -10,8 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from ralign.engine.evaluation.cli import _main
-from ralign.engine.evaluation.compare import compare
-from ralign.engine.evaluation.score import compare_models, read_files, score
+from ralign.engine.evaluation.score import compare, compare_models, read_files, score
 from ralign.engine.judging.metrics import categorise
 from ralign.engine.runtime.errors import UserError
 

@@ -73,12 +73,12 @@ def make_generator(cache: KVCache, calls: list, *, is_stale: bool) -> Generator:
 def test_an_engines_own_weights_are_not_kept_and_come_back_before_they_are_needed(make_cache):
     cache, calls = make_cache(owns_weights=True)
     generator = make_generator(cache, calls, is_stale=False)
-    generator.bring_weights()
+    generator.sync_weights()
     assert calls == []  # they are there
     cache.sleep()
     assert calls == ["reset", "sleep 2"]
-    generator.bring_weights()  # though no update came in between
-    generator.bring_weights()
+    generator.sync_weights()  # though no update came in between
+    generator.sync_weights()
     assert calls[2:] == ["empty", "wake weights", "bring"]
     cache.wake()
     assert calls[5:] == ["empty", "wake kv_cache"]

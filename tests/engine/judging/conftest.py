@@ -1,4 +1,4 @@
-"""A server that misbehaves on request, in a process of its own."""
+"""A server whose behaviour the prompts choose, in a process of its own."""
 
 import json
 import subprocess
@@ -22,9 +22,19 @@ class FakeEndpoint:
         self.root = f"http://127.0.0.1:{port_file.read_text()}"
         self.url = f"{self.root}/v1"
 
-    def stats(self) -> dict:
-        with urllib.request.urlopen(f"{self.root}/stats") as reply:
+    def stats(self, path: str = "stats") -> dict:
+        with urllib.request.urlopen(f"{self.root}/{path}") as reply:
             return json.load(reply)
+
+    def wait_until_under_way(self, num_requests: int, timeout_s: float = 60.0) -> None:
+        until_s = time.monotonic() + timeout_s
+        while (found := self.stats()["under_way"]) != num_requests:
+            assert time.monotonic() < until_s, f"{found} requests under way"
+            time.sleep(0.02)
+
+    def release(self) -> None:
+        """Answer the prompts with [held]."""
+        self.stats("release")
 
     def tries(self, prompt: str) -> int:
         return self.stats()["tries"].get(prompt, 0)
@@ -36,7 +46,7 @@ class FakeEndpoint:
 
 @pytest.fixture
 def fake_endpoint(tmp_path):
-    """Starts one when called, with this latency; all end with the test."""
+    """A function that starts a server with a latency; all end with the test."""
     started = []
 
     def start(latency_s: float = 0.0) -> FakeEndpoint:

@@ -1,4 +1,4 @@
-"""Golden judgments: which are kept, what a kill costs, and that a budget ends the run in order."""
+"""Golden judgments: the kept and the rejected ones, continuation after a kill, and the budget."""
 
 import json
 import os
@@ -8,19 +8,20 @@ import time
 from concurrent.futures import Future
 
 import pytest
-from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.data.pairs import Pair, read_pairs
 from ralign.engine.judging.annotate import (
     GOLDEN,
     AnnotateConfig,
+    AnnotatorConfig,
     Journal,
     Writer,
+    _main,
     annotate,
     load_template,
     reason_to_reject,
     render,
 )
-from ralign.engine.judging.judge import JudgeStopped, Reply
+from ralign.engine.judging.judge import Judge, JudgeStopped, Reply
 from ralign.engine.runtime.errors import UserError
 
 COMMAND = [sys.executable, "-c", "from ralign.engine.judging.annotate import main; main()"]
@@ -56,11 +57,11 @@ def job(fake_endpoint, tmp_path):
     def make(pairs, *, latency_s=0.0, **options):
         write(tmp_path / "pairs.jsonl", pairs)
         server = fake_endpoint(latency_s)
-        judge = {"concurrency": 8, "num_retries": 0, "timeout_s": 20.0} | options.pop("judge", {})
+        annotator = {"concurrency": 8, "num_retries": 0, "timeout_s": 20.0} | options.pop("annotator", {})
         config = AnnotateConfig(
             pairs=str(tmp_path / "pairs.jsonl"),
             output=str(tmp_path / "golden.jsonl"),
-            judge=EndpointConfig(model="m", base_url=server.url, **judge),
+            annotator=AnnotatorConfig(model="m", base_url=server.url, **annotator),
             **options,
         )
         return config, server
@@ -77,8 +78,8 @@ def job(fake_endpoint, tmp_path):
         (r"\boxed{B}", "A", "verdict is not the label"),
         (r"\boxed{A} or \boxed{B}", "A", "two verdicts"),
         (r"<think>\boxed{A}</think> A it is.", "A", "no verdict"),
-        (r"As the given label says, \boxed{A}", "A", "speaks of being told"),
-        (r"I was told that A wins. \boxed{A}", "A", "speaks of being told"),
+        (r"As the given label says, \boxed{A}", "A", "reveals the label"),
+        (r"I was told that A wins. \boxed{A}", "A", "reveals the label"),
         ("A", "A", "no verdict"),
     ],
 )
@@ -107,8 +108,8 @@ def test_a_judgment_is_kept_only_if_its_verdict_is_the_label(text, label, reason
         "I was asked to explain why A wins.",
     ],
 )
-def test_a_judgment_that_speaks_of_being_told_the_label_is_rejected(text):
-    assert reason_to_reject(Reply(text=f"{text} \\boxed{{A}}"), "A") == "speaks of being told"
+def test_a_judgment_that_reveals_the_label_is_rejected(text):
+    assert reason_to_reject(Reply(text=f"{text} \\boxed{{A}}"), "A") == "reveals the label"
 
 
 @pytest.mark.parametrize(
@@ -134,10 +135,8 @@ def test_the_same_words_in_their_usual_sense_are_kept(text):
     assert reason_to_reject(Reply(text=f"{text} \\boxed{{A}}"), "A") is None
 
 
-class _Breaks:
-    """A judge whose answers end as `end` says."""
-
-    stop_reason = None
+class _Breaks(Judge):
+    """A judge that ends every future with `end`."""
 
     def __init__(self, end):
         self.end = end
@@ -149,7 +148,7 @@ class _Breaks:
 
 
 def test_an_answer_that_is_cancelled_counts_as_failed_and_an_error_ends_the_run(tmp_path):
-    config = AnnotateConfig(output=str(tmp_path / "o"), judge=EndpointConfig(model="m", concurrency=2))
+    config = AnnotateConfig(output=str(tmp_path / "o"), annotator=AnnotatorConfig(model="m", concurrency=2))
     with Journal(tmp_path / "j") as journal:
         writer = Writer(config, load_template("golden"), journal)
         pairs = [make_pair(n) for n in range(5)]
@@ -163,7 +162,7 @@ def test_an_answer_that_was_cut_off_is_rejected():
     assert reason_to_reject(Reply(text=r"\boxed{A}", finish_reason="length"), "A") == "cut off"
 
 
-def test_the_writer_is_told_the_label_and_shown_the_pair():
+def test_the_prompt_holds_the_label_and_the_pair():
     pair = make_pair(label="B", meta={"reviews": ["B is sound."]})
     prompt = render(GOLDEN, pair)
     assert r"\boxed{B}" in prompt and "Response B the better one" in prompt and "- B is sound." in prompt
@@ -188,12 +187,12 @@ def test_kept_judgments_are_written_in_order_and_rejected_ones_counted(job):
     assert (summary["num_pairs"], summary["num_kept"], summary["num_rejected"]) == (24, 21, 2)
     assert summary["rejected"] == {"verdict is not the label": 1, "no verdict": 1}
     assert (summary["num_failed"], summary["num_left"]) == (1, 1)
-    # Rejected ones were asked about twice; 70 + 30 tokens a call that was answered.
+    # Rejected judgments were requested twice; an answered call has 70 + 30 tokens.
     assert server.stats()["num_asked"] == 20 + 2 * 2 + 1
     assert summary["tokens"] == {"prompt": 70 * 24, "answer": 30 * 24}
 
 
-def test_a_further_run_asks_for_what_failed_alone(job):
+def test_the_next_run_repeats_only_failed_calls(job):
     config, server = job(
         [make_pair(0), make_pair(1, behaviour="500*1] [box A"), make_pair(2, behaviour="box B")]
     )
@@ -204,19 +203,24 @@ def test_a_further_run_asks_for_what_failed_alone(job):
     assert (summary["num_kept"], summary["num_rejected"], summary["num_failed"]) == (2, 1, 0)
 
 
-def test_another_model_or_pair_is_asked_anew(job):
+def test_another_sampling_is_requested_again(job):
     config, server = job([make_pair(0)])
     annotate(config)
-    config.judge.temperature = 0.9
+    config.annotator.temperature = 0.9
     annotate(config)
     assert server.stats()["num_asked"] == 2
 
 
-def test_a_killed_run_goes_on_without_paying_twice(job):
+def test_a_killed_run_continues_without_repeated_requests(job):
     pairs = [make_pair(n) for n in range(60)]
     config, server = job(pairs, latency_s=0.05)
-    argv = [f"pairs={config.pairs}", f"output={config.output}", "judge.model=m", "judge.concurrency=4"]
-    argv.append(f"judge.base_url={server.url}")
+    argv = [
+        f"pairs={config.pairs}",
+        f"output={config.output}",
+        "annotator.model=m",
+        "annotator.concurrency=4",
+    ]
+    argv.append(f"annotator.base_url={server.url}")
     process = subprocess.Popen([*COMMAND, *argv], env={**os.environ, "OMP_NUM_THREADS": "1"})
     journal = f"{config.output}.journal.jsonl"
     while not os.path.exists(journal) or open(journal).read().count("\n") < 15:
@@ -229,19 +233,21 @@ def test_a_killed_run_goes_on_without_paying_twice(job):
         file.write('{"key": "torn')
     summary = annotate(config)
     assert summary["num_kept"] == 60
-    assert server.stats()["num_asked"] <= 60 + 4  # what was under way at the kill
+    assert server.stats()["num_asked"] <= 60 + 4  # the requests under way at the kill
     assert summary["tokens"]["prompt"] == 60 * 70
 
 
-def test_a_spent_budget_writes_what_there_is_and_a_larger_one_goes_on(job):
-    config, server = job([make_pair(n) for n in range(40)], judge={"budget_tokens": 1000, "concurrency": 2})
+def test_a_spent_budget_writes_the_judgments_so_far_and_a_larger_one_continues(job):
+    config, server = job(
+        [make_pair(n) for n in range(40)], annotator={"budget_tokens": 1000, "concurrency": 2}
+    )
     with pytest.raises(JudgeStopped, match="budget of 1000 tokens"):
         annotate(config)
     num_kept = len(read_pairs(config.output))
     assert 7 <= num_kept <= 10 and server.stats()["num_asked"] == num_kept
-    with pytest.raises(JudgeStopped):  # spent is spent
+    with pytest.raises(JudgeStopped):
         annotate(config)
-    config.judge.budget_tokens = 10_000
+    config.annotator.budget_tokens = 10_000
     assert annotate(config)["num_kept"] == 40
     assert server.stats()["num_asked"] <= 41
 
@@ -255,23 +261,39 @@ def test_one_process_an_output(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ([], "pairs is missing"),
         (["pairs=x", "output=x"], "is the pairs file itself"),
-        (["pairs=x", "output=y"], "judge.model is missing"),
-        (["pairs=x", "output=y", "judge.model=m"], "judge.base_url"),
+        (["pairs=x", "output=y"], "annotator.model is missing"),
+        (["pairs=x", "output=y", "annotator.model=m"], "annotator.base_url"),
         (
-            ["pairs=x", "output=y", "judge.model=m", "judge.base_url=http://h/v1", "judge.budget_cost=1"],
+            [
+                "pairs=x",
+                "output=y",
+                "annotator.model=m",
+                "annotator.base_url=http://h/v1",
+                "annotator.budget_cost=1",
+            ],
             "price",
         ),
-        (["pairs=missing.jsonl", "output=y", "judge.model=m", "judge.base_url=http://h/v1"], "cannot read"),
+        (
+            ["pairs=missing.jsonl", "output=y", "annotator.model=m", "annotator.base_url=http://h/v1"],
+            "cannot read",
+        ),
         (["pairs=x", "output=y", "num_tries=0"], "num_tries must be at least 1"),
     ],
 )
-def test_mistakes_end_with_one_line_and_status_2(tmp_path, argv, said):
-    done = subprocess.run([*COMMAND, *argv], capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_mistakes_are_refused(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        _main(argv)
+
+
+def test_a_mistake_ends_the_command_with_one_line_and_status_2(tmp_path):
+    done = subprocess.run([*COMMAND, "pairs=x"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 2 and "output is missing" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_template_needs_its_placeholders(tmp_path):

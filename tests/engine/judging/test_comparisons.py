@@ -1,4 +1,4 @@
-"""Each scheme against brute force on random tournaments; what failures, ties and equal texts change."""
+"""Each scheme against brute force on random tournaments; the effect of failures, ties and equal texts."""
 
 import itertools
 import random
@@ -10,16 +10,17 @@ from ralign.engine.judging.bradley_terry import bradley_terry
 from ralign.engine.judging.comparisons import (
     REFERENCE,
     Answer,
+    ComparisonStats,
     Schedule,
-    Tally,
     Tournament,
+    bracket,
     cache_order,
     length_penalty,
 )
 from ralign.engine.runtime.errors import UserError
 
 SCHEMES = ("reference", "circular", "all_pairs", "knockout")
-SEATS = ("random", "both", "agree")
+ORDERS = ("random", "both", "agree")
 
 
 def play(tournament: Tournament, judge: Callable[[int, int], Answer]):
@@ -51,11 +52,11 @@ class Draw(random.Random):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
-def test_calls_a_group_are_as_documented(scheme, seats):
+@pytest.mark.parametrize("order", ORDERS)
+def test_calls_a_group_are_as_documented(scheme, order):
     rng = np.random.default_rng(0)
     for num in (3, 4, 5, 7, 8, 16):
-        schedule = Schedule(scheme=scheme, num_samples=num, seats=seats)
+        schedule = Schedule(scheme=scheme, num_samples=num, order=order)
         result = play(Tournament(schedule, random.Random(num)), beats(random_tournament(rng, num)))
         comparisons = {
             "reference": num,
@@ -63,24 +64,24 @@ def test_calls_a_group_are_as_documented(scheme, seats):
             "all_pairs": num * (num - 1) // 2,
             "knockout": num - 1,
         }
-        assert result.tally.num_comparisons == schedule.num_comparisons == comparisons[scheme]
-        calls = comparisons[scheme] * (1 if seats == "random" else 2)
-        assert result.tally.num_calls == schedule.num_calls == calls
-        assert result.valid.all() and result.tally.num_masked == 0
+        assert result.stats.num_comparisons == schedule.num_comparisons == comparisons[scheme]
+        calls = comparisons[scheme] * (1 if order == "random" else 2)
+        assert result.stats.num_calls == schedule.num_calls == calls
+        assert result.valid.all() and result.stats.num_masked == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("seats", SEATS)
-def test_reference_and_all_pairs_equal_brute_force(seed, seats):
+@pytest.mark.parametrize("order", ORDERS)
+def test_reference_and_all_pairs_equal_brute_force(seed, order):
     num = 6
     wins = random_tournament(np.random.default_rng(seed), num)
     against = play(
-        Tournament(Schedule(scheme="reference", num_samples=num, seats=seats), random.Random(seed)),
+        Tournament(Schedule(scheme="reference", num_samples=num, order=order), random.Random(seed)),
         beats(wins),
     )
     assert against.rewards.tolist() == [1.0 if wins[i, REFERENCE] else -1.0 for i in range(num)]
     every = play(
-        Tournament(Schedule(scheme="all_pairs", num_samples=num, seats=seats), random.Random(seed)),
+        Tournament(Schedule(scheme="all_pairs", num_samples=num, order=order), random.Random(seed)),
         beats(wins),
     )
     group = wins[:num, :num]
@@ -100,7 +101,7 @@ def test_circular_over_all_circles_is_the_mean_result_against_the_group():
     assert np.std(circles, 0).max() > 0.1  # one circle alone is an estimate
 
 
-def test_in_a_circle_each_sample_sits_once_in_either_seat():
+def test_in_a_circle_each_sample_is_once_in_either_position():
     tournament = Tournament(Schedule(scheme="circular", num_samples=7), random.Random(1))
     assert sorted(call.first for call in tournament.calls) == list(range(7))
     assert sorted(call.second for call in tournament.calls) == list(range(7))
@@ -122,8 +123,9 @@ def bouts(slots, wins):
 def test_knockout_equals_brute_force(num):
     for seed in range(10):
         wins = random_tournament(np.random.default_rng(seed), num)
-        tournament = Tournament(Schedule(scheme="knockout", num_samples=num), random.Random(seed))
-        slots = list(tournament._alive)
+        order = random.Random(seed).sample(range(num), num)
+        tournament = Tournament(Schedule(scheme="knockout", num_samples=num), Draw(order))
+        slots = bracket(order)
         result = play(tournament, beats(wins))
         winner, met = bouts(slots, wins)
         net = [sum(a == i for a, _ in met) - sum(b == i for _, b in met) for i in range(num)]
@@ -134,7 +136,7 @@ def test_knockout_equals_brute_force(num):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
-def test_a_judge_that_is_never_wrong_pays_the_best_sample_most(scheme):
+def test_a_judge_that_is_never_wrong_gives_the_best_sample_the_largest_reward(scheme):
     for seed in range(20):
         quality = np.random.default_rng(seed).permutation(8)
         wins = quality[:, None] > quality[None, :]
@@ -143,46 +145,35 @@ def test_a_judge_that_is_never_wrong_pays_the_best_sample_most(scheme):
         assert (result.rewards == 1).sum() == 1 or scheme == "circular"
 
 
-def test_seeded_samples_meet_late():
-    strengths = [0.1, 0.9, 0.3, 0.8, 0.2, 0.5, 0.4, 0.0]
-    quality = np.array(strengths)
-    tournament = Tournament(Schedule(scheme="knockout", num_samples=8), random.Random(0), strengths)
-    result = play(tournament, beats(quality[:, None] > quality[None, :]))
-    final = result.comparisons[-1]
-    assert {final.left, final.right} == {1, 3}
-    first = {frozenset((met.left, met.right)) for met in result.comparisons[:4]}
-    assert frozenset((1, 7)) in first and frozenset((3, 0)) in first
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(8))
-def test_with_a_tenth_of_calls_failing_the_statistics_are_those_of_the_survivors(scheme, seats, seed):
+def test_with_a_tenth_of_calls_failing_the_statistics_are_those_of_the_survivors(scheme, order, seed):
     num = 8
     wins = random_tournament(np.random.default_rng(seed), num)
-    lot, seen = random.Random(seed), []
+    chance, seen = random.Random(seed), []
 
     def judge(first, second):
-        fate = lot.random()
+        fate = chance.random()
         answer = beats(wins)(first, second)
         answer = Answer.FAILED if fate < 0.1 else Answer.UNPARSABLE if fate < 0.15 else answer
         seen.append((first, second, answer))
         return answer
 
     result = play(
-        Tournament(Schedule(scheme=scheme, num_samples=num, seats=seats), random.Random(seed)), judge
+        Tournament(Schedule(scheme=scheme, num_samples=num, order=order), random.Random(seed)), judge
     )
     lost = [a for *_, a in seen if a in (Answer.FAILED, Answer.UNPARSABLE)]
-    assert result.tally.num_failed == lost.count(Answer.FAILED)
-    assert result.tally.num_unparsable == lost.count(Answer.UNPARSABLE)
+    assert result.stats.num_failed == lost.count(Answer.FAILED)
+    assert result.stats.num_unparsable == lost.count(Answer.UNPARSABLE)
     answered = {}
     for first, second, answer in seen:
         if answer in (Answer.FIRST, Answer.SECOND):
             pair = frozenset((first, second))
             answered.setdefault(pair, []).append(first if answer is Answer.FIRST else second)
-    needed = 2 if seats == "agree" else 1
+    needed = 2 if order == "agree" else 1
     survivors = {pair: winners for pair, winners in answered.items() if len(winners) >= needed}
-    assert result.tally.num_masked == result.tally.num_comparisons - len(survivors)
+    assert result.stats.num_masked == result.stats.num_comparisons - len(survivors)
     for i in range(num):
         mine = [1.0 if i in winners else -1.0 for pair, winners in survivors.items() if i in pair]
         assert result.valid[i] == bool(mine)
@@ -191,23 +182,23 @@ def test_with_a_tenth_of_calls_failing_the_statistics_are_those_of_the_survivors
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
-def test_where_every_call_failed_nobody_is_paid(scheme, seats):
+@pytest.mark.parametrize("order", ORDERS)
+def test_where_every_call_failed_no_sample_has_a_reward(scheme, order):
     result = play(
-        Tournament(Schedule(scheme=scheme, num_samples=4, seats=seats), random.Random(0)),
+        Tournament(Schedule(scheme=scheme, num_samples=4, order=order), random.Random(0)),
         lambda first, second: Answer.FAILED,
     )
     assert not result.valid.any() and not result.rewards.any()
-    assert result.tally.num_masked == result.tally.num_comparisons
-    assert result.tally.num_failed == result.tally.num_calls
+    assert result.stats.num_masked == result.stats.num_comparisons
+    assert result.stats.num_failed == result.stats.num_calls
 
 
 @pytest.mark.parametrize("lost", [Answer.FAILED, Answer.TIE, Answer.SAME])
-def test_a_knockout_pays_no_lot(lost):
-    """Who went on by lot and lost the final stands where who lost a real match to the same winner does."""
+def test_a_random_advance_in_a_knockout_earns_nothing(lost):
+    """A sample that advanced at random and lost the final has the reward of a loser to the same winner."""
     for seed in range(20):
         tournament = Tournament(Schedule(scheme="knockout", num_samples=4), random.Random(seed))
-        (a, b), (c, d) = tournament._matches
+        (a, b), (c, d) = ((call.first, call.second) for call in tournament.calls)
         drawn = {frozenset((a, b))}
         ranking = {c: 2, d: 0, a: 1, b: 1}  # c beats everybody
 
@@ -226,9 +217,9 @@ def test_a_knockout_pays_no_lot(lost):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
-def test_equal_texts_are_no_calls_and_show_nothing_of_the_judge(scheme, seats):
-    """Seven equal answers and an odd one: what the judge does with the odd one is all that is known of it."""
+@pytest.mark.parametrize("order", ORDERS)
+def test_equal_texts_make_no_calls_and_show_nothing_about_the_judge(scheme, order):
+    """Seven equal answers and an odd one: all counts of the judge come from calls with the odd one."""
     texts = [0] * 7 + [1, 0]  # the last is the reference
     for odd in (Answer.FAILED, Answer.FIRST):
         asked = []
@@ -239,36 +230,36 @@ def test_equal_texts_are_no_calls_and_show_nothing_of_the_judge(scheme, seats):
             asked.append((first, second))
             return odd
 
-        schedule = Schedule(scheme=scheme, num_samples=8, seats=seats)
-        tally = play(Tournament(schedule, random.Random(3)), judge).tally
-        per_match = 1 if seats == "random" else 2
-        assert 0 < tally.num_calls == len(asked) < schedule.num_calls
-        assert tally.num_comparisons == schedule.num_comparisons
-        assert tally.num_same == tally.num_comparisons - len(asked) // per_match
+        schedule = Schedule(scheme=scheme, num_samples=8, order=order)
+        stats = play(Tournament(schedule, random.Random(3)), judge).stats
+        per_match = 1 if order == "random" else 2
+        assert 0 < stats.num_calls == len(asked) < schedule.num_calls
+        assert stats.num_comparisons == schedule.num_comparisons
+        assert stats.num_same == stats.num_comparisons - len(asked) // per_match
         if odd is Answer.FAILED:
-            assert tally.num_failed == tally.num_calls and tally.num_swapped == 0
-            assert np.isnan(tally.swap_consistency)
-        elif seats != "random":  # names the first seat in either order
-            assert tally.num_swapped == len(asked) // 2 and tally.swap_consistency == 0
-        assert tally.num_ties == (len(asked) // 2 if odd is Answer.FIRST and seats != "random" else 0)
+            assert stats.num_failed == stats.num_calls and stats.num_swapped == 0
+            assert np.isnan(stats.swap_consistency)
+        elif order != "random":  # names the first position in either order
+            assert stats.num_swapped == len(asked) // 2 and stats.swap_consistency == 0
+        assert stats.num_ties == (len(asked) // 2 if odd is Answer.FIRST and order != "random" else 0)
 
 
-def test_a_judge_that_says_tie_in_both_orders_is_consistent():
-    schedule = Schedule(scheme="reference", num_samples=2, seats="both")
-    tally = play(Tournament(schedule, random.Random(0)), lambda first, second: Answer.TIE).tally
-    assert (tally.num_ties, tally.num_same, tally.swap_consistency) == (2, 0, 1)
+def test_a_tie_in_both_orders_is_consistent():
+    schedule = Schedule(scheme="reference", num_samples=2, order="both")
+    stats = play(Tournament(schedule, random.Random(0)), lambda first, second: Answer.TIE).stats
+    assert (stats.num_ties, stats.num_same, stats.swap_consistency) == (2, 0, 1)
 
 
-def test_failures_leave_expected_rewards_as_they_are():
+def test_failures_do_not_change_expected_rewards():
     """All pairs with every call failing by a chance of its own: the mean over survivors is unbiased."""
-    wins, lot = random_tournament(np.random.default_rng(1), 4), random.Random(5)
+    wins, chance = random_tournament(np.random.default_rng(1), 4), random.Random(5)
     schedule = Schedule(scheme="all_pairs", num_samples=4)
     group = wins[:4, :4]
     total, count = np.zeros((2, 4))
     for seed in range(2000):
         result = play(
             Tournament(schedule, random.Random(seed)),
-            lambda a, b: Answer.FAILED if lot.random() < 0.1 else beats(wins)(a, b),
+            lambda a, b: Answer.FAILED if chance.random() < 0.1 else beats(wins)(a, b),
         )
         total += np.where(result.valid, result.rewards, 0)
         count += result.valid
@@ -281,15 +272,15 @@ def test_bradley_terry_is_used_where_the_comparisons_allow_it():
     upset[0, 3], upset[3, 0] = False, True
     result = play(Tournament(schedule, random.Random(0)), beats(upset))
     np.testing.assert_allclose(result.rewards, bradley_terry(upset[:4, :4].astype(float)))
-    assert result.tally.num_without_fit == 0 and 0 < result.rewards[0] < 1
+    assert result.stats.num_without_fit == 0 and 0 < result.rewards[0] < 1
     chain = np.triu(np.ones((5, 5), dtype=bool), 1)  # nobody beats 0: no finite strength fits
     result = play(Tournament(schedule, random.Random(0)), beats(chain))
-    assert result.tally.num_without_fit == 1
+    assert result.stats.num_without_fit == 1
     np.testing.assert_allclose(result.rewards, [1, 1 / 3, -1 / 3, -1])
 
 
-def test_a_decided_circle_has_a_fit_only_where_it_says_nothing():
-    """Why `circular` refuses bradley_terry: two of all 2^5 outcomes have a fit, all rewards equal, as the means are."""
+def test_a_decided_circle_has_a_fit_only_where_all_rewards_are_equal():
+    """Why `circular` refuses bradley_terry: two of all 2^5 outcomes have a fit, all rewards equal, like the means."""
     num, fits = 5, 0
     for outcome in itertools.product((0, 1), repeat=num):
         wins = np.zeros((num, num))
@@ -315,24 +306,24 @@ def test_the_length_penalty_moves_rewards_from_long_to_short_as_far_as_the_group
     assert equal.tolist() == [1, 1]
 
 
-def test_calls_that_share_a_beginning_come_together():
+def test_calls_with_a_common_prefix_come_together():
     prompts, first = ["q", "p", "q", "p", "q"], ["x", "x", "y", "x", "x"]
     assert cache_order(prompts, first) == [1, 3, 0, 4, 2]
 
 
-def test_tallies_add_up():
-    total = Tally(num_calls=3, num_first=1)
-    total.add(Tally(num_calls=2, num_second=3))
-    assert (total.num_calls, total.first_seat_share) == (5, 0.25)
+def test_stats_add_up():
+    total = ComparisonStats(num_calls=3, num_first=1)
+    total.add(ComparisonStats(num_calls=2, num_second=3))
+    assert (total.num_calls, total.first_position_share) == (5, 0.25)
 
 
-def test_what_cannot_be_scheduled_is_refused():
+def test_impossible_schedules_are_refused():
     for settings, named in (
         ({"scheme": "swiss", "num_samples": 4}, "swiss"),
         ({"scheme": "circular", "num_samples": 2}, "at least 3"),
         ({"scheme": "knockout", "num_samples": 4, "value": "bradley_terry"}, "knockout"),
         ({"scheme": "circular", "num_samples": 8, "value": "bradley_terry"}, "all_pairs: circular"),
-        ({"scheme": "all_pairs", "num_samples": 4, "seats": "left"}, "left"),
+        ({"scheme": "all_pairs", "num_samples": 4, "order": "left"}, "left"),
     ):
         with pytest.raises(UserError, match=named):
             Schedule(**settings)

@@ -1,4 +1,4 @@
-"""The endpoint against a server that misbehaves: what becomes of each request, what is paid, what is kept."""
+"""The endpoint against a faulty server: the reply to each request, the budget, and the cache."""
 
 import json
 import signal
@@ -6,14 +6,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.data.verdicts import visible
+from ralign.engine.judging.cache import ReplyCache
 from ralign.engine.judging.client import MAX_REPLY_BYTES, Failure, read_completion
 from ralign.engine.judging.endpoint import Endpoint
-from ralign.engine.judging.judge import Request, ask
+from ralign.engine.judging.judge import ClientContext, Request, ask
 
 
 @pytest.fixture(params=[0, 1], ids=["thread", "process"])
@@ -28,7 +30,7 @@ def make(fake_endpoint, num_processes):
 
     def start(server=None, *, latency_s=0.0, patience_s=0.0, **config):
         server = server or fake_endpoint(latency_s)
-        config = {"model": "m", "timeout_s": 1.0, "num_retries": 2, "max_backoff_s": 0.02} | config
+        config = {"model": "m", "timeout_s": 60.0, "num_retries": 2, "max_backoff_s": 0.02} | config
         config = {"num_processes": num_processes} | config
         endpoint = Endpoint(EndpointConfig(base_url=server.url, **config), patience_s=patience_s)
         opened.append(endpoint)
@@ -53,7 +55,7 @@ def test_a_good_answer_comes_with_its_tokens(make):
 
 
 @pytest.mark.parametrize("behaviour", ["429", "500", "503", "broken", "nested", "reset", "timeout", "drip"])
-def test_what_can_be_retried_is_retried_and_then_fails(make, behaviour):
+def test_temporary_failures_are_retried_and_then_fail(make, behaviour):
     endpoint, server = make(timeout_s=0.5 if behaviour in ("timeout", "drip") else 5.0)
     assert not ask_one(endpoint, f"[{behaviour}*2]").failed
     assert server.tries(f"[{behaviour}*2]") == 3 and endpoint.usage.num_retries == 2
@@ -79,7 +81,7 @@ def test_a_refused_key_or_model_stops_the_endpoint(make, status):
     assert ask_one(endpoint, "next").failed and server.tries("next") == 0
 
 
-def test_the_servers_own_wish_to_wait_is_kept_to(make):
+def test_retry_after_is_a_lower_bound_of_the_pause(make):
     endpoint, _ = make()
     start_s = time.monotonic()
     assert not ask_one(endpoint, "[429 later*1]").failed
@@ -89,7 +91,7 @@ def test_the_servers_own_wish_to_wait_is_kept_to(make):
 @pytest.mark.parametrize(
     ("behaviour", "problem"), [("empty", "empty"), ("none", "empty"), ("huge", "bytes"), ("endless", "bytes")]
 )
-def test_an_answer_without_usable_text_is_no_failed_call(make, behaviour, problem):
+def test_an_answer_without_usable_text_is_not_a_failed_call(make, behaviour, problem):
     endpoint, server = make(timeout_s=20.0)
     reply = ask_one(endpoint, f"[{behaviour}]")
     assert not reply.failed and reply.text == "" and problem in reply.problem
@@ -101,7 +103,7 @@ def test_a_lone_surrogate_becomes_text_that_can_be_written(make, tmp_path):
     assert ask_one(endpoint, "[surrogate]").text.startswith("?<golden_key_points>")
 
 
-def test_no_more_than_the_bound_is_under_way(make):
+def test_concurrency_limits_the_requests_under_way(make):
     endpoint, server = make(latency_s=0.05, concurrency=7)
     replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(50)])
     assert not any(reply.failed for reply in replies)
@@ -130,14 +132,14 @@ def test_the_cache_answers_a_second_run_without_a_call(make, tmp_path):
     "change",
     [{"model": "other"}, {"temperature": 0.5}, {"max_new_tokens": 9}, {"extra": '{"top_p": 0.9}'}],
 )
-def test_another_model_or_sampling_is_another_question(make, tmp_path, change):
+def test_another_model_or_sampling_has_another_cache_key(make, tmp_path, change):
     first, server = make(cache=str(tmp_path))
     ask_one(first, "p")
     second, _ = make(server, cache=str(tmp_path), **change)
     assert not ask_one(second, "p").cached
 
 
-def test_failures_and_unusable_answers_are_not_kept(make, tmp_path):
+def test_failures_and_unusable_answers_are_not_cached(make, tmp_path):
     endpoint, server = make(cache=str(tmp_path), num_retries=0)
     for prompt in ("[500*1]", "[empty*1]"):
         ask_one(endpoint, prompt)
@@ -157,20 +159,28 @@ def test_a_spent_budget_stops_the_endpoint_in_order(make, budget):
     assert "budget" in endpoint.stop_reason and "budget" in replies[-1].problem
 
 
-def test_the_budget_counts_what_a_checkpoint_says_was_spent(make):
+def test_the_budget_counts_the_tokens_of_a_checkpoint(make):
     first, server = make(budget_tokens=1000, concurrency=1)
     ask(first, [Request.of(f"hello {n}") for n in range(100)])
     num_asked = server.stats()["num_asked"]
-    assert 0 < num_asked < 100 and sum(first.spent) <= 1000
+    assert 0 < num_asked < 100 and sum(first.tokens_used) <= 1000
     second, _ = make(server, budget_tokens=1000, concurrency=1)
-    second.spent = first.spent
+    second.restore_tokens_used(first.tokens_used)
     assert all(reply.failed for reply in ask(second, [Request.of("another one")]))
     assert server.stats()["num_asked"] == num_asked
-    second.spent = (0, 0)  # what is known here stays
-    assert second.spent == first.spent
+    second.restore_tokens_used((0, 0))  # the larger count holds
+    assert second.tokens_used == first.tokens_used
 
 
-def test_the_budget_counts_what_an_earlier_process_spent(make, tmp_path):
+def test_the_budget_counts_the_tokens_of_the_context(fake_endpoint):
+    """Each of two clients has half of the budget, of which this one has used all."""
+    config = EndpointConfig(model="m", base_url=fake_endpoint().url, budget_tokens=1000)
+    endpoint = Endpoint(config, ClientContext(num_clients=2, tokens_used=(400, 100)))
+    assert "the budget of 1000 tokens is spent" in ask_one(endpoint, "hello").problem
+    endpoint.close()
+
+
+def test_the_budget_counts_the_tokens_of_an_earlier_process(make, tmp_path):
     first, server = make(cache=str(tmp_path), budget_tokens=1000, concurrency=1)
     ask(first, [Request.of(f"prompt {n}") for n in range(8)])
     second, _ = make(server, cache=str(tmp_path), budget_tokens=1000, concurrency=1)
@@ -184,7 +194,7 @@ def test_a_cache_that_fails_stops_the_endpoint_and_loses_no_answer(make, tmp_pat
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(endpoint._cache, "put", full)
+    monkeypatch.setattr(ReplyCache, "put", full)
     replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(20)])
     assert all("Correct" in reply.text for reply in replies if not reply.failed)
     assert sum(not reply.failed for reply in replies) == server.stats()["num_asked"] > 0
@@ -192,18 +202,20 @@ def test_a_cache_that_fails_stops_the_endpoint_and_loses_no_answer(make, tmp_pat
     assert ask_one(endpoint, "next").problem == endpoint.stop_reason and server.tries("next") == 0
 
 
-def test_a_cache_that_cannot_be_read_is_no_exception(make, tmp_path, monkeypatch):
+def test_an_unreadable_cache_is_a_failed_call(make, tmp_path, monkeypatch):
     endpoint, _ = make(cache=str(tmp_path))
-    monkeypatch.setattr(
-        endpoint._cache, "get", lambda key: endpoint._cache._db.execute("SELECT no such thing")
-    )
+
+    def broken(self, key):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(ReplyCache, "get", broken)
     assert ask_one(endpoint, "hello").failed and "cannot be read" in endpoint.stop_reason
 
 
-def test_closing_answers_everybody(make):
-    endpoint, _ = make(latency_s=20.0, timeout_s=30.0, concurrency=3)
-    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(10)]
-    time.sleep(0.5)
+def test_closing_ends_every_request(make):
+    endpoint, server = make(timeout_s=60.0, concurrency=3)
+    futures = [endpoint.submit(Request.of(f"[held] {n}")) for n in range(10)]
+    server.wait_until_under_way(3)
     endpoint.close()
     assert all(future.result(1).problem == "the judge was closed" for future in futures)
     make.opened.remove(endpoint)
@@ -219,18 +231,18 @@ def test_closing_while_a_client_process_starts_leaves_none_behind(fake_endpoint,
     assert children() == []
 
 
-def test_a_waiter_that_goes_away_leaves_the_others(make):
+def test_a_cancelled_future_leaves_the_others(make):
     endpoint, _ = make(latency_s=0.2, concurrency=1)
     futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(3)]
     assert futures[2].cancel()
     assert not futures[1].result(10).failed and not ask_one(endpoint, "prompt 2").failed
 
 
-def test_a_server_that_will_not_come_back_is_not_waited_for(fake_endpoint):
+def test_a_server_that_is_gone_for_good_ends_the_wait(fake_endpoint):
     server, config = fake_endpoint(), EndpointConfig(model="m", num_retries=0, concurrency=1)
     reasons = iter([None, None])
-    lost = lambda: next(reasons, "it died twice")  # noqa: E731
-    endpoint = Endpoint(config, base_url=server.url, patience_s=600, lost=lost)
+    failure = lambda: next(reasons, "it died twice")  # noqa: E731
+    endpoint = Endpoint(config, base_url=server.url, patience_s=600, failure=failure)
     server.close()
     replies = ask(endpoint, [Request.of("one"), Request.of("two")])
     assert [reply.problem for reply in replies] == ["it died twice"] * 2
@@ -243,33 +255,32 @@ def children() -> list[psutil.Process]:
 
 
 def test_a_killed_client_process_loses_no_request(fake_endpoint):
-    server = fake_endpoint(0.3)
+    server = fake_endpoint()
     endpoint = Endpoint(EndpointConfig(model="m", base_url=server.url, concurrency=16, num_processes=2))
-    ask_one(endpoint, "start")
-    ask_one(endpoint, "both")
+    futures = [endpoint.submit(Request.of(f"[held*1] {n}")) for n in range(48)]
+    server.wait_until_under_way(16)  # 8 from each process
     assert len(children()) == 2
-    futures = [endpoint.submit(Request.of(f"prompt {n}")) for n in range(48)]
-    time.sleep(0.45)
     children()[0].kill()
-    assert not any(future.result(30).failed for future in futures)
-    assert endpoint.usage.num_calls == 50 and endpoint.usage.num_retries > 0
+    server.release()
+    assert not any(future.result(60).failed for future in futures)
+    assert endpoint.usage.num_calls == 48 and endpoint.usage.num_retries >= 8
     endpoint.close()
     assert children() == []
 
 
-def test_client_processes_end_with_a_killed_asker(fake_endpoint, tmp_path):
+def test_client_processes_end_with_a_killed_parent(fake_endpoint, tmp_path):
     server = fake_endpoint(0.02)
-    asker = start_asker(server, tmp_path / "cache", 0, 400, num_processes=1)
-    assert asker.stdout.readline() == "done\n"
-    (child,) = psutil.Process(asker.pid).children()
-    child.send_signal(signal.SIGTERM)  # signals to the job are not for it: it may still have a step to finish
-    assert asker.stdout.readline() == "done\n" and child.is_running()
-    asker.kill()
-    asker.wait()
+    program = start_program(server, tmp_path / "cache", 0, 400, num_processes=1)
+    assert program.stdout.readline() == "done\n"
+    (child,) = psutil.Process(program.pid).children()
+    child.send_signal(signal.SIGTERM)  # the job handles it, and may need more answers to finish its step
+    assert program.stdout.readline() == "done\n" and child.is_running()
+    program.kill()
+    program.wait()
     child.wait(10)
 
 
-_ASKER = """
+_PROGRAM = """
 import sys
 from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.judging.endpoint import Endpoint
@@ -284,16 +295,16 @@ endpoint.close()
 """
 
 
-def start_asker(server, cache, start, num, num_processes=0):
-    command = [sys.executable, "-c", _ASKER, server.url, str(cache)]
+def start_program(server, cache, start, num, num_processes=0):
+    command = [sys.executable, "-c", _PROGRAM, server.url, str(cache)]
     command += [str(number) for number in (start, num, num_processes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_share_a_cache(make, tmp_path):
     _, server = make()
-    askers = [start_asker(server, tmp_path / "cache", start, 60) for start in (0, 30)]
-    assert [asker.wait(60) for asker in askers] == [0, 0]
+    programs = [start_program(server, tmp_path / "cache", start, 60) for start in (0, 30)]
+    assert [program.wait(60) for program in programs] == [0, 0]
     endpoint, _ = make(server, cache=str(tmp_path / "cache"))
     num_asked = server.stats()["num_asked"]
     assert 90 <= num_asked <= 120
@@ -301,19 +312,19 @@ def test_two_processes_share_a_cache(make, tmp_path):
     assert server.stats()["num_asked"] == num_asked
 
 
-def test_a_killed_process_leaves_a_sound_cache_with_all_that_it_had(make, fake_endpoint, tmp_path):
+def test_a_killed_process_leaves_a_cache_with_all_its_replies(make, fake_endpoint, tmp_path):
     server = fake_endpoint(0.02)
-    asker = start_asker(server, tmp_path / "cache", 0, 400)
+    program = start_program(server, tmp_path / "cache", 0, 400)
     for _ in range(50):
-        assert asker.stdout.readline() == "done\n"
-    asker.kill()
-    asker.wait()
+        assert program.stdout.readline() == "done\n"
+    program.kill()
+    program.wait()
     endpoint, _ = make(server, cache=str(tmp_path / "cache"))
     replies = ask(endpoint, [Request.of(f"prompt {n}") for n in range(50)])
     assert all(reply.cached and "Correct" in reply.text for reply in replies)
 
 
-def test_a_server_that_is_away_is_waited_for(make, fake_endpoint, tmp_path):
+def test_a_request_waits_for_an_unreachable_server(make, fake_endpoint, tmp_path):
     server = fake_endpoint()
     endpoint, _ = make(server, patience_s=60, num_retries=0)
     port_file = tmp_path / "port-0.0"
@@ -322,17 +333,15 @@ def test_a_server_that_is_away_is_waited_for(make, fake_endpoint, tmp_path):
     time.sleep(0.5)
     assert not future.done()
     # The same port again: asyncio's servers reuse addresses.
-    program = (
+    code = (
         "import asyncio, sys; sys.path.insert(0, sys.argv[2]); import fake_endpoint as f\n"
         "async def main():\n"
         "    s = await asyncio.start_server(f.Server(0).serve, '127.0.0.1', int(sys.argv[1]))\n"
         "    await s.serve_forever()\n"
         "asyncio.run(main())"
     )
-    from pathlib import Path
-
     programs = str(Path(__file__).parents[2] / "programs")
-    again = subprocess.Popen([sys.executable, "-c", program, port_file.read_text(), programs])
+    again = subprocess.Popen([sys.executable, "-c", code, port_file.read_text(), programs])
     try:
         assert "Correct" in future.result(timeout=30).text
     finally:
@@ -344,14 +353,14 @@ def test_a_server_that_is_away_is_waited_for(make, fake_endpoint, tmp_path):
     "content",
     [b"", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 5}}]}', b"\xff"],
 )
-def test_bodies_that_are_no_completion_are_retried(content):
+def test_bodies_that_are_not_completions_are_retried(content):
     with pytest.raises(Failure) as caught:
         read_completion(content)
     assert caught.value.retry
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_thinking_that_a_server_took_off_stands_before_the_answer_again(field):
+def test_thinking_that_the_server_split_off_is_put_before_the_answer(field):
     def body(content):
         return json.dumps({"choices": [{"message": {"content": content, field: "A? \\boxed{A}"}}]}).encode()
 
@@ -360,7 +369,7 @@ def test_thinking_that_a_server_took_off_stands_before_the_answer_again(field):
     assert read_completion(body("")).problem == read_completion(body(None)).problem == "the answer is empty"
 
 
-def test_tokens_are_estimated_where_the_server_does_not_count():
+def test_tokens_are_estimated_if_the_server_reports_none():
     content = json.dumps({"choices": [{"message": {"content": "x" * 40}}]}).encode()
     reply = read_completion(content, num_prompt_chars=100)
     assert (reply.num_prompt_tokens, reply.num_answer_tokens) == (25, 10)

@@ -1,4 +1,4 @@
-"""The language MetaRM: what it is shown, which answers count, and the outcome of every kind of misbehaviour."""
+"""The language MetaRM: its prompt, the answers that count, and the outcome of every kind of bad answer."""
 
 import time
 from concurrent.futures import Future
@@ -11,7 +11,7 @@ from ralign.engine.config.judge import EndpointConfig
 from ralign.engine.data.metarm_prompts import SECTIONS, TAGS, TEMPLATES, load_metarm_template, render_review
 from ralign.engine.data.pairs import Pair
 from ralign.engine.judging.endpoint import Endpoint
-from ralign.engine.judging.judge import Reply
+from ralign.engine.judging.judge import Judge, Reply, Usage
 from ralign.engine.judging.lm_metarm import LanguageMetaRM, parse_review
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
@@ -45,13 +45,11 @@ GRADED = """<golden_key_points>
 <coverage>yes, No</coverage>"""
 
 
-class ScriptedJudge:
-    """Answers with the given texts, in turn, and keeps what it was asked."""
-
-    stop_reason = None
+class ScriptedJudge(Judge):
+    """Replies with the given texts in turn, and keeps the requests."""
 
     def __init__(self, *texts):
-        self.texts, self.asked = list(texts), []
+        self.usage, self.texts, self.asked = Usage(), list(texts), []
 
     def submit(self, request):
         self.asked.append(request)
@@ -88,7 +86,7 @@ def outcome_of(text, **options):
         ("", Outcome.PARSE_FAIL),
     ],
 )
-def test_a_verdict_counts_in_exactly_the_agreed_form(text, outcome):
+def test_a_verdict_counts_only_in_the_required_form(text, outcome):
     assert outcome_of(text) is outcome
 
 
@@ -105,7 +103,7 @@ def test_a_review_keeps_the_analysis():
     ("threshold", "outcome"),
     [(0.0, Outcome.CORRECT), (0.5, Outcome.CORRECT), (0.51, Outcome.INCORRECT), (1.0, Outcome.INCORRECT)],
 )
-def test_graded_reviews_pay_at_the_threshold(threshold, outcome):
+def test_graded_reviews_are_correct_from_the_threshold_on(threshold, outcome):
     review = parse_review(Reply(text=GRADED), graded=True, threshold=threshold)
     assert (review.outcome, review.coverage) == (outcome, 0.5)
 
@@ -140,7 +138,7 @@ _PIECES = st.sampled_from(
 
 @settings(max_examples=2000, deadline=None)
 @given(st.lists(_PIECES, max_size=14), st.booleans())
-def test_any_text_gets_an_outcome_and_a_verdict_stands_alone_at_its_place(pieces, graded):
+def test_any_text_gets_an_outcome_and_a_verdict_is_alone_in_its_tag(pieces, graded):
     text = "".join(pieces)
     review = parse_review(Reply(text=text), graded=graded)
     if review.outcome is Outcome.PARSE_FAIL:
@@ -156,7 +154,7 @@ def test_any_text_gets_an_outcome_and_a_verdict_stands_alone_at_its_place(pieces
 
 
 def sections(prompt):
-    """What stands in each section of a built-in template's prompt."""
+    """The text of each section in a built-in template's prompt."""
     return {name: prompt.split(f"<{name}>\n")[1].split(f"\n</{name}>")[0] for name in SECTIONS}
 
 
@@ -169,7 +167,7 @@ def test_a_prompt_shows_both_visible_judgments_once(name):
 
 
 @pytest.mark.parametrize("name", ["binary", "graded"])
-def test_the_metarm_is_shown_what_the_judge_was_shown(name):
+def test_the_metarm_s_prompt_holds_the_judge_s_input(name):
     assert sections(render_review(TEMPLATES[name], PAIR, "OURS")) == {
         "earlier_dialogue": "user: first turn\n\nassistant: second turn",
         "user_message": "the message {golden}",
@@ -211,7 +209,7 @@ def test_no_text_can_answer_for_the_metarm_or_pass_for_another_section(name, pla
     assert "</Response_b >" not in prompt
 
 
-def test_blanks_after_a_bracket_take_no_long_time():
+def test_blanks_after_a_bracket_take_linear_time():
     start_s = time.process_time()
     render_review("{golden}|{judgment}", PAIR, "<" + " " * 200_000 + "x")
     assert time.process_time() - start_s < 5
@@ -229,7 +227,7 @@ def test_a_users_template_comes_from_a_file(tmp_path):
         load_metarm_template("nowhere")
 
 
-def test_graded_alone_asks_for_coverage_and_a_template_that_asks_for_it_is_graded(tmp_path):
+def test_a_template_with_coverage_is_graded(tmp_path):
     assert load_metarm_template("binary", graded=True) == TEMPLATES["graded"]
     assert load_metarm_template("compact", graded=True) == TEMPLATES["compact"]
     mine = tmp_path / "mine.txt"
@@ -247,16 +245,15 @@ def test_graded_alone_asks_for_coverage_and_a_template_that_asks_for_it_is_grade
         assert metarm.review(PAIR, "j").result(1).outcome is Outcome.CORRECT, (name, flag)
 
 
-def test_an_answer_that_cannot_be_parsed_is_asked_for_again():
+def test_an_answer_that_cannot_be_parsed_is_requested_again():
     judge = ScriptedJudge("no form", GOOD)
     review = LanguageMetaRM(judge, TEMPLATES["compact"], num_tries=2).review(PAIR, "j").result(1)
     assert review.outcome is Outcome.CORRECT
     assert [request.attempt for request in judge.asked] == [0, 1]
     assert judge.asked[0].messages == judge.asked[1].messages
     judge = ScriptedJudge("no form", "none either", GOOD)
-    assert LanguageMetaRM(judge, TEMPLATES["compact"], num_tries=2).judge_batch([PAIR], ["j"]) == [
-        Outcome.PARSE_FAIL
-    ]
+    review = LanguageMetaRM(judge, TEMPLATES["compact"], num_tries=2).review(PAIR, "j").result(1)
+    assert review.outcome is Outcome.PARSE_FAIL
 
 
 @pytest.mark.parametrize(
@@ -282,7 +279,7 @@ def test_an_answer_that_cannot_be_parsed_is_asked_for_again():
         ("prose", Outcome.PARSE_FAIL),
     ],
 )
-def test_every_misbehaviour_of_an_endpoint_has_its_outcome(fake_endpoint, behaviour, outcome):
+def test_every_bad_answer_of_an_endpoint_has_its_outcome(fake_endpoint, behaviour, outcome):
     config = EndpointConfig(
         model="m",
         base_url=fake_endpoint().url,
@@ -291,11 +288,12 @@ def test_every_misbehaviour_of_an_endpoint_has_its_outcome(fake_endpoint, behavi
         max_backoff_s=0.02,
     )
     metarm = LanguageMetaRM(Endpoint(config), TEMPLATES["compact"], num_tries=1)
-    assert metarm.judge_batch([PAIR, PAIR], [f"[{behaviour}]", "plain"]) == [outcome, Outcome.CORRECT]
+    futures = [metarm.review(PAIR, text) for text in (f"[{behaviour}]", "plain")]
+    assert [future.result().outcome for future in futures] == [outcome, Outcome.CORRECT]
     metarm.close()
 
 
-def test_closing_leaves_no_one_waiting(fake_endpoint):
+def test_closing_ends_every_review(fake_endpoint):
     config = EndpointConfig(model="m", base_url=fake_endpoint().url)
     metarm = LanguageMetaRM(Endpoint(config), TEMPLATES["compact"])
     future = metarm.review(PAIR, "[timeout]")

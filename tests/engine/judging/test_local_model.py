@@ -1,4 +1,4 @@
-"""A `LocalModel` without vLLM: what becomes of requests that the model cannot be asked."""
+"""A `LocalModel` without vLLM: requests that the model cannot take."""
 
 from types import SimpleNamespace
 
@@ -61,22 +61,23 @@ def model(tmp_path, monkeypatch):
     assert not made._thread.is_alive()
 
 
-def test_what_the_chat_template_refuses_is_a_failed_call_and_the_others_are_answered(model):
+def test_a_request_that_the_chat_template_refuses_fails_and_others_are_answered(model):
     asked = [model.submit(Request.of(text)) for text in ("one", "bad", "two", "x" * 20, "bad too", "three")]
     one, bad, two, long, worse, three = (future.result(timeout=10) for future in asked)
     assert [reply.text for reply in (one, two, three)] == ["one", "two", "three"]
     for reply in (bad, worse):
         assert (
-            reply.failed and reply.problem == "the chat template refuses it: no turn of a user like this one"
+            reply.failed
+            and reply.problem == "the chat template refuses the request: no turn of a user like this one"
         )
     assert long.failed and long.problem == "the prompt has 20 tokens, the model takes 20"
     assert (model.usage.num_calls, model.usage.num_failed) == (3, 3)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_reaches_whoever_waits(model):
+def test_a_bug_reaches_every_future(model):
     asked = [model.submit(Request.of(text)) for text in ("one", "bug", "two")]
     assert isinstance(asked[1].exception(timeout=10), ZeroDivisionError)
-    asked[2].exception(timeout=10)  # a TimeoutError if nobody answers
+    asked[2].exception(timeout=10)  # TimeoutError if the future is never set
     with pytest.raises(ZeroDivisionError):
         model.submit(Request.of("three")).result(timeout=10)

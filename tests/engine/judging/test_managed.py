@@ -1,4 +1,4 @@
-"""A judge that the job runs itself, with real vLLM: shared by ranks, killed in the middle, ended with the job."""
+"""A managed judge: with real vLLM shared by ranks, killed during a step, ended with the job; and its parts."""
 
 import json
 import os
@@ -10,10 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ralign.engine.config.judge import JudgeConfig, ServerConfig
+from ralign.engine.config.judge import MetaRMConfig, ServerConfig
+from ralign.engine.config.registry import METARMS
 from ralign.engine.data.metarm_prompts import COMPACT, render_review
 from ralign.engine.data.pairs import Pair, write_pairs
+from ralign.engine.judging import managed
+from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.managed import fingerprint
+from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.server import Server, server_command
 from ralign.engine.runtime.errors import UserError
 from ralign.recipes.common.tiny_sft import teach
@@ -22,20 +26,21 @@ PROGRAMS = Path(__file__).parents[2] / "programs"
 WORDS = "red blue pink gold grey teal".split()
 
 
+def make_pair(word: str) -> Pair:
+    return Pair(
+        id=word,
+        source="words",
+        conversations=[{"role": "user", "content": "Which one?"}],
+        response_A="this",
+        response_B="that",
+        gt_label="A",
+        gt_judgment=f"the {word} one",
+    )
+
+
 def make_judge(folder: Path) -> Path:
-    """A model that has learned to say Correct to a judgment that ends in yes."""
-    pairs = [
-        Pair(
-            id=word,
-            source="words",
-            conversations=[{"role": "user", "content": "Which one?"}],
-            response_A="this",
-            response_B="that",
-            gt_label="A",
-            gt_judgment=f"the {word} one",
-        )
-        for word in WORDS
-    ]
+    """A model trained to answer Correct to a judgment that ends in yes."""
+    pairs = [make_pair(word) for word in WORDS]
     examples = []
     for pair in pairs:
         for word in WORDS:
@@ -56,7 +61,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pids, timeout_s: float) -> list[int]:
-    """Those of `pids` that are still there after this time."""
+    """The processes that are still alive after this time."""
     until_s = time.monotonic() + timeout_s
     while (alive := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < until_s:
         time.sleep(0.1)
@@ -81,7 +86,7 @@ def test_a_killed_engine_loses_no_sample_and_the_server_ends_with_a_killed_job(t
     for outcomes, expected, num_calls in report["ranks"]:
         assert outcomes == expected
         assert num_calls == len(expected)  # every sample was counted once
-    assert len(report["pids"]) >= 6  # two lives of warden, server and engine at least
+    assert len(report["pids"]) >= 6  # guard, server and engine, before and after the restart
     assert wait_until_gone(report["pids"], 20) == []
 
 
@@ -89,27 +94,27 @@ _JOB = """
 import subprocess, sys, time
 server = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
 server += " start_new_session=True); time.sleep(600)"
-warden = [sys.executable, "-m", "ralign.engine.judging.process_guard"]
+guard = [sys.executable, "-m", "ralign.engine.judging.process_guard"]
 import os
-process = subprocess.Popen([*warden, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
+process = subprocess.Popen([*guard, str(os.getpid()), sys.executable, "-c", server], start_new_session=True)
 print(process.pid, flush=True)
 time.sleep(600)
 """
 
 
 def start_job():
-    """A starter with a warden, a server, and the server's child in a session of its own: their pids."""
+    """A parent with a guard, its server, and the server's child in a session of its own: job, guard, all pids."""
     job = subprocess.Popen([sys.executable, "-c", _JOB], stdout=subprocess.PIPE, text=True)
-    warden = psutil.Process(int(job.stdout.readline()))
+    guard = psutil.Process(int(job.stdout.readline()))
     until_s = time.monotonic() + 60
-    while len(warden.children(recursive=True)) < 2:
+    while len(guard.children(recursive=True)) < 2:
         assert time.monotonic() < until_s
         time.sleep(0.05)
-    return job, warden, [warden.pid, *(child.pid for child in warden.children(recursive=True))]
+    return job, guard, [guard.pid, *(child.pid for child in guard.children(recursive=True))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_all_processes_of_a_server_end_with_its_starter(number):
+def test_all_processes_of_a_server_end_with_the_parent(number):
     job, _, pids = start_job()
     job.send_signal(number)
     job.wait()
@@ -117,24 +122,57 @@ def test_all_processes_of_a_server_end_with_its_starter(number):
 
 
 def test_the_rest_of_a_server_ends_with_its_first_process():
-    job, warden, pids = start_job()
+    job, guard, pids = start_job()
     psutil.Process(pids[1]).kill()
-    assert wait_until_gone(pids, 15) == [] or warden.status() == psutil.STATUS_ZOMBIE
+    assert wait_until_gone(pids, 15) == [] or guard.status() == psutil.STATUS_ZOMBIE
     job.kill()
     job.wait()
 
 
 def config_for(folder, **options):
     server = options.pop("server", ServerConfig())
-    return JudgeConfig(metarm="managed", model=str(folder), max_new_tokens=64, server=server, **options)
+    return MetaRMConfig(kind="managed", model=str(folder), max_new_tokens=64, server=server, **options)
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path):
+def test_a_failed_start_shows_the_error_in_the_log(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config = config_for(tmp_path, server=ServerConfig(options="--no-such-option 1"))
     server = Server(config, tmp_path / "log")
     with pytest.raises(UserError, match=r"ended while starting: .*no-such-option.*log: "):
         server.start()
+
+
+def test_without_a_job_the_server_belongs_to_this_process(tmp_path, fake_endpoint, monkeypatch):
+    """As in `ralign-eval`. Requests to the server do not go through a proxy."""
+    url, calls = fake_endpoint().url, []
+
+    class FakeServer:
+        api_key, failure = "key", None
+
+        def __init__(self, config, log, host):
+            calls.append((log.name, host))
+
+        def start(self):
+            return url
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setattr(managed, "Server", FakeServer)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "config.json").write_text("{}")
+    config = config_for(tmp_path, template="compact", num_tries=1, num_retries=0)
+    metarm = METARMS.load("managed").open(config, ClientContext(server_log=tmp_path / "metarm.log"))
+    pair = make_pair("red")
+    with metarm.awake():
+        reviews = [metarm.review(pair, text).result(60) for text in ("plain", "[incorrect]")]
+    assert [review.outcome for review in reviews] == [Outcome.CORRECT, Outcome.INCORRECT], reviews
+    assert metarm.judge.tokens_used == (140, 60) and metarm.stop_reason is None
+    metarm.close()
+    assert calls == [("metarm.log", "127.0.0.1"), "close"]
 
 
 def test_the_command_line_follows_the_settings(tmp_path):
@@ -152,7 +190,7 @@ def test_the_command_line_follows_the_settings(tmp_path):
     assert "--host 0.0.0.0" in " ".join(server_command(config_for(tmp_path), "node7", 1234))
 
 
-def test_a_changed_model_is_another_one_to_the_cache(tmp_path):
+def test_a_changed_model_has_another_fingerprint(tmp_path):
     (tmp_path / "weights").write_text("one")
     first = fingerprint(tmp_path)
     assert fingerprint(tmp_path) == first

@@ -1,3 +1,7 @@
+"""The rules among the MetaRMs."""
+
+from dataclasses import replace
+
 import pytest
 from ralign.engine.data.worlds.judgeworld import (
     JudgeWorldConfig,
@@ -5,7 +9,7 @@ from ralign.engine.data.worlds.judgeworld import (
     decisive_factor,
     oracle_judge,
 )
-from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
+from ralign.engine.judging.metarm import KeywordMetaRM, Outcome, RuleMetaRM, decisive_factors
 from ralign.engine.runtime.errors import UserError
 
 GOLDEN = r"Facts: pet fox A dog B fox differs. A is wrong: pet should be fox. \boxed{B}"
@@ -29,35 +33,59 @@ GOLDEN = r"Facts: pet fox A dog B fox differs. A is wrong: pet should be fox. \b
     ],
 )
 def test_correct_only_if_the_decisive_factor_and_no_other_is_named(judgment, outcome):
-    assert RuleMetaRM().judge(GOLDEN, judgment) is outcome
+    assert RuleMetaRM().outcome(GOLDEN, judgment) is outcome
 
 
 def test_thinking_in_the_golden_judgment_is_not_its_reason():
     golden = "B is wrong: day should be May. </think> " + GOLDEN
-    assert RuleMetaRM().judge(golden, GOLDEN) is Outcome.CORRECT
+    assert RuleMetaRM().outcome(golden, GOLDEN) is Outcome.CORRECT
 
 
 def test_of_several_decisive_factors_all_are_to_be_named():
     both = f"{decisive_factor('B', 'day', 'May')} {decisive_factor('A', 'pet', 'dog')}"
     reordered = f"{decisive_factor('A', 'pet', 'dog')} {decisive_factor('B', 'day', 'May')}"
     rule = RuleMetaRM()
-    assert rule.judge(both, reordered) is Outcome.CORRECT
-    assert rule.judge(both, decisive_factor("B", "day", "May")) is Outcome.INCORRECT
-    assert rule.judge(both, f"{both} {decisive_factor('B', 'tool', 'saw')}") is Outcome.INCORRECT
+    assert rule.outcome(both, reordered) is Outcome.CORRECT
+    assert rule.outcome(both, decisive_factor("B", "day", "May")) is Outcome.INCORRECT
+    assert rule.outcome(both, f"{both} {decisive_factor('B', 'tool', 'saw')}") is Outcome.INCORRECT
 
 
 def test_a_golden_judgment_without_a_decisive_factor_is_refused():
     with pytest.raises(UserError, match="a decisive factor"):
-        RuleMetaRM().judge("A is better: it is true.", GOLDEN)
+        RuleMetaRM().outcome("A is better: it is true.", GOLDEN)
 
 
-def test_a_batch_is_judged_in_order():
-    pairs = build_judgeworld(JudgeWorldConfig(num_train=3, num_dev=1, num_test=1))["train"][:3]
-    judgments = [oracle_judge(pairs[0]), "nothing", oracle_judge(pairs[2])]
-    expected = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CORRECT]
+def test_a_review_holds_the_outcome_or_the_error():
+    pairs = build_judgeworld(JudgeWorldConfig(num_train=3, num_dev=1, num_test=1))["train"][:2]
     rule = RuleMetaRM()
-    assert rule.judge_batch(pairs, judgments) == expected
-    assert [rule.submit(*asked).result() for asked in zip(pairs, judgments, strict=True)] == expected
+    reviews = [rule.review(pairs[0], text).result() for text in (oracle_judge(pairs[0]), "nothing")]
+    assert [review.outcome for review in reviews] == [Outcome.CORRECT, Outcome.INCORRECT]
+    with pytest.raises(
+        UserError, match="a decisive factor"
+    ):  # at `result`, where `Replicas.ask_once` hands it to all ranks
+        rule.review(replace(pairs[1], gt_judgment="A is better."), "nothing").result()
+
+
+def test_a_rule_has_no_judge_behind_it():
+    rule = RuleMetaRM()
+    assert rule.judge is None and rule.stop_reason is None and rule.state_dict() is None
+    with rule.awake():
+        rule.load_state_dict(None)
+    rule.close()
+
+
+def test_the_keyword_baseline_looks_for_the_words_in_quotes():
+    metarm = KeywordMetaRM()
+    golden = 'B has an incorrect claim about "Sunflower  seeds". Correct fact: sesame.'
+    for text, outcome in (
+        ("B is wrong on sunflower-seeds", Outcome.CORRECT),
+        ("<think>sunflower seeds</think> B is vague", Outcome.INCORRECT),
+        ("seeds of the sunflower", Outcome.INCORRECT),
+        ("sunflower seedset", Outcome.INCORRECT),
+    ):
+        assert metarm.outcome(golden, text) is outcome, text
+    with pytest.raises(UserError, match="quotes the error's words"):
+        metarm.outcome("B is wrong", "x")
 
 
 def test_the_written_factor_is_the_one_read():

@@ -1,4 +1,4 @@
-"""JudgeWorld for MetaRMs: the audit to learn is the rule's, and every kind of judgment occurs."""
+"""JudgeWorld for MetaRMs: audits agree with the rule, and every kind of judgment occurs."""
 
 from collections import Counter
 
@@ -14,9 +14,9 @@ PAIRS = build_judgeworld(JudgeWorldConfig(num_train=400, num_warm_start=10, num_
 CASES = make_cases(PAIRS, num_per_pair=2, seed=0)
 
 
-def test_the_rule_decides_every_case_and_the_answer_says_so():
+def test_outcome_and_answer_of_every_case_are_the_rule_s():
     for case in CASES:
-        assert RuleMetaRM().judge(case.pair.gt_judgment, case.judgment) is case.outcome
+        assert RuleMetaRM().outcome(case.pair.gt_judgment, case.judgment) is case.outcome
         assert parse_review(Reply(text=case.answer)).outcome is case.outcome
 
 

@@ -1,4 +1,4 @@
-"""The reward that a GenRM behind the `Judge` interface gives to groups of answers."""
+"""Rewards of groups of answers from comparisons by a GenRM behind the `Judge` interface."""
 
 import re
 from concurrent.futures import Future
@@ -6,15 +6,17 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from ralign.engine.judging.comparisons import Answer, Schedule
-from ralign.engine.judging.judge import JudgeStopped, Reply, Usage
+from ralign.engine.judging.judge import Judge, JudgeStopped, Reply, Usage
 from ralign.engine.judging.pairwise import Group, PairwiseReward
 
 
-class LongerIsBetter:
-    """Answers at once: the longer text; `fails` and `mute` say which prompts get no answer, or no verdict."""
+class LongerIsBetter(Judge):
+    """Prefers the longer text. `fails` and `mute` choose prompts without an answer, or without a verdict."""
+
+    stop_reason = None
 
     def __init__(self, fails=lambda prompt, attempt: False, mute=lambda prompt, attempt: False):
-        self.usage, self.stop_reason, self.asked = Usage(), None, []
+        self.usage, self.asked = Usage(), []
         self.fails, self.mute = fails, mute
 
     def submit(self, request):
@@ -29,9 +31,6 @@ class LongerIsBetter:
         else:
             future.set_result(Reply(text=f"\\boxed{{{'A' if len(a) > len(b) else 'B'}}}"))
         return future
-
-    def close(self):
-        pass
 
 
 def group(name, texts, reference=None):
@@ -49,7 +48,7 @@ def schedule(scheme, num=4, **options):
 
 
 @pytest.mark.parametrize("scheme", ["circular", "all_pairs", "knockout"])
-def test_the_best_answer_of_each_group_is_paid_most(scheme):
+def test_the_best_answer_of_each_group_gets_the_largest_reward(scheme):
     judge = LongerIsBetter()
     groups = [group("p", ["xx", "xxxx", "x", "xxx"]), group("q", ["xxxx", "x", "xxx", "xx"])]
     results = PairwiseReward(judge, schedule(scheme)).score(groups, seed=0)
@@ -58,7 +57,7 @@ def test_the_best_answer_of_each_group_is_paid_most(scheme):
     assert all(
         result.rewards.max() == 1 and result.rewards.min() == pytest.approx(lowest) for result in results
     )
-    assert len(judge.asked) == 2 * schedule(scheme).num_calls == sum(r.tally.num_calls for r in results)
+    assert len(judge.asked) == 2 * schedule(scheme).num_calls == sum(r.stats.num_calls for r in results)
 
 
 def test_against_a_reference():
@@ -71,40 +70,29 @@ def test_against_a_reference():
 def test_equal_answers_tie_without_a_call():
     judge = LongerIsBetter()
     result = PairwiseReward(judge, schedule("all_pairs", 3)).score([group("p", ["xx", "xx", "x"])], seed=0)[0]
-    assert len(judge.asked) == 2 == result.tally.num_calls
+    assert len(judge.asked) == 2 == result.stats.num_calls
     assert result.rewards.tolist() == [0.5, 0.5, -1]
-    assert (result.tally.num_same, result.tally.num_ties) == (1, 0)
+    assert (result.stats.num_same, result.stats.num_ties) == (1, 0)
 
 
 def test_calls_that_all_fail_are_not_hidden_by_equal_answers():
     lost = LongerIsBetter(fails=lambda prompt, attempt: True)
     texts = ["x"] * 7 + ["xx"]
-    result = PairwiseReward(lost, schedule("circular", 8, seats="both")).score([group("p", texts)], seed=0)[0]
-    assert len(lost.asked) == result.tally.num_calls == result.tally.num_failed == 4
-    assert result.tally.num_same == 6 and np.isnan(result.tally.swap_consistency)
+    result = PairwiseReward(lost, schedule("circular", 8, order="both")).score([group("p", texts)], seed=0)[0]
+    assert len(lost.asked) == result.stats.num_calls == result.stats.num_failed == 4
+    assert result.stats.num_same == 6 and np.isnan(result.stats.swap_consistency)
 
 
-def test_strengths_known_beforehand_seed_a_knockout():
-    texts = ["x" * n for n in (2, 9, 4, 8, 3, 6, 5, 1)]
-    for seed in range(5):
-        seeded = group("p", texts)
-        seeded.strengths = [len(text) for text in texts]
-        met = (
-            PairwiseReward(LongerIsBetter(), schedule("knockout", 8)).score([seeded], seed)[0].comparisons[-1]
-        )
-        assert {met.left, met.right} == {1, 3}  # the best two meet at the end
-
-
-def test_a_few_calls_are_kept_word_for_word():
+def test_the_first_calls_are_kept_as_transcripts():
     judge = LongerIsBetter(
         fails=lambda prompt, attempt: prompt.endswith("A=xxxx B=xx"),
         mute=lambda prompt, attempt: "A=x " in prompt,
     )
     groups = [group("p", ["xxxx", "x", "xxx", "xx"]), group("q", ["xxxx", "xxxx", "xxxx", "xxxx"])]
     groups.append(group("r", ["xxxx", "x", "xxx", "xx"]))
-    payer = PairwiseReward(judge, schedule("all_pairs", seats="both"))
-    kept = [result.transcripts for result in payer.score(groups, 0, num_kept=14)]
-    assert [len(part) for part in kept] == [12, 0, 2]  # nothing was said about equal answers
+    reward_model = PairwiseReward(judge, schedule("all_pairs", order="both"))
+    kept = [result.transcripts for result in reward_model.score(groups, 0, num_kept=14)]
+    assert [len(part) for part in kept] == [12, 0, 2]  # equal answers make no calls
     for said in kept[0]:
         texts = [groups[0].texts[n] for n in (said.call.first, said.call.second)]
         assert [said.first, said.second] == texts
@@ -116,33 +104,33 @@ def test_a_few_calls_are_kept_word_for_word():
             longer_first = len(texts[0]) > len(texts[1])
             assert said.answer is (Answer.FIRST if longer_first else Answer.SECOND)
             assert said.reply == f"\\boxed{{{'A' if longer_first else 'B'}}}"
-    assert not any(result.transcripts for result in payer.score(groups, 0))
+    assert not any(result.transcripts for result in reward_model.score(groups, 0))
 
 
-def test_calls_with_a_common_beginning_are_asked_one_after_another():
+def test_calls_with_a_common_prefix_are_sent_together():
     judge = LongerIsBetter()
     groups = [group(name, ["xxxx", "x", "xxx", "xx"]) for name in "pqp"[:2]]
-    PairwiseReward(judge, schedule("all_pairs", seats="both")).score(groups, seed=0)
+    PairwiseReward(judge, schedule("all_pairs", order="both")).score(groups, seed=0)
     beginnings = [prompt.split(" B=")[0] for prompt, _ in judge.asked]
     changes = 1 + sum(a != b for a, b in zip(beginnings, beginnings[1:], strict=False))
     assert changes == len(set(beginnings)) == 8
 
 
-def test_an_answer_without_a_verdict_is_asked_for_again_and_a_failed_call_is_not():
+def test_an_answer_without_a_verdict_is_requested_again_and_a_failed_call_is_not():
     mute = LongerIsBetter(mute=lambda prompt, attempt: attempt == 0)
     result = PairwiseReward(mute, schedule("circular"), num_tries=2).score(
         [group("p", ["x", "xx", "xxx", ""])], 0
     )
-    assert result[0].tally.num_unparsable == 0 and len(mute.asked) == 8
+    assert result[0].stats.num_unparsable == 0 and len(mute.asked) == 8
     lost = LongerIsBetter(fails=lambda prompt, attempt: True)
     result = PairwiseReward(lost, schedule("circular"), num_tries=2).score(
         [group("p", ["x", "xx", "xxx", ""])], 0
     )
-    assert len(lost.asked) == 4 and result[0].tally.num_failed == result[0].tally.num_masked == 4
+    assert len(lost.asked) == 4 and result[0].stats.num_failed == result[0].stats.num_masked == 4
     assert not result[0].valid.any()
 
 
-def test_the_same_seed_draws_the_same_seats_whatever_other_groups_there_are():
+def test_the_same_seed_draws_the_same_order_whatever_the_other_groups():
     texts = ["xxxx", "x", "xxx", "xx"]
 
     def prompts(groups, seed):
@@ -168,7 +156,7 @@ def test_the_length_penalty_reaches_the_rewards():
     np.testing.assert_allclose(moved, [0.4 * 0.5 * x / 3 for x in (0.5, -1.5, 1.5, -0.5)])
 
 
-def test_a_judge_that_stopped_is_heard_of():
+def test_a_stopped_judge_raises():
     judge = LongerIsBetter()
     judge.stop_reason = "the budget of 5 tokens is spent"
     with pytest.raises(JudgeStopped, match="budget of 5"):

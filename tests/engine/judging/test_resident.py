@@ -1,4 +1,4 @@
-"""A resident judge shares vLLM's rotary table with the generator, whose sleep takes that memory."""
+"""A resident judge shares vLLM's rotary table with the generator, whose sleep frees that memory."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from ralign.engine.judging.resident import ResidentJudge
 
 
 @pytest.mark.parametrize("is_awake", [True, False])
-def test_it_is_not_asked_while_the_generator_sleeps(monkeypatch, is_awake):
+def test_a_request_while_the_generator_sleeps_is_a_bug(monkeypatch, is_awake):
     judge = object.__new__(ResidentJudge)
     judge._generator = SimpleNamespace(kv_cache=SimpleNamespace(is_awake=is_awake))
     answer: Future = Future()

@@ -1,22 +1,22 @@
-"""The server's lives: told to sleep or wake just when it dies, started once more, given up, and said so to all."""
+"""The server of a managed judge: sleep and wake around a crash, one restart, and its end for all ranks."""
 
 import sys
 import time
 
 import psutil
 import pytest
-from ralign.engine.config.judge import EndpointConfig, JudgeConfig, ServerConfig
+from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, ServerConfig
 from ralign.engine.judging import server as server_module
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Request, ask
-from ralign.engine.judging.server import Server, death_note
+from ralign.engine.judging.server import Server, failure_file
 
-# Healthy after a moment; writes down what it is told; tells nobody anything.
+# A server that is healthy at once, and records the paths of its requests.
 _PROGRAM = """
 import http.server, os, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
-        if "hangs" in sys.argv[2] and not os.path.exists(sys.argv[2]):  # in its first life
+        if "hangs" in sys.argv[2] and not os.path.exists(sys.argv[2]):  # until it restarts
             open(sys.argv[2], "w").close()
             time.sleep(600)
         with open(sys.argv[2], "a") as file:
@@ -35,17 +35,17 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """A server that is no vLLM, and the file of what it was told."""
+    """A function that starts a server without vLLM; returns it and the file of its requests."""
     started = []
 
-    def begin(told="told", **options) -> tuple[Server, list]:
-        path = tmp_path / told
+    def begin(log="requests", **options) -> tuple[Server, list]:
+        path = tmp_path / log
         monkeypatch.setattr(
             server_module,
             "server_command",
             lambda config, host, port: [sys.executable, "-c", _PROGRAM, str(port), str(path)],
         )
-        config = JudgeConfig(metarm="managed", model="m", server=ServerConfig(sleep_level=1, **options))
+        config = MetaRMConfig(kind="managed", model="m", server=ServerConfig(sleep_level=1, **options))
         server = Server(config, tmp_path / "judge_server.log")
         started.append(server)
         server.start()
@@ -57,64 +57,68 @@ def start(tmp_path, monkeypatch):
 
 
 def kill(server: Server) -> None:
-    """Its first process; the warden then needs a moment to see that."""
-    psutil.Process(server._process.pid).children()[0].kill()
+    """Kill the server's process; its guard, a child of this process, ends soon after."""
+    (guard,) = (
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and str(server.port) in child.cmdline()
+    )
+    guard.children()[0].kill()
 
 
-def test_a_server_that_dies_before_it_is_told_is_told_in_its_next_life(start):
-    server, told = start()
+def test_a_request_to_a_dead_server_reaches_its_next_process(start):
+    server, log = start()
     server.sleep()
     kill(server)
     server.wake()
-    assert server.num_restarts == 1 and server.dead is None
-    assert told.read_text().split()[0].startswith("/sleep") and told.read_text().split()[-1] == "/wake_up"
+    assert server.num_restarts == 1 and server.failure is None
+    assert log.read_text().split()[0].startswith("/sleep") and log.read_text().split()[-1] == "/wake_up"
 
 
-def test_a_server_that_hangs_is_ended_and_told_in_its_next_life(start, monkeypatch):
+def test_a_server_that_hangs_is_restarted(start, monkeypatch):
     monkeypatch.setattr(server_module, "_SLEEP_TIMEOUT_S", 1.0)
-    server, told = start("hangs")
+    server, log = start("hangs")
     server.sleep()
-    assert server.num_restarts == 1 and told.read_text().split()[-1] == "/sleep?level=1"
+    assert server.num_restarts == 1 and log.read_text().split()[-1] == "/sleep?level=1"
 
 
-def test_level_2_reads_the_weights_anew(start):
-    server, told = start()
+def test_level_2_loads_the_weights_again(start):
+    server, log = start()
     server.config.server.sleep_level = 2
     server.sleep()
     server.wake()
-    assert told.read_text().split()[-3:] == [
+    assert log.read_text().split()[-3:] == [
         "/wake_up?tags=weights",
         "/collective_rpc",
         "/wake_up?tags=kv_cache",
     ]
 
 
-def test_a_second_death_is_final_and_said_to_every_rank(start, tmp_path):
+def test_a_second_crash_is_final_for_every_rank(start, tmp_path):
     server, _ = start()
     kill(server)
-    while server.num_restarts == 0:
-        time.sleep(0.05)
-    with server._changing:  # held until the second one is up
-        kill(server)
-    while server.dead is None:
+    server.sleep()  # returns when the second process has taken it
+    assert server.num_restarts == 1
+    kill(server)
+    while server.failure is None:
         time.sleep(0.05)
     with pytest.raises(JudgeStopped, match="died twice"):
         server.sleep()
-    note = death_note(tmp_path / "judge_server.log")
-    assert note.read_text() == server.dead
-    # Another rank asks, with all the patience in the world.
+    note = failure_file(tmp_path / "judge_server.log")
+    assert note.read_text() == server.failure
+    # The requests of another rank.
     config = EndpointConfig(model="m", base_url=f"{server.root}/v1", num_retries=0)
-    endpoint = Endpoint(config, patience_s=3600, lost=lambda: note.read_text() if note.exists() else None)
+    endpoint = Endpoint(config, patience_s=3600, failure=lambda: note.read_text() if note.exists() else None)
     start_s = time.monotonic()
     assert all(reply.failed for reply in ask(endpoint, [Request.of(f"{n}") for n in range(200)]))
     assert time.monotonic() - start_s < 10 and "died twice" in endpoint.stop_reason
     endpoint.close()
 
 
-def test_a_new_server_has_no_death_behind_it(start, tmp_path):
-    death_note(tmp_path / "judge_server.log").write_text("an earlier job's")
+def test_a_new_server_removes_an_earlier_job_s_failure(start, tmp_path):
+    failure_file(tmp_path / "judge_server.log").write_text("an earlier job's")
     start()
-    assert not death_note(tmp_path / "judge_server.log").exists()
+    assert not failure_file(tmp_path / "judge_server.log").exists()
 
 
 def test_a_server_that_refuses_to_sleep_stops_the_judge(start):

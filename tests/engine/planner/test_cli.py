@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.judge import MetaRMConfig
 from ralign.engine.config.run import AlgoConfig, DataConfig, GeneratorConfig, ModelConfig, ParallelConfig, Run
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Constants, chip_of, read_constants
@@ -58,14 +58,14 @@ def test_32b_without_tensor_parallelism_names_the_nearest_layout():
 
 def test_where_only_the_judges_server_is_in_the_way_the_refusal_says_that_it_could_sleep():
     run = make_run("Qwen3-8B", tensor=4)
-    run.judge = JudgeConfig(metarm="managed", model="org/name")
+    run.metarm = MetaRMConfig(kind="managed", model="org/name")
     refusal = plan(run, 8, "h100")["refusal"]
-    assert "learn needs" in refusal and "with judge.server.sleep_level=1 it fits" in refusal
-    run.judge.server.sleep_level = 1
+    assert "learn needs" in refusal and "with metarm.server.sleep_level=1 it fits" in refusal
+    run.metarm.server.sleep_level = 1
     assert plan(run, 8, "h100")["problems"] == []
     # What does not fit without the judge either is not its fault.
     large = make_run()
-    large.judge = run.judge
+    large.metarm = run.metarm
     assert "sleep_level" not in plan(large, 8, "h100")["refusal"]
 
 
@@ -162,6 +162,23 @@ def test_an_unknown_gpu_recipe_or_model_is_one_line():
     with pytest.raises(UserError, match="no published model of that name"):
         plan(make_run("Unknown-7B"), 8, "h100")
     assert chip_of("48GB").memory_bytes == 48_000_000_000
+
+
+def test_a_recipe_of_ralign_is_imported_by_its_name_and_a_users_own_from_its_file(tmp_path, monkeypatch):
+    found = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(found))
+    monkeypatch.delitem(sys.modules, "ralign.recipes.rlvr_14b", raising=False)
+    for recipe in ("rlvr_14b", str(ROOT / "recipes" / "rlvr_14b.py")):
+        assert cli.recipe_run(recipe).name == "rlvr_14b"
+    assert "ralign.recipes.rlvr_14b" in sys.modules and sys.path == found
+
+    (tmp_path / "neighbour_of_mine.py").write_text("NUM_STEPS = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from neighbour_of_mine import NUM_STEPS\nfrom ralign.engine.config.run import Run\n\n\n"
+        "def mine() -> Run:\n    return Run(num_steps=NUM_STEPS)\n"
+    )
+    assert cli.recipe_run(str(tmp_path / "mine.py")).num_steps == 7
+    monkeypatch.delitem(sys.modules, "neighbour_of_mine")
 
 
 def run_command(*command: str, **env: str) -> tuple[subprocess.CompletedProcess, float]:

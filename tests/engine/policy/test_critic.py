@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
+CLASSES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "mistral": "Mistral", "olmo2": "Olmo2"}
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_values_are_those_of_transformers_and_the_export_is_a_reward_model(torchrun, num_processes):
     report = torchrun("values", num_processes)
-    assert report.keys() == FAMILIES.keys()
+    assert report.keys() == CLASSES.keys()
     for family, case in report.items():
         differences = [value for name, value in case.items() if name.startswith("max_diff")]
         assert len(differences) == num_processes and max(differences) <= 1e-5, (family, case)
         assert case["bits_equal"] and case["reload_equal"], (family, case)
-        assert case["config"] == [1, f"{FAMILIES[family]}ForSequenceClassification"]
+        assert case["config"] == [1, f"{CLASSES[family]}ForSequenceClassification"]
         # A language model's folder has no value head: all values are 0, and its export has one.
         assert case["fresh_is_zero"] and case["fresh_labels"] == 1, (family, case)
 

@@ -226,8 +226,8 @@ class TestCompiledKernels:
         assert (
             lines
             == [
-                "flash-attn 4 compiles attention for sm_90 at its first calls, at most 120 s in all, "
-                f"and keeps it in {folder}"
+                "flash-attn 4 compiles attention for sm_90 at the first calls, at most 120 s in all, "
+                f"and stores it in {folder}"
             ][:num_lines]
         )
 

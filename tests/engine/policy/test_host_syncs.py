@@ -13,7 +13,7 @@ def test_a_step_reads_the_device_once_an_update(torchrun, num_stages):
         assert len(counts["places"]) == num_stages
         num_models = 2 if "ppo" in case else 1
         for places in counts["places"]:
-            updates = [place for place in places if place.startswith("tolist at trained.py")]
+            updates = [place for place in places if place.startswith("tolist at megatron_model.py")]
             others = [place for place in places if place not in updates]
             assert len(updates) == 2 * num_models, (case, places)
             # PPO's metrics: mean and deviation of the advantages, after the updates.

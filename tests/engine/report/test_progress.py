@@ -1,43 +1,65 @@
+"""Lines and times of stages, by a clock that the tests advance."""
+
 import io
-import time
 
 import pytest
 from ralign.engine.report.progress import Progress, duration
 
 
-def test_plain_lines_where_there_is_no_terminal():
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_plain_lines_where_there_is_no_terminal(clock):
     stream = io.StringIO()
-    progress = Progress(stream=stream, every_s=0.0)
+    progress = Progress(stream=stream, every_s=0.0, clock=clock)
     with progress.stage("sft", "Warm start [x]", num_steps=3):
         for step in range(3):
+            clock.advance(30)
             progress.step(loss=1 / (step + 1))
         progress.say("saved [bold]here")
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "== Warm start [x]"  # brackets are text, not markup
-    assert lines[1].startswith("  step 1/3: ") and " left, loss 1" in lines[1]
-    assert lines[3].startswith("  step 3/3: ") and "left" not in lines[3] and lines[3].endswith("loss 0.3333")
-    assert lines[4] == "  saved [bold]here" and lines[5].startswith("  done in ")
-    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue().splitlines() == [
+        "== Warm start [x]",  # brackets are text, not markup
+        "  step 1/3: 30 s/step, 1m00s left, loss 1",
+        "  step 2/3: 30 s/step, 30s left, loss 0.5",
+        "  step 3/3: 30 s/step, loss 0.3333",
+        "  saved [bold]here",
+        "  done in 1m30s",
+    ]
 
 
-def test_plain_lines_are_rare_but_the_first_and_last_step_are_told():
+def test_plain_lines_are_rare_but_the_first_and_last_step_have_one(clock):
     stream = io.StringIO()
-    progress = Progress(stream=stream, every_s=3600)
+    progress = Progress(stream=stream, every_s=5.0, clock=clock)
     with progress.stage("sft", num_steps=50):
         for _ in range(50):
+            clock.advance(0.25)
             progress.step()
-    told = [line.split(":")[0] for line in stream.getvalue().splitlines()]
-    assert told[1:-1] == ["  step 1/50", "  step 50/50"]
+    steps = [line.split(":")[0] for line in stream.getvalue().splitlines()[1:-1]]
+    assert steps == ["  step 1/50", "  step 21/50", "  step 41/50", "  step 50/50"]
 
 
-def test_other_ranks_keep_the_time_in_silence():
+def test_other_ranks_measure_times_and_print_nothing(clock):
     stream = io.StringIO()
-    progress = Progress(enabled=False, stream=stream)
+    progress = Progress(enabled=False, stream=stream, clock=clock)
     for _ in range(2):
         with progress.stage("rl", num_steps=1):
-            time.sleep(0.02)
+            clock.advance(2)
             progress.step(reward=1.0)
-    assert stream.getvalue() == "" and 0.04 <= progress.time_s["rl"] < 1
+        clock.advance(50)
+    assert stream.getvalue() == "" and progress.time_s == {"rl": 4.0}
 
 
 def test_a_stage_that_fails_is_not_called_done_and_frees_the_next():
@@ -52,15 +74,14 @@ def test_a_stage_that_fails_is_not_called_done_and_frees_the_next():
     assert list(progress.time_s) == ["rl"]
 
 
-def test_the_slow_first_step_does_not_spoil_the_rate():
-    progress = Progress(enabled=False)
-    with progress.stage("rl", num_steps=3) as stage:
-        time.sleep(0.3)
-        progress.step()
-        for _ in range(2):
-            time.sleep(0.01)
+def test_a_slow_first_step_does_not_change_the_rate(clock):
+    progress = Progress(enabled=False, clock=clock)
+    with progress.stage("rl", num_steps=4) as stage:
+        for seconds, rate in ((60, 60), (2, 2), (4, 3)):
+            clock.advance(seconds)
             progress.step()
-        assert stage.step_s < 0.1 < stage.elapsed_s / 3
+            assert stage.step_s == rate
+        assert stage.elapsed_s == 66
 
 
 def test_a_terminal_gets_a_bar():
@@ -77,7 +98,7 @@ def test_a_terminal_gets_a_bar():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.04, "0.0s"), (8.21, "8.2s"), (59.7, "1m00s"), (67, "1m07s"), (7500, "2h05m")]
+    ("seconds", "text"), [(0.04, "0.0s"), (8.21, "8.2s"), (59.7, "1m00s"), (67, "1m07s"), (7500, "2h05m")]
 )
-def test_duration(seconds, said):
-    assert duration(seconds) == said
+def test_durations(seconds, text):
+    assert duration(seconds) == text

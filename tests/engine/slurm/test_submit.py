@@ -29,7 +29,7 @@ def test_nodes_and_gpus_become_tasks(capsys):
     assert {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1-00:00:00"} <= set(words)
     assert {"--requeue", "--signal=B:USR1@1200", f"--chdir={ROOT}"} <= set(words)
     assert {"--cpus-per-task=8", "--mem=0"} <= set(words)  # a GPU's CPUs, and all of the node's memory
-    assert words[-3:] == ["recipes/slurm/train.sbatch", "recipes/r_align_mini.py", "optim.lr=1e-6"]
+    assert words[-3:] == [str(SCRIPT), str(ROOT / "recipes" / "r_align_mini.py"), "optim.lr=1e-6"]
 
 
 def test_cpus_and_memory_of_a_part_of_a_node(capsys):
@@ -96,7 +96,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
     ("argv", "named"),
     [
         (["r_align_mini", "--nodes=0"], "'0' is not a whole number"),
-        (["no_such_recipe", "--nodes=1"], "no recipe no_such_recipe"),
+        (["no_such_recipe", "--nodes=1"], "recipe no_such_recipe: no such file"),
         (["r_align_mini", "--nodes=1", "--time=tomorrow"], "--time=tomorrow"),
         (["r_align_mini", "--nodes=1", "--seeds=a"], "--seeds=a"),
         (["r_align_mini", "--nodes=1", "--gpus=-1"], "--gpus=-1"),

@@ -13,7 +13,7 @@ def test_what_a_run_judged_is_read_by_the_evaluator(tmp_path):
         text = (pair.gt_judgment, cue_judge(pair), "nothing")[number % 3]
         verdict = parse_verdict(text)
         right = verdict == pair.gt_label
-        outcome = RuleMetaRM().judge(pair.gt_judgment, text) if right else Outcome.SKIPPED
+        outcome = RuleMetaRM().outcome(pair.gt_judgment, text) if right else Outcome.SKIPPED
         judgments.append(Judgment(pair=pair, text=text, verdict=verdict, outcome=outcome))
     path = tmp_path / "rlvr" / "judgments_unbiased.jsonl"
     write_judgments(judgments, path)

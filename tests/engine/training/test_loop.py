@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import pytest
 from ralign.engine.config.run import Run
 from ralign.engine.judging.judge import JudgeStopped
-from ralign.engine.report.progress import Progress
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training import loop as stage_loop
-from ralign.engine.training.loop import StageLoop
+from ralign.engine.training import loop
 
 
 class FakeStage:
@@ -19,38 +17,26 @@ class FakeStage:
         self.num_steps_done, self.fails_in = 0, fails_in
         self.models = {"policy": SimpleNamespace(num_skipped_updates=0)}
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> tuple[dict[str, float], list]:
         if self.num_steps_done + 1 == self.fails_in:
             raise JudgeStopped("the budget is spent")
         self.num_steps_done += 1
-        return {"step": self.num_steps_done, "reward/mean": 0.5}
+        return {"step": self.num_steps_done, "reward/mean": self.num_steps_done / 10}, [self.num_steps_done]
 
     def state_dict(self) -> int:
         return self.num_steps_done
 
 
-class FakeMemory:
-    """Knows whether the optimizer's state is on the device."""
-
-    def __init__(self):
-        self.is_home = True
-
-    def before_training(self) -> None:
-        self.is_home = True
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-
-class Left(Exception):
+class StoppedEarly(Exception):
     pass
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
-    """A loop on one rank, and what its checkpoints are asked to save."""
-    saved = []
-    memory = FakeMemory()
+def lab(tmp_path, monkeypatch, make_session):
+    """A session on one rank, and what its checkpoints are asked to save."""
+    session = make_session(generator=SimpleNamespace(sleep=lambda: session.events.append("sleep")))
+    saved: list[int] = []
+    scores: list[float | None] = []
 
     class FakeCheckpoints:
         is_written = True
@@ -65,32 +51,29 @@ def lab(tmp_path, monkeypatch):
             pass
 
         def save(self, step, state, score=None):
-            assert memory.is_home and state == step
+            assert session.memory.is_home and state == step
             saved.append(step)
+            scores.append(score)
 
-    monkeypatch.setattr(stage_loop, "Checkpoints", FakeCheckpoints)
-    cluster = SimpleNamespace(is_first_rank=True, all_true=lambda *flags: flags)
-    stop = SimpleNamespace(requested=False)
-    watchdog = SimpleNamespace(phase=lambda name: None)
+    def stop_early(message):
+        raise StoppedEarly(message)
 
-    def leave(message):
-        raise Left(message)
-
+    monkeypatch.setattr(loop, "Checkpoints", FakeCheckpoints)
+    session.stop_early = stop_early
     run = Run(name="run", out=str(tmp_path), checkpoint_every=2)
-    loop = StageLoop(run, cluster, memory, Progress(enabled=False), watchdog, stop, leave)
 
-    def train(stage, num_steps=5, after_step=lambda step: {}):
-        loop.train("rl", "RL", stage, stage.step, num_steps, after_step)
+    def train(stage, num_steps=5, **options):
+        loop.train(session, run, "rl", "RL", stage, num_steps, progress_keys=("reward/mean",), **options)
 
     def logged():
         return [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
 
-    return SimpleNamespace(train=train, saved=saved, memory=memory, stop=stop, logged=logged)
+    return SimpleNamespace(train=train, saved=saved, scores=scores, session=session, logged=logged)
 
 
 def test_a_checkpoint_after_a_look_at_the_judge_finds_the_optimizers_state(lab):
     def look(step: int) -> dict[str, float]:
-        lab.memory.is_home = False  # generating for the judge sent it away
+        lab.session.memory.is_home = False  # generating for the judge sent it away
         return {"actor/win_rate": 0.5}
 
     lab.train(FakeStage(), after_step=look)
@@ -107,7 +90,7 @@ def test_a_judge_that_stops_in_a_step_leaves_the_one_before(lab):
 def test_a_judge_that_stops_after_a_step_leaves_that_one_logged_and_saved(lab):
     def look(step: int) -> dict[str, float]:
         if step == 3:
-            lab.memory.is_home = False
+            lab.session.memory.is_home = False
             raise JudgeStopped("the budget is spent")
         return {}
 
@@ -122,14 +105,14 @@ def test_a_judge_that_stops_in_the_first_step_leaves_nothing(lab):
     assert lab.saved == []
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_leaves(lab):
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_ends(lab):
     stage = FakeStage()
 
     def ask(step: int) -> dict[str, float]:
-        lab.stop.requested = step == 3
+        lab.session.stop.requested = step == 3
         return {}
 
-    with pytest.raises(Left, match="saved step 3"):
+    with pytest.raises(StoppedEarly, match="saved step 3"):
         lab.train(stage, after_step=ask)
     assert lab.saved == [2, 3]
 
@@ -139,3 +122,26 @@ def test_too_many_skipped_updates_end_the_stage(lab):
     stage.models["policy"].num_skipped_updates = 1000
     with pytest.raises(UserError, match=r"step 1: 1000 updates of the policy were skipped.*optim\.lr"):
         lab.train(stage)
+
+
+def test_the_metric_that_is_watched_is_the_score_of_each_checkpoint(lab):
+    lab.train(FakeStage(), best_by="reward/mean")
+    assert lab.saved == [2, 4, 5] and lab.scores == [0.2, 0.4, 0.5]
+
+
+def test_a_metric_that_is_measured_with_every_checkpoint_may_be_watched(lab):
+    """As the win rate of every `actor.watch_every`-th step; a checkpoint without it is refused."""
+
+    def look(step: int) -> dict[str, float]:
+        return {"actor/win_rate": step / 10} if step % 2 == 0 else {}
+
+    lab.train(FakeStage(), num_steps=4, after_step=look, best_by="actor/win_rate")
+    assert lab.saved == [2, 4] and lab.scores == [0.2, 0.4]
+    with pytest.raises(UserError, match=r"checkpoint\.watch=actor/win_rate: no such metric; .*reward/mean"):
+        lab.train(FakeStage(), num_steps=3, after_step=look, best_by="actor/win_rate")
+
+
+def test_responses_are_given_out_once_a_step_under_its_number(lab):
+    given: list[tuple[int, list]] = []
+    lab.train(FakeStage(), num_steps=3, on_responses=lambda step, responses: given.append((step, responses)))
+    assert given == [(1, [1]), (2, [2]), (3, [3])]

@@ -4,41 +4,32 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from ralign.engine.config.run import AlgoConfig, Run
+from ralign.engine.config.run import AlgoConfig, GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
-from ralign.engine.judging.metarm import Outcome
-from ralign.engine.training.tasks import GenRMTask, JudgedRollout
+from ralign.engine.judging.metarm import Outcome, RuleMetaRM
+from ralign.engine.training.tasks import GenRMTask, JudgedResponse
 from ralign.engine.training.trainer import Trainer, policy_metrics
 
 
-class NoPolicy:
-    pad_multiple = 1
-    hf_config = SimpleNamespace(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=32,
-    )  # fmt: skip
+@pytest.fixture
+def make_trainer(make_session):
+    def make(**algo) -> Trainer:
+        run = GenRMRun(algo=AlgoConfig(num_prompts=2, num_samples=4, **algo), num_steps=3)
+        pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
+        examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
+        return Trainer(make_session(), run, GenRMTask(run, examples, RuleMetaRM(), None, run.algo.reward))
 
-    def start_training(self, optim, num_steps):
-        self.num_updates = num_steps
-
-
-def make_trainer(**algo) -> Trainer:
-    run = Run(algo=AlgoConfig(num_prompts=2, num_samples=4, **algo), num_steps=3)
-    pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
-    examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
-    cluster = SimpleNamespace(dp_size=1, dp_rank=0, pp_size=1, device=torch.device("cpu"))
-    return Trainer(run, cluster, NoPolicy(), None, None, examples, GenRMTask(run, examples, object(), None))
+    return make
 
 
-def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[JudgedRollout]:
+def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[JudgedResponse]:
     """Two groups of four; None stands for a wrong verdict, CALL_FAIL for a judge that failed."""
     rng = np.random.default_rng(0)
     judged = []
     for n, outcome in enumerate(outcomes):
-        label = trainer.examples[n // 4].pair.gt_label
+        label = trainer.task.examples[n // 4].pair.gt_label
         length = int(rng.integers(2, 7))
         rollout = Rollout(
             prompt_index=n // 4,
@@ -49,7 +40,7 @@ def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[Judged
         )
         verdict = label if outcome else "AB".replace(label, "")
         judged.append(
-            JudgedRollout(
+            JudgedResponse(
                 example=n // 4,
                 group=n // 4,
                 rollout=rollout,
@@ -61,7 +52,7 @@ def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[Judged
     return judged
 
 
-def weighted_advantages(trainer: Trainer, judged: list[JudgedRollout]) -> dict[int, tuple[float, float]]:
+def weighted_advantages(trainer: Trainer, judged: list[JudgedResponse]) -> dict[int, tuple[float, float]]:
     """Response token -> (advantage, summed weight), over all updates."""
     result = {}
     for micro_batches in trainer.plan(judged, trainer.task.reward(judged)):
@@ -77,7 +68,7 @@ OUTCOMES = [Outcome.CORRECT, Outcome.INCORRECT, None, Outcome.CORRECT] * 2
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])
-def test_a_failed_judge_changes_nothing_for_the_others(normalisation):
+def test_a_failed_judge_changes_nothing_for_the_others(make_trainer, normalisation):
     trainer = make_trainer(normalisation=normalisation)
     with_failure = make_judged(trainer, OUTCOMES)
     with_failure[1].outcome = Outcome.CALL_FAIL
@@ -90,20 +81,20 @@ def test_a_failed_judge_changes_nothing_for_the_others(normalisation):
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])
-def test_weights_of_an_update_sum_to_one(normalisation):
+def test_weights_of_an_update_sum_to_one(make_trainer, normalisation):
     trainer = make_trainer(normalisation=normalisation)
     weights = [weight for _, weight in weighted_advantages(trainer, make_judged(trainer, OUTCOMES)).values()]
     assert sum(weights) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_r_align_pays_the_right_reason_and_label_the_right_verdict():
+def test_r_align_pays_the_right_reason_and_label_the_right_verdict(make_trainer):
     aligned, label = make_trainer(reward="r_align"), make_trainer(reward="label")
     judged = make_judged(aligned, OUTCOMES)
     assert aligned.task.reward(judged).values.tolist() == [1, 0, 0, 1] * 2
     assert label.task.reward(judged).values.tolist() == [1, 1, 0, 1] * 2
 
 
-def test_updates_share_the_samples_out():
+def test_updates_share_the_samples_out(make_trainer):
     trainer = make_trainer(num_updates=2)
     updates = trainer.plan(*(lambda j: (j, trainer.task.reward(j)))(make_judged(trainer, OUTCOMES)))
     assert len(updates) == 2 and trainer.policy.num_updates == 6
@@ -116,13 +107,14 @@ def test_metrics_are_means_but_for_extremes():
     assert policy_metrics(sums) == {"entropy": 0.5, "num_tokens": 4.0, "ratio_max": 1.5}
 
 
-def test_the_computation_is_proved_once_where_the_engine_generates_next():
-    """After a process's first update, not at once: the KV cache may be asleep, its memory the optimizer's."""
+def test_the_computation_is_proved_once_where_the_engine_generates_next(make_trainer):
+    """After the first update of a process, not at once: the KV cache may be asleep, its memory the optimizer's."""
     calls: list = []
     trainer = make_trainer()
     trainer.generator = SimpleNamespace(
         verify=lambda: calls.append("verify"),
         prove=lambda: calls.append("prove"),
+        wake=lambda: calls.append("wake"),
         replicas=SimpleNamespace(share_of=range, index=0),
         generate=lambda *_, **__: calls.append("generate") or [],
     )
@@ -132,4 +124,4 @@ def test_the_computation_is_proved_once_where_the_engine_generates_next():
     for _ in range(2):
         trainer.generate()
         trainer.verify_weights()
-    assert calls == ["generate", "verify", "prove", "generate", "generate"]
+    assert calls == ["generate", "verify", "prove", "wake", "generate", "generate"]

@@ -7,34 +7,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from ralign.engine.algorithms.rewards import score
-from ralign.engine.config.judge import JudgeConfig
-from ralign.engine.config.run import AlgoConfig, Run
+from ralign.engine.config.judge import MetaRMConfig
+from ralign.engine.config.registry import REWARDS
+from ralign.engine.config.run import AlgoConfig, GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import other_side
 from ralign.engine.data.swap import swap_sides
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
-from ralign.engine.judging.judge import JudgeStopped
-from ralign.engine.judging.metarm import Outcome
+from ralign.engine.judging.judge import Judge, JudgeStopped
+from ralign.engine.judging.metarm import MetaRM, Outcome, Review
 from ralign.engine.judging.reviews import Reviews
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training.tasks import GenRMTask, JudgedRollout
+from ralign.engine.training.tasks import GenRMTask, JudgedResponse
 from ralign.engine.training.trainer import Trainer
 
 ANSWERS = [r"A it is. \boxed{A}", r"B it is. \boxed{B}", "no verdict"]
-
-
-class OneRank:
-    replica_groups: tuple = ()
-    index, count = 0, 1
-
-    def share_of(self, num_items):
-        return range(num_items)
-
-    def all_gather_data(self, value):
-        return [value]
 
 
 class FakeGenerator:
@@ -42,8 +31,8 @@ class FakeGenerator:
 
     weight_version = 0
 
-    def __init__(self, events):
-        self.replicas, self.events = OneRank(), events
+    def __init__(self, events, replicas):
+        self.events, self.replicas = events, replicas
 
     def generate(self, prompts, *, num_samples, on_finished, **_):
         rollouts = [
@@ -63,11 +52,15 @@ class FakeGenerator:
         return rollouts
 
 
-class RecordingMetaRM:
-    """Answers with `outcome`; `stop_reason` may be set."""
+class RecordingMetaRM(MetaRM):
+    """Reviews with `outcome`; `reason` may be set."""
 
     def __init__(self, events, outcome=Outcome.CORRECT):
-        self.events, self.outcome, self.stop_reason = events, outcome, None
+        self.events, self.outcome, self.reason = events, outcome, None
+
+    @property
+    def stop_reason(self):
+        return self.reason
 
     @contextmanager
     def awake(self):
@@ -75,10 +68,10 @@ class RecordingMetaRM:
         yield
         self.events.append(("asleep", None))
 
-    def submit(self, pair, judgment):
+    def review(self, pair, judgment):
         self.events.append(("asked", (pair, judgment)))
         future = Future()
-        future.set_result(self.outcome)
+        future.set_result(Review(outcome=self.outcome))
         return future
 
 
@@ -89,31 +82,31 @@ class UnreliableMetaRM(RecordingMetaRM):
         super().__init__(events)
         self.rng = random.Random(0)
 
-    def submit(self, pair, judgment):
+    def review(self, pair, judgment):
         self.outcome = self.rng.choices(list(Outcome)[:4], (54, 36, 5, 5))[0]
-        return super().submit(pair, judgment)
-
-
-class NoPolicy:
-    def start_training(self, optim, num_steps):
-        pass
+        return super().review(pair, judgment)
 
 
 TOKENIZER = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: [ANSWERS[row[0]] for row in rows])
 
 
-def make_trainer(outcome=Outcome.CORRECT, **algo):
-    events = []
-    run = Run(algo=AlgoConfig(num_prompts=4, num_samples=3, **algo), judge=JudgeConfig(max_failed_share=0.5))
-    pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
-    if run.algo.both_orders:
-        pairs = [order for pair in pairs for order in (pair, swap_sides(pair))]
-    examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
-    cluster = SimpleNamespace(dp_size=1, dp_rank=0, device=torch.device("cpu"))
-    metarm = RecordingMetaRM(events, outcome)
-    task = GenRMTask(run, examples, metarm, OneRank())
-    trainer = Trainer(run, cluster, NoPolicy(), FakeGenerator(events), TOKENIZER, examples, task)
-    return trainer, metarm, events
+@pytest.fixture
+def make_trainer(make_session, one_rank):
+    def make(outcome=Outcome.CORRECT, **algo):
+        events = []
+        run = GenRMRun(
+            algo=AlgoConfig(num_prompts=4, num_samples=3, **algo), metarm=MetaRMConfig(max_failed_share=0.5)
+        )
+        pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
+        if run.algo.both_orders:
+            pairs = [order for pair in pairs for order in (pair, swap_sides(pair))]
+        examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
+        metarm = RecordingMetaRM(events, outcome)
+        session = make_session(generator=FakeGenerator(events, one_rank), tokenizer=TOKENIZER)
+        trainer = Trainer(session, run, GenRMTask(run, examples, metarm, one_rank, run.algo.reward))
+        return trainer, metarm, events
+
+    return make
 
 
 def judge(trainer):
@@ -122,7 +115,7 @@ def judge(trainer):
         return judged, trainer.task.reward(judged)
 
 
-def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_right():
+def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_right(make_trainer):
     trainer, _, events = make_trainer()
     judged, _ = judge(trainer)
     kinds = [kind for kind, _ in events]
@@ -131,16 +124,16 @@ def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_rig
     for place, (kind, what) in enumerate(events):
         if kind == "asked":  # right after the sample that it is about
             _, n = events[place - 1]
-            assert what == (trainer.examples[judged[n].example].pair, judged[n].text)
-    right = [s.verdict == trainer.examples[s.example].pair.gt_label for s in judged]
+            assert what == (trainer.task.examples[judged[n].example].pair, judged[n].text)
+    right = [s.verdict == trainer.task.examples[s.example].pair.gt_label for s in judged]
     assert kinds.count("asked") == sum(right) == 4
     assert [s.outcome is Outcome.CORRECT for s in judged] == right
 
 
-def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples():
+def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples(make_trainer):
     trainer, _, _ = make_trainer(both_orders=True)
     judged, rewards = judge(trainer)
-    pairs = [trainer.examples[sample.example].pair for sample in judged]
+    pairs = [trainer.task.examples[sample.example].pair for sample in judged]
     for group in (0, 2):  # the groups of one pair, then of another
         first, second = pairs[3 * group], pairs[3 * (group + 1)]
         assert first.id == second.id and first.response_A == second.response_B
@@ -150,18 +143,18 @@ def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples
     assert (rewards.values <= 0).all() and rewards.swap_consistency == 0
 
 
-def test_a_judge_that_stopped_leaves_the_steps_prompts_to_come():
+def test_a_judge_that_stopped_leaves_the_steps_prompts_to_come(make_trainer):
     trainer, metarm, _ = make_trainer()
     judge(trainer)
     before = trainer.sampler.state_dict()
-    metarm.stop_reason = "the budget of 5 tokens is spent"
+    metarm.reason = "the budget of 5 tokens is spent"
     with pytest.raises(JudgeStopped, match="budget of 5 tokens"):
         judge(trainer)
     assert trainer.sampler.state_dict() == before
     assert issubclass(JudgeStopped, UserError)
 
 
-def test_a_judge_that_fails_masks_its_samples_and_few_enough_failures_go_on():
+def test_a_judge_that_fails_masks_its_samples_and_few_enough_failures_go_on(make_trainer):
     trainer, _, _ = make_trainer(Outcome.CALL_FAIL)
     judged, rewards = judge(trainer)  # 4 samples were asked about: too few to take a share
     failed = [sample.outcome is Outcome.CALL_FAIL for sample in judged]
@@ -170,13 +163,13 @@ def test_a_judge_that_fails_masks_its_samples_and_few_enough_failures_go_on():
 
 
 @pytest.mark.parametrize("reward", ["r_align", "label"])
-def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(reward):
+def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(make_trainer, reward):
     trainer, metarm, events = make_trainer(reward=reward)
     trainer.task.metarm = UnreliableMetaRM(events)
     trainer.run.algo.num_samples = 150
     trainer.pack = lambda samples: samples
     judged, rewards = judge(trainer)
-    labels = [trainer.examples[sample.example].pair.gt_label for sample in judged]
+    labels = [trainer.task.examples[sample.example].pair.gt_label for sample in judged]
     survives = np.array([not sample.outcome.failed for sample in judged])
     metrics = trainer.task.metrics(rewards)
     assert metrics["judge/num_asked"] == 200  # one answer in three is right
@@ -184,7 +177,7 @@ def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(reward):
     assert metrics["judge/l_acc"] == 200 / 600  # labels do not hang on the MetaRM
     survivors = [sample for sample, alive in zip(judged, survives, strict=True) if alive]
     alone = score(
-        reward,
+        REWARDS.load(reward),
         [sample.verdict for sample in survivors],
         [label for label, alive in zip(labels, survives, strict=True) if alive],
         [sample.outcome for sample in survivors],
@@ -206,11 +199,11 @@ def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(reward):
     assert kept == [pytest.approx(sample.per_sample, rel=1e-6) for sample in expected]
 
 
-def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn():
+def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn(one_rank):
     pairs = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][:1]
-    run = Run(algo=AlgoConfig(num_prompts=2, num_samples=1, both_orders=True))
-    task = GenRMTask(run, [Example(pair=pair, prompt_ids=np.arange(2)) for pair in pairs], None, OneRank())
-    task.metarm = RecordingMetaRM([])
+    run = GenRMRun(algo=AlgoConfig(num_prompts=2, num_samples=1, both_orders=True))
+    examples = [Example(pair=pair, prompt_ids=np.arange(2)) for pair in pairs]
+    task = GenRMTask(run, examples, RecordingMetaRM([]), one_rank, "r_align")
     label, failed = pairs[0].gt_label, Outcome.CALL_FAIL
     for partner, outcome, masked in (
         (label, Outcome.CORRECT, True),
@@ -219,7 +212,7 @@ def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn():
         (other_side(label), Outcome.SKIPPED, False),
     ):
         couple = [
-            JudgedRollout(example=0, group=n, rollout=None, text="", verdict=verdict, outcome=of)
+            JudgedResponse(example=0, group=n, rollout=None, text="", verdict=verdict, outcome=of)
             for n, (verdict, of) in enumerate([(label, failed), (partner, outcome)])
         ]
         rewards = task.reward(couple)
@@ -227,42 +220,68 @@ def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn():
         assert rewards.num_judge_failed == 1 + (outcome is failed)
 
 
-def test_a_dead_judge_ends_the_run():
+def test_a_dead_judge_ends_the_run(make_trainer):
     trainer, _, _ = make_trainer(Outcome.CALL_FAIL)
     trainer.run.algo.num_samples = 9
-    with pytest.raises(UserError, match="12 of the 12 samples"):
+    with pytest.raises(UserError, match="failed on 12 of 12 reviews"):
         judge(trainer)
 
 
-def test_without_a_metarm_nothing_is_asked():
-    reviews = Reviews(None, OneRank())
+def test_without_a_metarm_nothing_is_asked(one_rank):
+    reviews = Reviews(None, one_rank)
     pair = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][0]
     reviews.add(0, pair, f"\\boxed{{{pair.gt_label}}}")
     assert reviews.outcomes(2) == [Outcome.SKIPPED] * 2
 
 
-class Askers:
-    """What one of several engines sees of what all of them spent."""
+class Engines:
+    """Replicas as one of several engines sees them: what each engine's client used."""
 
-    replica_groups: tuple = ()
-
-    def __init__(self, spent):
-        self.spent, self.count = spent, len(spent)
+    def __init__(self, tokens_used):
+        self.tokens_used, self.count = tokens_used, len(tokens_used)
 
     def all_gather_data(self, value):
-        return self.spent
+        return self.tokens_used
+
+
+class CountingJudge(Judge):
+    """Counts the tokens that it used."""
+
+    def __init__(self, tokens_used):
+        self._tokens_used = tokens_used
+
+    def submit(self, request):
+        raise NotImplementedError
+
+    @property
+    def tokens_used(self):
+        return self._tokens_used
+
+    def restore_tokens_used(self, tokens):
+        self._tokens_used = tokens
+
+
+class JudgedMetaRM(RecordingMetaRM):
+    """With a language model behind it."""
+
+    def __init__(self, judge):
+        super().__init__([])
+        self.judge = judge
 
 
 @pytest.mark.parametrize(("num_then", "each"), [(2, (501, 30)), (4, (251, 15))])
-def test_a_checkpoint_keeps_what_was_spent_for_as_many_askers_as_go_on(num_then, each):
+def test_a_checkpoint_keeps_the_tokens_used_for_as_many_engines_as_continue(num_then, each):
     """1,001 and 60 tokens by two engines."""
-    config, spent = Run(), [(1, 20), (1000, 40)]
-    metarm = SimpleNamespace(judge=SimpleNamespace(spent=spent[0]))
-    state = GenRMTask(config, [], metarm, Askers(spent)).state_dict()
-    assert state == {"metarm": None, "spent": [1001, 60]}
-    fresh = SimpleNamespace(judge=SimpleNamespace(spent=(0, 0)))
-    GenRMTask(config, [], fresh, Askers([(0, 0)] * num_then)).load_state_dict(state)
-    assert fresh.judge.spent == each
-    uncounted = GenRMTask(config, [], SimpleNamespace(), Askers(spent))
-    assert uncounted.state_dict()["spent"] is None
-    uncounted.load_state_dict(state)
+    run, used = GenRMRun(), [(1, 20), (1000, 40)]
+
+    def task(metarm, tokens_used):
+        return GenRMTask(run, [], metarm, Engines(tokens_used), "r_align")
+
+    state = task(JudgedMetaRM(CountingJudge(used[0])), used).state_dict()
+    assert state == {"metarm": None, "tokens_used": [1001, 60]}
+    fresh = CountingJudge((0, 0))
+    task(JudgedMetaRM(fresh), [(0, 0)] * num_then).load_state_dict(state)
+    assert fresh.tokens_used == each
+    for uncounted in (JudgedMetaRM(CountingJudge(None)), JudgedMetaRM(None), None):
+        assert task(uncounted, used).state_dict() == {"metarm": None, "tokens_used": None}
+        task(uncounted, used).load_state_dict(state)

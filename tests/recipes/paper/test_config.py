@@ -4,21 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 from ralign.engine.checkpoint.settings import FINISHED, mark_finished, open_folder
-from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.judge import JudgeConfig
-from ralign.engine.config.run import AlgoConfig
 from ralign.engine.runtime.errors import UserError
-from ralign.recipes.paper.config import JudgesRun, PaperRun
+from ralign.recipes.paper.config import PaperRun
 from ralign.recipes.paper.experiment import PaperExperiment
 
 
 def _paper(*argv, out="runs"):
-    judge, algo = JudgeConfig(metarm="none"), AlgoConfig(reward="label")
-    paper = parse(
-        PaperRun(judges=JudgesRun(), actors=ActorRun(judge=judge, algo=algo)), [*argv, f"out={out}"]
-    )
-    paper.settle(1)
+    paper = parse(PaperRun(), [*argv, f"out={out}"])
+    paper.resolve(1)
     return paper
 
 
@@ -30,7 +24,7 @@ def test_what_is_both_s_is_handed_down():
     # Actors are tested on notes that no judge of theirs was trained on.
     assert paper.actors.data.world == paper.judges.data.world
     assert (paper.actors.data.world.num_test, paper.actors.data.world.seed) == (300, 3)
-    paper.settle(1)  # settled once, settled for good
+    paper.resolve(1)  # a second time changes nothing
 
 
 @pytest.mark.parametrize(
@@ -49,12 +43,12 @@ def test_what_is_both_s_is_handed_down():
         (["judges.data.train=x.jsonl"], "judges.data.train=x.jsonl"),
         (["actors.algo.num_prompts=0"], "actors: algo.num_prompts must be at least 1"),
         (["judges.algo.advantages=gae", "judges.critic.warmup_steps=2", "budgets=2"], "critic.warmup_steps = 2"),
-        (["actors.actor.genrm=/some/folder"], "actors.actor.genrm=/some/folder"),
-        (["actors.actor.judge=endpoint"], "actors.actor.judge=endpoint"),
-        (["actors.actor.template=full"], "actors.actor.template=full differs from judges.data.template=compact"),
+        (["actors.genrm.model=/some/folder"], "actors.genrm.model=/some/folder"),
+        (["actors.genrm.kind=endpoint"], "actors.genrm.kind=endpoint"),
+        (["actors.genrm.template=full"], "actors.genrm.template=full differs from judges.data.template=compact"),
         (["actors.algo.num_samples=2"], "circular needs groups of at least 3, got 2"),
         (["actors.actor.value=bradley_terry", "actors.actor.scheme=knockout"], "knockout"),
-        (["actors.judge.max_new_tokens=0"], "actors.judge.max_new_tokens must be at least 1, got 0"),
+        (["actors.genrm.max_new_tokens=0"], "actors.genrm.max_new_tokens must be at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_what_would_be_ignored_or_fail_late_is_refused(overrides, said):
@@ -65,13 +59,9 @@ def test_what_would_be_ignored_or_fail_late_is_refused(overrides, said):
 
 def test_a_judge_in_the_processes_needs_engines_of_one_rank():
     both = [f"{who}.parallel.tensor=2" for who in ("judges", "actors")]
-    paper = parse(
-        PaperRun(actors=ActorRun(judge=JudgeConfig(metarm="none"))), [*both, "actors.algo.reward=label"]
-    )
-    with pytest.raises(
-        UserError, match="actors.actor.judge=process needs engines of one rank each, got .* 2"
-    ):
-        paper.settle(2)
+    paper = parse(PaperRun(), both)
+    with pytest.raises(UserError, match="actors.genrm.kind=process needs engines of one rank each, got .* 2"):
+        paper.resolve(2)
 
 
 def test_ppo_is_for_actors_alone_or_for_judges_too():

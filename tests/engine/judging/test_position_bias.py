@@ -1,4 +1,4 @@
-"""Seat biases: expected rewards, exactly, over every draw and every answer by its probability."""
+"""Position bias: exact expected rewards, over all random draws and answers by their probability."""
 
 import random
 from collections.abc import Callable
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from ralign.engine.judging.comparisons import Answer, Schedule, Tournament
-from ralign.kernels.advantages import group_advantages_ref
+from ralign.kernels.advantages import GRPO, group_advantages_ref
 
 SCHEMES = ("reference", "circular", "all_pairs", "knockout")
-SEATS = ("random", "both", "agree")
+ORDERS = ("random", "both", "agree")
 
 
 def play(tournament: Tournament, judge: Callable[[int, int], Answer]):
@@ -41,7 +41,7 @@ class Branches(random.Random):
 
 
 def expectation(schedule: Schedule, chance_first: Callable[[int, int], float]) -> np.ndarray:
-    """Exact expected rewards where the judge names the first seat with this chance."""
+    """Exact expected rewards for a judge that names the first position with this probability."""
     total, script, mass = np.zeros(schedule.num_samples), [], 0.0
     while True:
         rng = Branches(script)
@@ -62,21 +62,21 @@ def expectation(schedule: Schedule, chance_first: Callable[[int, int], float]) -
 
 
 def chances(num: int, seed: int) -> np.ndarray:
-    """[num + 1, num + 1] chance that i beats j, by a judge without a preference; the last row is the reference."""
+    """[num + 1, num + 1] probability that i beats j, by an unbiased judge; the last row is the reference."""
     upper = np.triu(np.random.default_rng(seed).uniform(0.3, 0.7, (num + 1, num + 1)), 1)
     return upper + np.tril(1 - upper.T, -1)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
-def test_a_seat_bias_of_20_points_changes_no_expected_reward(scheme, seats):
-    num = 4 if scheme == "knockout" and seats == "random" else 3
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_position_bias_of_20_points_changes_no_expected_reward(scheme, order):
+    num = 4 if scheme == "knockout" and order == "random" else 3
     chance = chances(num, 7)
-    schedule = Schedule(scheme=scheme, num_samples=num, seats=seats)
+    schedule = Schedule(scheme=scheme, num_samples=num, order=order)
     fair = expectation(schedule, lambda first, second: chance[first, second])
     biased = expectation(schedule, lambda first, second: chance[first, second] + 0.2)
     np.testing.assert_allclose(biased, fair, atol=1e-12)
-    assert np.abs(fair).max() > 0.05  # there is something to change
+    assert np.abs(fair).max() > 0.05  # not trivially equal
     if scheme in ("reference", "all_pairs"):
         others = [num] if scheme == "reference" else range(num)
         exact = [np.mean([2 * chance[i, j] - 1 for j in others if j != i]) for i in range(num)]
@@ -84,38 +84,36 @@ def test_a_seat_bias_of_20_points_changes_no_expected_reward(scheme, seats):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("seats", SEATS)
-def test_a_judge_that_names_the_first_seat_unread_in_a_fifth_of_its_calls_is_one_that_draws_lots(
-    scheme, seats
-):
-    """Expected rewards shrink to exactly 0.8 of what they were, so that normalised they are the same. A knockout's
-    are no such multiple, since whom one meets depends on results, but those of the lots all the same."""
-    num = 4 if scheme == "knockout" and seats == "random" else 3
+@pytest.mark.parametrize("order", ORDERS)
+def test_naming_the_first_position_unread_in_a_fifth_of_the_calls_equals_random_answers_there(scheme, order):
+    """Expected rewards are exactly 0.8 of the unbiased ones, so normalised rewards are equal. A knockout's are not such
+    a multiple, since opponents depend on results, but they too equal those of random answers."""
+    num = 4 if scheme == "knockout" and order == "random" else 3
     chance = chances(num, 11)
-    schedule = Schedule(scheme=scheme, num_samples=num, seats=seats)
+    schedule = Schedule(scheme=scheme, num_samples=num, order=order)
     fair = expectation(schedule, lambda first, second: chance[first, second])
     unread = expectation(schedule, lambda first, second: 0.8 * chance[first, second] + 0.2)
-    lots = expectation(schedule, lambda first, second: 0.8 * chance[first, second] + 0.1)
-    np.testing.assert_allclose(unread, lots, atol=1e-12)
+    at_random = expectation(schedule, lambda first, second: 0.8 * chance[first, second] + 0.1)
+    np.testing.assert_allclose(unread, at_random, atol=1e-12)
     assert np.abs(fair).max() > 0.05 and (np.argsort(unread) == np.argsort(fair)).all()
     if scheme == "knockout":
         return
     np.testing.assert_allclose(unread, 0.8 * fair, atol=1e-12)
     fair, unread = (torch.from_numpy(rewards).float() for rewards in (fair, unread))
     advantages = [
-        group_advantages_ref(rewards, torch.zeros(num), torch.ones(num, dtype=torch.bool), kind="grpo")
+        group_advantages_ref(rewards, torch.zeros(num), torch.ones(num, dtype=torch.bool), estimator=GRPO)
         for rewards in (fair, unread)
     ]
     torch.testing.assert_close(*advantages, rtol=1e-4, atol=1e-4)
 
 
-def test_without_seat_balancing_the_same_bias_would_be_learned():
+def test_in_random_order_a_judge_that_always_names_the_first_position_gives_no_reward():
     unbalanced = [play(Tournament(Schedule(scheme="reference", num_samples=2), random.Random(seed)), judge)
                   for seed in range(400) for judge in [lambda first, second: Answer.FIRST]]  # fmt: skip
-    assert abs(np.mean([result.rewards for result in unbalanced])) < 0.1  # seats by lot: nothing to gain
+    assert abs(np.mean([result.rewards for result in unbalanced])) < 0.1  # in random order
     always = play(
-        Tournament(Schedule(scheme="reference", num_samples=2, seats="agree"), random.Random(0)),
+        Tournament(Schedule(scheme="reference", num_samples=2, order="agree"), random.Random(0)),
         lambda first, second: Answer.FIRST,
     )
-    assert always.rewards.tolist() == [0, 0] and always.tally.num_ties == 2
-    assert always.tally.swap_consistency == 0 and always.tally.first_seat_share == 1
+    assert always.rewards.tolist() == [0, 0] and always.stats.num_ties == 2
+    assert always.stats.swap_consistency == 0 and always.stats.first_position_share == 1

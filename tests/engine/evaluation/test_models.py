@@ -1,29 +1,28 @@
-"""Options of `ralign-eval run`: engines that share a GPU."""
+"""Models and MetaRM from the options of `ralign-eval run`; engines that share a GPU."""
 
 import pytest
-from ralign.engine.evaluation.cli_options import read_metarm
-from ralign.engine.evaluation.run_cli import _models, add_run
-from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.evaluation.cli import build_parser
+from ralign.engine.evaluation.models import EndpointModel, metarm_config
+from ralign.engine.evaluation.run import models_of
 from ralign.engine.runtime.errors import UserError
 
 
 @pytest.fixture
 def share(tmp_path, monkeypatch):
-    """The share of memory of a model in a folder, under these options."""
+    """A function that returns the share of memory of a model in a folder, with these options."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "config.json").write_text("{}")
-    parser = Parser()
-    add_run(parser.add_subparsers(parser_class=Parser))
 
-    def ask(*options, model=None, metarm="managed:somewhere"):
+    def of(*options, model=None, metarm=f"managed:{tmp_path}"):
         command = ["run", "--pairs", "p", "--out", "o", "--model", model or str(tmp_path), "--metarm", metarm]
-        (found,) = _models(parser.parse_args([*command, *options])).values()
-        return getattr(found.config, "gpu_memory_utilization", None)
+        args = build_parser().parse_args([*command, *options])
+        (found,) = models_of(args, metarm_config(args)).values()
+        return None if isinstance(found, EndpointModel) else found.config.gpu_memory_utilization
 
-    return ask
+    return of
 
 
-def test_a_model_leaves_room_for_a_managed_metarm_on_its_gpu_alone(share, monkeypatch):
+def test_a_model_leaves_room_for_a_managed_metarm_on_the_same_gpu(share, monkeypatch):
     assert share(metarm="rule") == 0.9
     assert share() == 0.55
     assert share("--metarm-gpu-memory-utilization", "0.6") == 0.3
@@ -44,14 +43,12 @@ def test_shares_that_do_not_fit_are_refused_in_one_line(share):
     assert share("--gpu-memory-utilization", "0.8", "--metarm-devices", "1") == 0.8
     assert share("--gpu-memory-utilization", "0.65") == 0.65
     far = "--metarm-gpu-memory-utilization", "0.95"
-    assert share(*far, model="endpoint:http://x/v1#m") is None  # no model here: the MetaRM has the GPU
+    assert share(*far, model="endpoint:http://x/v1#m") is None  # no model on the GPU
     with pytest.raises(UserError, match="too much for the GPU"):
         share(*far)
 
 
 def test_options_reach_the_metarm_and_each_price_its_own_endpoint():
-    parser = Parser()
-    add_run(parser.add_subparsers(parser_class=Parser))
     command = ["run", "--pairs", "p", "--out", "o", "--model", "endpoint:http://x/v1#m", "--budget-cost", "7"]
     command += [
         "--metarm",
@@ -62,7 +59,8 @@ def test_options_reach_the_metarm_and_each_price_its_own_endpoint():
         "1",
         "2",
     ]
-    args = parser.parse_args(command)
-    metarm, (model,) = read_metarm(args), _models(args).values()
+    args = build_parser().parse_args(command)
+    metarm = metarm_config(args)
+    (model,) = models_of(args, metarm).values()
     assert metarm.graded and (metarm.price_in, metarm.price_out, metarm.budget_cost) == (1, 2, 7)
     assert model.config.budget_cost is None  # a model without a price costs nothing

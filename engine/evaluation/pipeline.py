@@ -1,0 +1,209 @@
+"""One model on one test: answers from a judge, and a MetaRM's reviews of them as they arrive.
+
+Two journals hold all answers and reviews with their token counts, and no request is repeated. Calls that failed for
+good are not in the journals, so the next run of the same command repeats them.
+"""
+
+import hashlib
+import queue
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ralign.engine.data.chat import pair_messages
+from ralign.engine.data.pairs import Pair, other_side
+from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.evaluation.journal import Journal
+from ralign.engine.evaluation.records import metarm_fields
+from ralign.engine.judging.judge import Judge, Reply, Request, Usage
+from ralign.engine.judging.metarm import MetaRM, Outcome, Review
+from ralign.engine.report.progress import Progress
+from ralign.engine.runtime.errors import UserError
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluation:
+    """One model on one test."""
+
+    pairs: Sequence[Pair]
+    template: str
+    both_orders: bool
+    answers: Journal
+    reviews: Journal
+    progress: Progress
+    failed: Mapping[str, str] = field(default_factory=dict)  # key -> why its answer cannot be had
+    judge: Judge | None = None  # None: no answer is missing
+    metarm: MetaRM | None = None  # None: no answer and no review is missing
+    problems: dict[str, str] = field(default_factory=dict)  # key -> why its call failed in this run
+    _events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    _num_open: int = 0
+    _num_right: int = 0
+    _num_judged: int = 0
+    _outcomes: Counter = field(default_factory=Counter)
+    _meters: dict[str, "_Meter"] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Get every answer and review that the journals lack. A progress step is a finished pair, in one order.
+
+        Raises:
+            UserError: judge or MetaRM has stopped (a spent budget, a refused key). The journals keep all results.
+        """
+        of_metarm = self.metarm.judge if self.metarm is not None else None
+        self._meters = {"answers": _Meter(self.judge), "reviews": _Meter(of_metarm)}
+        for pair in self.pairs:
+            for swapped in self.orders:
+                key = key_of(pair, swapped)
+                if key in self.answers:
+                    self._answered(pair, swapped)
+                elif key not in self.failed:
+                    assert self.judge is not None
+                    shown = replace(pair, response_A=pair.response_B, response_B=pair.response_A)
+                    request = Request(messages=pair_messages(self.template, shown if swapped else pair))
+                    self._await(self.judge.submit(request), pair, swapped)
+        while self._num_open:
+            result, pair, swapped = self._events.get()
+            self._num_open -= 1
+            found = result.result()
+            if isinstance(found, Reply):
+                self._receive(found, pair, swapped)
+            else:
+                self._reviewed(found, pair)
+        for source in (self.judge, self.metarm):
+            if source is not None and source.stop_reason:
+                raise UserError(
+                    f"stopped: {source.stop_reason}; all results are kept, and the same command continues"
+                )
+
+    @property
+    def orders(self) -> tuple[bool, ...]:
+        return (False, True) if self.both_orders else (False,)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all answers, missing ones included."""
+        return [key_of(pair, swapped) for pair in self.pairs for swapped in self.orders]
+
+    def num_missing(self) -> int:
+        """Missing answers."""
+        return sum(key not in self.answers and key not in self.failed for key in self.keys)
+
+    def num_unfinished(self) -> int:
+        """Pairs, in each order, without an answer, or with one that needs a review."""
+        return self.num_missing() + sum(
+            key_of(pair, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
+        )
+
+    def _await(self, future: Future, pair: Pair, swapped: bool) -> None:
+        self._num_open += 1
+        future.add_done_callback(lambda done: self._events.put((done, pair, swapped)))
+
+    def _receive(self, reply: Reply, pair: Pair, swapped: bool) -> None:
+        key = key_of(pair, swapped)
+        if reply.failed:
+            self.problems[key] = reply.problem
+            self._step()
+            return
+        tokens = self._meters["answers"].read()
+        self.answers.add(key, {"text": reply.text, "finish_reason": reply.finish_reason, "tokens": tokens})
+        if not self._answered(pair, swapped):
+            self._step()
+
+    def _answered(self, pair: Pair, swapped: bool) -> bool:
+        """Handle an answer in the journal; returns whether a review of it was requested."""
+        self._num_judged += 1
+        self._num_right += self._is_right(pair, swapped)
+        if self._lacks_review(pair, swapped):
+            assert self.metarm is not None
+            text = self.answers[key_of(pair, swapped)]["text"]
+            self._await(self.metarm.review(pair, text), pair, swapped)
+            return True
+        if not swapped and (key := self._review_key(pair)) in self.reviews:
+            self._outcomes[self.reviews[key]["outcome"]] += 1
+        return False
+
+    def _is_right(self, pair: Pair, swapped: bool) -> bool:
+        verdict = parse_verdict(self.answers[key_of(pair, swapped)]["text"])
+        return verdict == (other_side(pair.gt_label) if swapped else pair.gt_label)
+
+    def _lacks_review(self, pair: Pair, swapped: bool) -> bool:
+        """Whether a review is missing: there is one for each right verdict in the original order."""
+        return not swapped and self._is_right(pair, False) and self._review_key(pair) not in self.reviews
+
+    def _reviewed(self, review: Review, pair: Pair) -> None:
+        if review.outcome is Outcome.CALL_FAIL:
+            self.problems[f"review of {pair.id}"] = review.error
+        else:
+            record = {**asdict(review), "outcome": review.outcome.value}
+            self.reviews.add(self._review_key(pair), {**record, "tokens": self._meters["reviews"].read()})
+            self._outcomes[review.outcome.value] += 1
+        self._step()
+
+    def _step(self) -> None:
+        metrics = {"l_acc": self._num_right / self._num_judged} if self._num_judged else {}
+        correct, incorrect = (self._outcomes[kind.value] for kind in (Outcome.CORRECT, Outcome.INCORRECT))
+        if correct + incorrect:
+            metrics["s_corr"] = incorrect / (correct + incorrect)
+        self.progress.step(**metrics)
+
+    def _review_key(self, pair: Pair) -> str:
+        """A key with the answer's hash: a review does not hold for a later answer to the same pair."""
+        text = self.answers[key_of(pair, False)]["text"]
+        return f"{pair.id}\t{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def records(self, model: str, metarm: str) -> list[dict[str, Any]]:
+        """The judged pairs as records with the released fields, in order."""
+        return [self._record(pair, model, metarm) for pair in self.pairs]
+
+    def _record(self, pair: Pair, model: str, metarm: str) -> dict[str, Any]:
+        keys = [key_of(pair, swapped) for swapped in self.orders]
+        texts = [self.answers[key]["text"] if key in self.answers else None for key in keys]
+        verdicts = [parse_verdict(text or "") for text in texts]
+        meta = {**pair.meta, "model_name": model, "metarm_model_name": metarm, "metarm_error": None}
+        for key, field_name in zip(keys, ("model_error", "model_error_swapped"), strict=False):
+            if key not in self.answers:
+                meta[field_name] = self.problems.get(key) or self.failed[key]
+        if verdicts[0] != pair.gt_label:
+            judged = metarm_fields(Outcome.SKIPPED)
+        elif (key := self._review_key(pair)) in self.reviews:
+            review = self.reviews[key]
+            judged = metarm_fields(Outcome(review["outcome"]), raw=review["raw"], analysis=review["analysis"])
+            meta["metarm_error"] = review["error"] or None
+            if review["coverage"] is not None:
+                meta["metarm_coverage"] = review["coverage"]
+        else:
+            judged = metarm_fields(Outcome.CALL_FAIL)
+            meta["metarm_error"] = self.problems[f"review of {pair.id}"]
+        swapped = {}
+        if self.both_orders:
+            swapped = {"model_judgment_swapped": texts[1], "model_pred_swapped": verdicts[1]}
+        return {
+            **asdict(pair),
+            "model_judgment": texts[0],
+            "model_pred": verdicts[0],
+            **swapped,
+            **judged,
+            "meta": meta,
+        }
+
+
+def key_of(pair: Pair, swapped: bool) -> str:
+    """The key of an answer in its journal."""
+    return f"{pair.id}\tswapped" if swapped else pair.id
+
+
+class _Meter:
+    """Token usage of a judge since the last read."""
+
+    def __init__(self, judge: Judge | None) -> None:
+        self._usage = Usage() if judge is None else judge.usage
+        self._last = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        return self._usage.num_prompt_tokens, self._usage.num_answer_tokens
+
+    def read(self) -> list[int]:
+        """[prompt, answer] tokens."""
+        before, self._last = self._last, self._now()
+        return [now - then for now, then in zip(self._last, before, strict=True)]

@@ -1,0 +1,111 @@
+"""A GenRM on a session: its examples, its RL task, its evaluations."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Self
+
+from ralign.engine.config.registry import METARMS
+from ralign.engine.config.run import GenRMRun
+from ralign.engine.data.examples import Example, encode
+from ralign.engine.data.pairs import Pair
+from ralign.engine.data.prompts import load_template, render
+from ralign.engine.data.swap import swap_all, swap_sides
+from ralign.engine.judging.judge import ClientContext
+from ralign.engine.judging.metarm import MetaRM
+from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.evaluate import judge_pairs, summarise, write_judgments
+from ralign.engine.training.session import Session
+from ralign.engine.training.tasks import GenRMTask
+
+NUM_TOKENIZER_PAIRS = 4000  # enough of a generated world to see every word
+
+
+class GenRM:
+    """The policy of a session as a GenRM, with the MetaRM that audits it; every method is collective."""
+
+    def __init__(self, session: Session, run: GenRMRun, metarm: MetaRM | None):
+        self.session, self.run, self.metarm = session, run, metarm
+        self.template = load_template(run.data.template)
+
+    @classmethod
+    def start(
+        cls, run: GenRMRun, pairs: Sequence[Pair], *, vocab_size: int, more_texts: Sequence[str] = ()
+    ) -> Self:
+        """A session with its models and its MetaRM.
+
+        Args:
+            pairs: the tokenizer of a fresh model is trained on their texts, and on `more_texts`.
+        """
+        session = Session(run)
+        # Before the policy: a server on the same GPU measures the memory that it may take.
+        kind, cluster = METARMS.load(run.metarm.kind), session.cluster
+        is_server = kind.location == "server"
+        with session.progress.stage("judge", "The MetaRM's server") if is_server else nullcontext():
+            num_clients = cluster.world_size // (run.generator.tensor or run.parallel.tensor)
+            metarm = kind.open(run.metarm, ClientContext.of_rank(cluster, run.folder, num_clients))
+        if metarm is not None:
+            session.at_close(metarm.close)
+        genrm = cls(session, run, metarm)
+        session.build(run, [*genrm._texts(pairs[:NUM_TOKENIZER_PAIRS]), *more_texts], vocab_size=vocab_size)
+        return genrm
+
+    def _texts(self, pairs: Sequence[Pair]) -> list[str]:
+        return [text for pair in pairs for text in (render(self.template, pair), pair.gt_judgment)]
+
+    def examples(self, pairs: Sequence[Pair]) -> list[Example]:
+        """Tokenized pairs; those whose prompt is too long are left out, and their number is printed."""
+        data = self.run.data
+        limit = data.max_prompt_tokens
+        examples, num_too_long = encode(pairs, self.session.tokenizer, self.template, limit, chat=data.chat)
+        if num_too_long:
+            self.session.progress.say(
+                f"{num_too_long} of {len(pairs)} pairs left out: over data.max_prompt_tokens={limit}"
+            )
+        return examples
+
+    def task(self, examples: Sequence[Example], reward: str | None = None) -> GenRMTask:
+        """The RL task on these pairs; `reward`: instead of `algo.reward`."""
+        if self.run.algo.both_orders:
+            examples = self._both_orders(examples)
+        replicas = self.session.generator.replicas
+        return GenRMTask(self.run, examples, self.metarm, replicas, reward or self.run.algo.reward)
+
+    def _both_orders(self, examples: Sequence[Example]) -> list[Example]:
+        """Each example followed by the same pair with its sides swapped, where that fits, too.
+
+        With a MetaRM, pairs are left out whose golden judgment cannot be rewritten reliably for the other order.
+        """
+        pairs = [example.pair for example in examples]
+        swapped, left_out = swap_all(pairs) if self.metarm else ([swap_sides(pair) for pair in pairs], {})
+        if left_out:
+            self.session.progress.say(
+                f"{len(left_out)} of {len(pairs)} pairs left out: names in their golden judgments cannot be swapped "
+                "reliably (ralign-data validate lists them)"
+            )
+        other_order = {example.pair.id: example for example in self.examples(swapped)}
+        both = [
+            (example, other_order[example.pair.id]) for example in examples if example.pair.id in other_order
+        ]
+        if not both:
+            raise UserError("algo.both_orders=True: no pair fits in both orders")
+        return [example for pair in both for example in pair]
+
+    def evaluate(self, name: str, tests: dict[str, list[Example]]) -> dict[str, dict]:
+        """Metrics of the current weights on each test, by name; the judgments go to the run folder."""
+        session, run, results = self.session, self.run, {}
+        with session.progress.stage(f"evaluate_{name}", f"Evaluation of {name}", num_steps=len(tests)):
+            for number, (test, examples) in enumerate(tests.items()):
+                with session.phase("evaluate"):
+                    session.begin_generation()
+                    judgments = judge_pairs(
+                        examples[: run.eval.num_pairs],
+                        session,
+                        self.metarm,
+                        run.eval,
+                        seed=1_000_000 + 1000 * number + run.seed,
+                    )
+                results[test] = summarise(judgments, run.eval, run.seed)
+                if session.cluster.is_first_rank:
+                    write_judgments(judgments, run.folder / name / f"judgments_{test}.jsonl")
+                session.progress.step(l_acc=results[test]["l_acc"]["value"])
+        return results

@@ -1,0 +1,72 @@
+"""Inputs and results of the policy loss: tensors per token, and the report, a vector of metrics.
+
+`METRICS` names the places of the report. All are sums over the tokens of non-zero weight, except for the extremes
+ratio_min and ratio_max, which are +inf and −inf without such tokens.
+
+Shapes: N tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from ralign.kernels.objectives import PolicyLossSettings
+from torch import Tensor
+
+METRICS = (
+    "loss", "num_tokens", "ratio_sum", "ratio_min", "ratio_max", "clip_low_sum", "clip_high_sum", "dual_clip_sum",
+    "approx_kl_sum", "rollout_kl_sum", "tis_sum", "tis_capped_sum", "kl_sum", "entropy_sum",
+)  # fmt: skip
+_RATIO_MIN, _RATIO_MAX = METRICS.index("ratio_min"), METRICS.index("ratio_max")
+
+
+class PerToken(NamedTuple):
+    """Inputs of the policy loss beside the logprobs, [N] each; meanings in `policy_loss`."""
+
+    old_logprobs: Tensor | None  # None: the logprobs themselves
+    advantages: Tensor
+    weights: Tensor
+    rollout_logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+
+    def at(self, rows: Tensor) -> "PerToken":
+        """Selects rows [R] int64."""
+        old, advantages, weights, rollout, ref = (None if x is None else x[rows] for x in self)
+        assert advantages is not None and weights is not None
+        return PerToken(old, advantages, weights, rollout, ref)
+
+
+class LossAndGradient(NamedTuple):
+    """d_logprobs [N], d_entropy [N] (None without an entropy term) and the report [len(METRICS)]."""
+
+    d_logprobs: Tensor
+    d_entropy: Tensor | None
+    report: Tensor
+
+
+def merge_metrics(reports: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Merges the reports of parts of a batch, in order, into the report of the whole."""
+    if len(reports) == 1:
+        return reports[0]
+    empty = torch.zeros(len(METRICS), dtype=dtype, device=device)
+    empty[_RATIO_MIN], empty[_RATIO_MAX] = torch.inf, -torch.inf
+    stacked = torch.stack([empty, *reports])
+    total = stacked.sum(dim=0)
+    total[_RATIO_MIN], total[_RATIO_MAX] = stacked[:, _RATIO_MIN].amin(), stacked[:, _RATIO_MAX].amax()
+    return total
+
+
+def named_metrics(
+    report: Tensor, settings: PolicyLossSettings, tokens: PerToken, *, has_entropy: bool
+) -> dict[str, Tensor]:
+    """Returns the metrics that the given inputs make, by name, as fp32 scalars without gradient."""
+    absent = {"loss"}
+    if tokens.rollout_logprobs is None:
+        absent |= {"rollout_kl_sum"}
+    if settings.tis_cap is None:
+        absent |= {"tis_sum", "tis_capped_sum"}
+    if tokens.ref_logprobs is None:
+        absent |= {"kl_sum"}
+    if not has_entropy:
+        absent |= {"entropy_sum"}
+    values = report.detach().float()
+    return {name: x for name, x in zip(METRICS, values, strict=True) if name not in absent}

@@ -1,0 +1,164 @@
+"""The policy loss and its gradient in plain torch; the formulas are at the head of policy_loss.py.
+
+It runs on the CPU, on CUDA for diagnosis, and wherever the objective has no closed form: the derivative of such an
+objective is taken by autograd, token by token. Its tokens count as clipped where the surrogate has no derivative.
+
+Shapes: N tokens; S sequences.
+"""
+
+import torch
+from ralign.kernels.objectives import ClippedObjective, PolicyLossSettings, TokenTerms
+from ralign.kernels.policy_loss_data import METRICS, LossAndGradient, PerToken
+from torch import Tensor
+
+
+def _kl(k: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Returns the estimate and its derivative in k."""
+    if kind == "k1":
+        return k, torch.ones_like(k)
+    if kind == "k2":
+        return k.square() / 2, k
+    rest = torch.expm1(-k)
+    return rest + k, -rest
+
+
+def _sequence_means(values: Tensor, mask: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """values [N] -> the mean over the counted tokens of each token's sequence; 0 outside all sequences."""
+    lengths = torch.cat(
+        [cu_seqlens.diff(), values.numel() - cu_seqlens[-1:]]
+    )  # the last: tokens after all sequences
+
+    def sums(x: Tensor) -> Tensor:  # segment_reduce adds in a fixed order on CUDA, index_add_ does not
+        return torch.segment_reduce(x, "sum", lengths=lengths, axis=0, unsafe=True)
+
+    means = sums(torch.where(mask, values, 0)) / sums(mask.to(values.dtype)).clamp(min=1)
+    means[-1] = 0
+    return means.repeat_interleave(lengths, output_size=values.numel())
+
+
+def _surrogate_and_derivatives(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, settings: PolicyLossSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the surrogate [N] and its derivatives in ratio and logprobs [N], by autograd."""
+    objective = settings.objective
+    with torch.enable_grad():
+        ratio, logprobs = (x.detach().requires_grad_() for x in (ratio, logprobs))
+        surrogate = objective(ratio, logprobs, advantages, settings)
+        if surrogate.shape != ratio.shape:
+            raise ValueError(
+                f"objective {objective!r} must return one surrogate a token, {list(ratio.shape)}, "
+                f"got {list(surrogate.shape)}"
+            )
+        if not surrogate.requires_grad:
+            raise ValueError(f"the surrogate of objective {objective!r} has no gradient in ratio or logprobs")
+        d_ratio, d_logprobs = torch.autograd.grad(
+            surrogate.sum(), (ratio, logprobs), allow_unused=True, materialize_grads=True
+        )
+    return surrogate.detach(), d_ratio, d_logprobs
+
+
+def _terms_by_autograd(
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    scale: Tensor,
+    mask: Tensor,
+    settings: PolicyLossSettings,
+    cu_seqlens: Tensor | None,
+) -> TokenTerms:
+    """Terms of an objective without a closed form. scale: [N], −weight · tis. mask: [N], the counted tokens."""
+    surrogate, d_ratio, d_logprobs = _surrogate_and_derivatives(ratio, logprobs, advantages, settings)
+    dual = torch.zeros_like(mask)
+    if settings.dual_clip is not None:
+        bound = settings.dual_clip * advantages
+        dual = (advantages < 0) & (surrogate < bound)
+        surrogate = torch.where(dual, bound, surrogate)
+        d_ratio, d_logprobs = (torch.where(dual, 0, x) for x in (d_ratio, d_logprobs))
+    constant = (d_ratio == 0) & (d_logprobs == 0) & ~dual
+    # A clipped token keeps a gradient of 0 where its ratio is infinite.
+    d_log_ratio = scale * torch.where(d_ratio == 0, 0, d_ratio * ratio)
+    if cu_seqlens is not None:
+        d_log_ratio = _sequence_means(d_log_ratio, mask, cu_seqlens)
+    return TokenTerms(
+        torch.where(mask, scale * surrogate, 0),
+        d_log_ratio + scale * d_logprobs,
+        constant & (advantages < 0),
+        constant & (advantages > 0),
+        dual,
+    )
+
+
+def _policy_terms(
+    p: Tensor,
+    old: Tensor,
+    a: Tensor,
+    w: Tensor,
+    tis: Tensor | None,
+    mask: Tensor,
+    settings: PolicyLossSettings,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, TokenTerms]:
+    """Returns the ratio [N] and the objective's terms. p, old: logprobs, a: advantages, w: weights; all [N]."""
+    log_ratio = p - old
+    if cu_seqlens is not None:
+        log_ratio = torch.where(mask, _sequence_means(log_ratio, mask, cu_seqlens), 0)
+    ratio = log_ratio.exp()
+    if not isinstance(settings.objective, ClippedObjective):
+        scale = -w if tis is None else -w * tis
+        return ratio, _terms_by_autograd(ratio, p, a, scale, mask, settings, cu_seqlens)
+    coef = -w * a if tis is None else -w * a * tis
+    mean_coef = coef if cu_seqlens is None else _sequence_means(coef, mask, cu_seqlens)
+    return ratio, settings.objective.terms(ratio, p, a, coef, mean_coef, settings)
+
+
+def loss_and_gradient_torch(
+    logprobs: Tensor,
+    entropy: Tensor | None,
+    tokens: PerToken,
+    settings: PolicyLossSettings,
+    cu_seqlens: Tensor | None,
+) -> LossAndGradient:
+    """Arguments as in `loss_and_gradient`."""
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    mask = tokens.weights != 0
+
+    def read(x: Tensor) -> Tensor:
+        return torch.where(mask, x.detach(), 0).to(dtype)
+
+    p, a, w = read(logprobs), read(tokens.advantages), read(tokens.weights)
+    old = p if tokens.old_logprobs is None else read(tokens.old_logprobs)
+    report = dict.fromkeys(METRICS, torch.zeros((), dtype=dtype, device=p.device))
+    tis = None
+    if tokens.rollout_logprobs is not None:
+        mismatch = old - read(tokens.rollout_logprobs)
+        report["rollout_kl_sum"] = -mismatch.sum()
+        if settings.tis_cap is not None:
+            tis = torch.where(mask, mismatch.exp(), 0)
+            report["tis_capped_sum"] = (tis > settings.tis_cap).sum()
+            tis = tis.clamp(max=settings.tis_cap)
+            report["tis_sum"] = tis.sum()
+    ratio, terms = _policy_terms(p, old, a, w, tis, mask, settings, cu_seqlens)
+    loss, grad, d_entropy = terms.loss, terms.d_logprobs, None
+    if tokens.ref_logprobs is not None:
+        kl, d_kl = _kl(p - read(tokens.ref_logprobs), settings.kl_kind)
+        report["kl_sum"] = kl.sum()
+        loss = loss + settings.kl_coef * w * kl
+        grad = grad + settings.kl_coef * w * d_kl
+    if entropy is not None:
+        h = read(entropy)
+        report["entropy_sum"] = h.sum()
+        loss = loss - settings.entropy_coef * w * h
+        d_entropy = -settings.entropy_coef * w if settings.entropy_coef else None
+    report |= {
+        "loss": loss.sum(),
+        "num_tokens": mask.sum(),
+        "ratio_sum": torch.where(mask, ratio, 0).sum(),
+        "ratio_min": torch.where(mask, ratio, torch.inf).amin(),
+        "ratio_max": torch.where(mask, ratio, -torch.inf).amax(),
+        "clip_low_sum": (terms.clip_low & mask).sum(),
+        "clip_high_sum": (terms.clip_high & mask).sum(),
+        "dual_clip_sum": (terms.dual_clip & mask).sum(),
+        "approx_kl_sum": (old - p).sum(),
+    }
+    values = torch.stack([report[name].to(dtype) for name in METRICS])
+    return LossAndGradient(torch.where(mask, grad, 0), d_entropy, values)

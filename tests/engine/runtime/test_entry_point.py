@@ -1,0 +1,71 @@
+"""How mistakes end: one line a node and status 2, whatever the order in which processes find them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MISTAKE = """
+import sys
+from ralign.engine.runtime import entry_point
+from ralign.engine.runtime.errors import UserError
+
+def main(argv):
+    if argv[0] == "yes":
+        raise UserError("no such file")
+
+entry_point._GRACE_S = float(sys.argv[2])
+entry_point.run_job(main)
+"""
+
+
+def start(
+    folder: Path, rank: int, *, local_rank: int | None = None, wrong: bool = True, grace_s: float = 60.0
+):
+    """A process as torchrun starts it."""
+    local_rank = rank if local_rank is None else local_rank
+    error_file = folder / "attempt_0" / str(local_rank) / "error.json"
+    error_file.parent.mkdir(parents=True, exist_ok=True)
+    env = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16, "TORCHELASTIC_ERROR_FILE": error_file}
+    return subprocess.Popen(
+        [sys.executable, "-c", MISTAKE, "yes" if wrong else "no", str(grace_s)],
+        env={**os.environ, **{name: str(value) for name, value in env.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_mistake_that_all_ranks_find_is_reported_once(tmp_path, first):
+    """The other ranks leave with status 0, so that torchrun lists one failure."""
+    earlier = start(tmp_path, first)
+    if first == 0:
+        assert end(earlier)[0] == 2
+    ranks = {first: earlier, 1 - first: start(tmp_path, 1 - first)}
+    if first == 1:
+        assert end(ranks[0]) == (2, "error: no such file\n")
+    assert end(ranks[1]) == (0, "")
+
+
+def test_a_mistake_of_one_rank_is_reported_by_it(tmp_path):
+    right, wrong = start(tmp_path, 0, wrong=False), start(tmp_path, 1, grace_s=0.1)
+    assert end(right) == (0, "") and end(wrong) == (2, "error (rank 1): no such file\n")
+
+
+def test_each_node_reports(tmp_path):
+    ranks = [start(tmp_path, 8, local_rank=0), start(tmp_path, 9, local_rank=1)]
+    assert [end(rank) for rank in ranks] == [(2, "error (rank 8): no such file\n"), (0, "")]
+
+
+def test_torchrun_gets_the_message_for_its_summary(tmp_path):
+    assert end(start(tmp_path, 0))[0] == 2
+    reply = json.loads((tmp_path / "attempt_0" / "0" / "error.json").read_text())["message"]
+    assert reply["message"] == "error: no such file" and int(reply["extraInfo"]["timestamp"])

@@ -32,17 +32,20 @@ NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || tru
 endif
 endif
 
-.PHONY: help venv demo paper gpu test test-avx2 test-cuda test-cuda-oldest test-all asan lint format clean
+.PHONY: help venv demo paper gpu test test-worlds test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
+	fuzz lint typing format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
 	@echo "make paper   the paper in miniature: judges, one actor for each, which metric predicts its quality (docs/paper.md)"
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
-	@echo "make test    the tests that need no GPU and run in under a minute each"
+	@echo "make test    the tests that need no GPU and no job of several minutes"
+	@echo "make test-worlds   jobs of several processes that make test leaves out: further layouts, recipes, servers, resume"
+	@echo "make test-interpreter   the kernels' tests on Triton's interpreter"
 	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
 	@echo "make test-cuda   contract tests against the CUDA packages, without a GPU (.venv-cuda: 9 GB; docs/gpu.md)"
 	@echo "make test-all    also the tests that take minutes: kills, resume, servers, recipes, SLURM"
-	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers; make test ends with it"
+	@echo "make asan    the packing planner's tests under address and undefined-behaviour sanitizers"
 	@echo "make fuzz    all parsers on RALIGN_FUZZ_INPUTS=100000 hostile inputs (minutes)"
 	@echo "make lint    ruff, import order (import-linter), types (pyright)"
 	@echo "make format  ruff's automatic fixes and format"
@@ -66,16 +69,26 @@ paper: venv
 gpu: venv
 	@$(PY) benchmarks/first_contact.py $(ARGS)
 
+# Workers of pytest: each test file runs in one of them.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 4 ? 4 : cores)))
+PYTEST = $(VENV)/bin/pytest --durations=15 -m
+
 test: venv
-	@$(VENV)/bin/pytest -m "not gpu and not slow" $(ARGS)
-	@$(if $(ARGS),,$(MAKE) --no-print-directory asan)
+	@$(PYTEST) "not gpu and not slow and not world" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
+
+test-worlds: venv
+	@$(PYTEST) "world and not gpu and not slow" $(ARGS)
+
+# Triton's interpreter must be selected before the kernels are imported.
+test-interpreter: venv
+	@TRITON_INTERPRET=1 $(PYTEST) "not slow" -k triton -n $(WORKERS) tests/kernels $(ARGS)
 
 # Results must not depend on the kind of CPU: the numeric tests once more, as on one without AVX-512 and AMX.
-NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/algorithms/test_ppo.py
+NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/algorithms
 test-avx2: venv
 	@echo "Numeric tests on AVX2"
-	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(VENV)/bin/pytest -m "not gpu and not slow" $(NUMERIC_TESTS) \
-		--ignore tests/kernels/test_under_interpreter.py --ignore tests/kernels/test_aot.py $(ARGS)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) "not gpu and not slow and not compiler" $(NUMERIC_TESTS) \
+		$(ARGS)
 
 # The CUDA packages on a machine without a GPU, in an environment of their own; -oldest: the lower end of the range.
 test-cuda test-cuda-oldest: test-%:
@@ -95,12 +108,19 @@ build/asan/_packing.so: $(wildcard csrc/*) | venv
 fuzz: venv
 	@RALIGN_FUZZ_INPUTS=$${RALIGN_FUZZ_INPUTS:-100000} $(VENV)/bin/pytest tests/test_fuzz.py --timeout 14400 $(ARGS)
 
-test-all: venv
-	@$(VENV)/bin/pytest -m "not gpu" --timeout 1800 $(ARGS)
+test-all: venv lint test-interpreter asan
+	@$(PYTEST) "not gpu" --timeout 1800 $(ARGS)
 
-lint: venv
+lint: venv typing
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(VENV)/bin/basedpyright --pythonpath $(PY)
+
+# A type checker reads files, not the finder of an editable installation: links give it the package ralign.
+typing:
+	@mkdir -p build/typing/ralign
+	@for name in engine kernels recipes; do ln -sfn ../../../$$name build/typing/ralign/$$name; done
 
 format: venv
 	@$(VENV)/bin/ruff check --fix .

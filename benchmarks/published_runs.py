@@ -1,8 +1,8 @@
-"""Runs that others have published, beside the plan for them: the tables of docs/scale.md.
+"""The planner's predictions for published runs: the tables of docs/scale.md.
 
-    python -m published_runs
+    python benchmarks/published_runs.py
 
-prints the comparison and, for each run, the command whose terms explain it.
+prints the comparison and, for each run, its command and the terms of its time.
 """
 
 import shlex
@@ -13,10 +13,10 @@ from functools import cached_property
 from ralign.engine.planner import cli
 from ralign.engine.planner.terms import short
 
-PROMPT_TOKENS = 104  # 571 tokens/s a GPU x 376 s x 32 GPUs / 2,048 samples, less the 3,251 generated
+PROMPT_TOKENS = 104  # 571 tokens/s per GPU x 376 s x 32 GPUs / 2,048 samples, less the 3,251 generated
 LONGEST = 4096  # of prompt and answer together
 
-# The phases of a plan, under the names of what the runs publish.
+# Published name -> phases of a plan.
 COLUMNS = {
     "generate": ("generate",),
     "logprobs": ("logprobs",),
@@ -30,10 +30,10 @@ class Published:
     """A run of GRPO on Qwen3-32B with 64 prompts x 32 answers and 4 updates a step.
 
     Attributes:
-        source: of the figures, as docs/scale.md names it.
-        mean_new_tokens: of an answer.
-        total_s, seconds: of a step, and of its phases where they are published.
-        tokens_per_s_per_gpu: prompts included; None where it is not published.
+        source: of the figures, as named in docs/scale.md.
+        mean_new_tokens: mean length of an answer.
+        total_s, seconds: of a step, and of its phases if published.
+        tokens_per_s_per_gpu: including prompts; None if not published.
     """
 
     source: str
@@ -47,7 +47,7 @@ class Published:
     tokens_per_s_per_gpu: float | None
 
     def argv(self) -> list[str]:
-        """What `ralign-plan` is asked."""
+        """Arguments of `ralign-plan`."""
         new_tokens = LONGEST - PROMPT_TOKENS
         return [
             "r_align_32b",
@@ -66,7 +66,7 @@ class Published:
 
     @cached_property
     def report(self) -> dict:
-        """What `ralign-plan --json` answers."""
+        """The report of `ralign-plan --json`."""
         return cli.report_of(self.argv())
 
 
@@ -87,7 +87,7 @@ RUNS = (
         num_gpus=64,
         tensor=4,
         pipeline=2,
-        generate_tensor=4,  # not published; what the later recipe has
+        generate_tensor=4,  # not published; from the later recipe
         mean_new_tokens=3283,
         total_s=213,
         seconds={"generate": 96, "logprobs": 40, "train": 68, "refit": 7},
@@ -119,7 +119,7 @@ def comparison() -> str:
 
 
 def _figures(layout: dict) -> list[float]:
-    """A planned layout's seconds by the columns, in all, and its tokens/s a GPU."""
+    """Seconds of a planned layout by column, their total, and tokens/s per GPU."""
     seconds = layout["time_s"]
     columns = [sum(seconds.get(phase, 0.0) for phase in phases) for phases in COLUMNS.values()]
     return [*columns, seconds["total"], layout["tokens_per_s_per_gpu"]]
@@ -134,7 +134,7 @@ def _row(*cells: str) -> str:
 
 
 def command(run: Published) -> str:
-    """The command line, broken into lines that a shell takes as one."""
+    """The command line, in lines with continuations."""
     lines, words = [], shlex.join(["ralign-plan", *run.argv()]).split()
     for word in words:
         if lines and len(lines[-1]) + len(word) < 96:
@@ -145,7 +145,7 @@ def command(run: Published) -> str:
 
 
 def terms(run: Published) -> str:
-    """The terms of the run's layout, as that command prints them."""
+    """The terms of the run's layout, as the command prints them."""
     return cli.terms_table(run.report["layout"])
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: python -m scaling_table prints them."""
+"""Prints the tables of docs/scale.md: python benchmarks/scaling_table.py"""
 
 from dataclasses import replace
 
@@ -18,14 +18,14 @@ HEAD = (
 
 
 def table(recipe: str) -> str:
-    """Every machine size of one recipe, as Markdown."""
+    """All machine sizes of one recipe, as Markdown."""
     return "\n".join([HEAD, *(row(recipe, n, chip) for n in NUM_GPUS for chip in CHIPS_SHOWN)])
 
 
 def row(recipe: str, num_gpus: int, chip: str) -> str:
-    """One machine: does the recipe's layout fit and how long does its step take; the best one and its cost."""
+    """One machine: step time of the recipe's own layout if it fits, and the best layout with its cost."""
     run = cli.recipe_run(recipe)
-    # The judge and the pairs file are no matter of layout.
+    # The layout does not depend on the MetaRM.
     run = replace(run, metarm=replace(run.metarm, kind="none"), algo=replace(run.algo, reward="label"))
     report = cli.plan(run, num_gpus, CHIPS[chip], Constants())
     own = f"{report['layout']['time_s']['total']:.0f} s" if not report["problems"] else "does not fit"

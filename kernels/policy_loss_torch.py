@@ -1,7 +1,7 @@
 """The policy loss and its gradient in plain torch; the formulas are at the head of policy_loss.py.
 
-It runs on the CPU, on CUDA for diagnosis, and wherever the objective has no closed form: the derivative of such an
-objective is taken by autograd, token by token. Its tokens count as clipped where the surrogate has no derivative.
+It runs on the CPU, on CUDA for diagnosis, and on every device for an objective without a closed form: autograd takes
+the derivative of its surrogate, token by token. Its tokens count as clipped where that derivative is 0.
 
 Shapes: N tokens; S sequences.
 """
@@ -24,9 +24,8 @@ def _kl(k: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 def _sequence_means(values: Tensor, mask: Tensor, cu_seqlens: Tensor) -> Tensor:
     """values [N] -> the mean over the counted tokens of each token's sequence; 0 outside all sequences."""
-    lengths = torch.cat(
-        [cu_seqlens.diff(), values.numel() - cu_seqlens[-1:]]
-    )  # the last: tokens after all sequences
+    num_after = values.numel() - cu_seqlens[-1:]  # tokens after all sequences
+    lengths = torch.cat([cu_seqlens.diff(), num_after])
 
     def sums(x: Tensor) -> Tensor:  # segment_reduce adds in a fixed order on CUDA, index_add_ does not
         return torch.segment_reduce(x, "sum", lengths=lengths, axis=0, unsafe=True)

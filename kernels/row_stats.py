@@ -1,8 +1,8 @@
 """Row statistics of logits and the gradient of the logits, the steps of logprob.py; the formulas are at its head.
 
     row_stats     logits of this shard -> m, s, t, z_y of each row
-    merge_stats   these of all shards -> m, log s, logprob, entropy
-    d_logits      these and the gradients of logprob and entropy -> the gradient of the logits
+    merge_stats   the statistics of all shards -> m, log s, logprob, entropy
+    d_logits      the merged statistics and the gradients of logprob and entropy -> the gradient of the logits
 
 On CUDA, one Triton program reads a row once, in blocks, and rescales s and t whenever the running maximum grows. In
 backward, one program a row writes each gradient once, over the logits if requested. The torch path does the same in

@@ -43,6 +43,7 @@ from ralign.engine.data.worlds.judgeworld import build_judgeworld
 from ralign.engine.planner.start import require_gpus
 from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.output import show
 from ralign.recipes.common import smoke
 from ralign.recipes.common.pairs import train_and_held_out
 
@@ -145,7 +146,7 @@ def train(run: ActorRun) -> None:
         path.write_text(json.dumps({"win_rate": wins, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
         for name, found in wins.items():
             rate = found["win_rate"]
-            print(f"{name:8} wins {rate['value']:.3f} of the comparisons" if rate else f"{name:8} no verdict")
+            show(f"{name:8} wins {rate['value']:.3f} of the comparisons" if rate else f"{name:8} no verdict")
     session.close(run)
 
 

@@ -32,6 +32,7 @@ from ralign.engine.config.run import (
 )
 from ralign.engine.config.validation import validate
 from ralign.engine.runtime.entry_point import run_job
+from ralign.engine.runtime.output import show
 
 
 def mini_run() -> ActorRun:
@@ -92,7 +93,7 @@ def train(run: ActorRun) -> None:
         path.write_text(json.dumps({"actors": actors, "seed": run.seed}, indent=2) + "\n", encoding="utf-8")
         for name, found in actors.items():
             shown = {key: found[key]["value"] for key in ("quality", "perfect_share", "cue_share")}
-            print(f"{name:8}" + "".join(f"  {key} {value:.3f}" for key, value in shown.items()))
+            show(f"{name:8}" + "".join(f"  {key} {value:.3f}" for key, value in shown.items()))
     session.close(run)
 
 

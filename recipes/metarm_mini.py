@@ -21,6 +21,7 @@ from ralign.engine.config.run import ModelConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.output import show
 
 
 def _model() -> ModelConfig:
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
         with progress.stage("test", "Its agreement with the rule, on held-out pairs"):
             report = agreement(folder, make_cases(world["unbiased"], seed=run.seed + 1)[: run.num_test])
         (Path(run.out) / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases")
+        show(f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases")
 
 
 def agreement(folder: Path, cases: list) -> dict:

@@ -124,6 +124,7 @@ def train_on_file(run: GenRMRun) -> None:
     from ralign.engine.data.pairs import read_pairs
     from ralign.engine.report.metrics_log import read_metrics
     from ralign.engine.runtime.errors import UserError
+    from ralign.engine.runtime.output import show
     from ralign.engine.training.genrm import GenRM
     from ralign.engine.training.loop import reinforce
 
@@ -140,7 +141,7 @@ def train_on_file(run: GenRMRun) -> None:
         steps = read_metrics(run.folder / name / "metrics.jsonl")
         num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
         share = sum(step["reward/num_invalid"] for step in steps) / num_samples
-        print(
+        show(
             f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples"
         )
     session.close(run)

@@ -80,7 +80,7 @@ class Reward:
         needs_metarm: the function reads outcomes, so a run without a MetaRM cannot use it.
     """
 
-    function: Callable[[Samples], np.ndarray]
+    function: Callable[[Samples], Any]
     needs_metarm: bool = False
 
     def __call__(self, samples: Samples) -> np.ndarray:
@@ -167,7 +167,7 @@ def score(
             raise UserError("this reward needs a MetaRM, and metarm.kind=none")
         outcomes = [Outcome.SKIPPED] * len(verdicts)
     samples = Samples.of(verdicts, labels, outcomes)
-    values = np.where(samples.invalid, 0.0, reward(samples))
+    values = np.where(samples.invalid, 0.0, reward(samples))  # for the partner; replaced below
     swap_consistency = math.nan
     if partners is not None:
         others = np.asarray(partners)
@@ -177,7 +177,7 @@ def score(
     valid = ~np.isnan(values)
     return GenRMRewards(
         values=np.where(samples.invalid, invalid_reward, np.where(valid, values, 0)).astype(np.float32),
-        valid=valid | samples.invalid,
+        valid=valid,
         num_samples=len(verdicts),
         num_label_correct=int(samples.correct.sum()),
         num_invalid=int(samples.invalid.sum()),

@@ -1,11 +1,11 @@
-"""ralign-check: will this run start on this machine? One line a check, before a queue of hours.
+"""ralign-check: check whether a run can start on this machine, before it waits in a queue.
 
-ralign-check                                                           the machine alone
-ralign-check recipes/r_align_32b.py data.train=pairs.jsonl             and the run: model, data, judge, plan, disk
-ralign-check r_align_32b --gpus 16 --gpu h200                          from a login node, for GPUs elsewhere
+ralign-check                                                           the machine only
+ralign-check recipes/r_align_32b.py data.train=pairs.jsonl             also the run: model, data, judge, plan, disk
+ralign-check r_align_32b --gpus 16 --gpu h200                          on a login node, for GPUs elsewhere
 
-OK, WARN or FAIL, what was found, and what to do next. A judge behind an endpoint is asked one short question. Exit
-status 1 with a FAIL, 0 without one, 2 for a mistake in the command.
+Each check prints one line: OK, WARN or FAIL, the finding, and the next step. An endpoint of a judge gets one short
+request. Exit status 1 with a FAIL, 0 without one, 2 for a mistake in the command.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _run(recipe: str | None, settings: list[str]) -> Run | None:
-    """The recipe's settings with what the command line changes; None without a recipe."""
+    """The recipe's settings with the overrides of the command line; None without a recipe."""
     if SMOKE_FLAG in settings:
         raise UserError(
             f"{SMOKE_FLAG} makes its own model, data and judge: ralign-check without a recipe checks the machine for it"
@@ -59,11 +59,11 @@ def findings(
     """All checks.
 
     Args:
-        run: the run to check for; None checks the machine alone.
-        recipe: how the user named it, for commands to type next.
+        run: the run to check; None checks only the machine.
+        recipe: the recipe as the user gave it, for the commands in next steps.
         machine: a `Machine`.
         num_gpus: of the job over all nodes (on a CPU, processes); None: see `default_num_gpus`.
-        chip: the kind of GPU that the job will have; None: the one that is here.
+        chip: the kind of GPU of the job; None: this machine's.
     """
     from ralign.engine.check import folders, hardware, packages, plan, slurm
     from ralign.engine.check import judge as judges
@@ -107,13 +107,15 @@ def _parser() -> Parser:
         prog="ralign-check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="After the recipe, its settings as field.sub=value, for example parallel.tensor=4.",
+        epilog="Settings of the recipe follow it as field.sub=value, for example parallel.tensor=4.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="a recipe's file, or its name in recipes/")
-    add("--gpus", type=positive, metavar="N", help="GPUs of the job, over all nodes (default: those here)")
-    add("--gpu", metavar="KIND", help=f"{', '.join(CHIPS)}, or memory in GB (default: those here)")
+    add(
+        "--gpus", type=positive, metavar="N", help="GPUs of the job, over all nodes (default: this machine's)"
+    )
+    add("--gpu", metavar="KIND", help=f"{', '.join(CHIPS)}, or memory in GB (default: this machine's)")
     add("--json", action="store_true", help="print JSON instead of lines")
     return parser
 

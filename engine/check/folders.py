@@ -1,4 +1,4 @@
-"""Model folders and data files, as a run would read them, but without reading the weights."""
+"""Checks of model folders and data files, without reading the weights."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ _NUM_SHOWN = 3
 
 
 class BadFolder(Exception):
-    """Why a folder holds no model that can be loaded, and what to do about it."""
+    """The reason why the model of a folder cannot be loaded, and the next step."""
 
     def __init__(self, found: str, next_step: str):
         super().__init__(found)
@@ -28,14 +28,20 @@ class BadFolder(Exception):
 
 
 def check_model(run: Run, torch: Torch | None) -> Finding:
-    """The folder that the policy starts from: complete, of a family that is supported, long enough in context."""
+    """The policy's initial folder is complete, of a supported family, and has a sufficient context length."""
+    try:
+        FAMILIES.check(run.model.family)  # a family from an import path is known from here on
+    except UserError as error:
+        return fail("model", str(error), _supported())
     if run.model.hf_path is None:
-        return ok("model", f"a fresh {run.model.family} of {run.model.num_layers} layers, made by the run")
+        return ok(
+            "model", f"a new {run.model.family} model of {run.model.num_layers} layers, made by the run"
+        )
     return _check_start("model", run.model.hf_path, run, torch)
 
 
 def check_critic(run: Run, torch: Torch | None) -> Finding | None:
-    """The same for a critic with a folder of its own; None where there is none."""
+    """The same for the folder of a critic; None without one."""
     if not run.has_critic or run.critic.hf_path is None:
         return None
     return _check_start("critic", run.critic.hf_path, run, torch)
@@ -60,7 +66,7 @@ def complete_folder(folder: Path) -> tuple[int, int]:
     """Number and bytes of a folder's weight files.
 
     Raises:
-        BadFolder: configuration, tokenizer or a part of the weights is missing, or a file is cut.
+        BadFolder: configuration, tokenizer or a part of the weights is missing, or a file is truncated.
     """
     if not folder.is_dir():
         raise BadFolder("no such folder", f"{_download(folder)}, or name another folder")
@@ -84,7 +90,7 @@ def complete_folder(folder: Path) -> tuple[int, int]:
 
 
 def _expected_tensors(folder: Path) -> dict[str, set[str]]:
-    """Weight files with the tensors that the index says are in them; with no index, the single file."""
+    """Weight file -> its tensors by the index; without an index, the single file."""
     if (folder / _INDEX).is_file():
         files: dict[str, set[str]] = {}
         weight_map = read_json(folder / _INDEX).get("weight_map")
@@ -96,12 +102,12 @@ def _expected_tensors(folder: Path) -> dict[str, set[str]]:
     if (folder / _SINGLE).is_file():
         return {_SINGLE: set()}
     raise BadFolder(
-        f"neither {_INDEX} nor {_SINGLE} is there", "only safetensors are read: download or convert them"
+        f"neither {_INDEX} nor {_SINGLE} exists", "only safetensors are read: download or convert them"
     )
 
 
 def _check_file(file: Path, tensors: set[str]) -> None:
-    """A safetensors file is as long as its header says and holds these tensors; only the header is read."""
+    """A safetensors file has the length and the tensors of its header, and these tensors. Reads only the header."""
     from safetensors import SafetensorError, safe_open
 
     again = f"remove it and {_download(file.parent)} again"
@@ -109,49 +115,49 @@ def _check_file(file: Path, tensors: set[str]) -> None:
         with safe_open(file, framework="numpy") as opened:
             held = set(opened.keys())
     except (SafetensorError, OSError) as error:
-        reason = f"{file.name} ({file.stat().st_size} bytes) is cut, or no safetensors file: {error}"
+        reason = f"{file.name} ({file.stat().st_size} bytes) is truncated, or not a safetensors file: {error}"
         raise BadFolder(reason, again) from error
     if lacking := sorted(tensors - held):
         raise BadFolder(f"{file.name} lacks {len(lacking)} tensor(s) of the index, {lacking[0]} first", again)
 
 
 def folder_shape(folder: Path) -> Shape:
-    """The sizes that config.json gives; BadFolder if it lacks one, or if the model is not supported."""
+    """The sizes in config.json; BadFolder if one is missing or the model is not supported."""
     try:
         return shape_of_hf(read_json(folder / "config.json"), folder.name)
     except KeyError as error:
-        raise BadFolder(f"config.json gives no {error.args[0]}", "take a model that is supported") from error
+        raise BadFolder(f"config.json has no {error.args[0]}", "use a supported model") from error
     except UserError as error:
         raise BadFolder(str(error), _supported()) from error
 
 
 def _supported() -> str:
-    return f"take a dense model of {', '.join(FAMILIES.names)}"
+    return f"use a dense model of {', '.join(FAMILIES.names)}"
 
 
 def _check_context(folder: Path, run: Run) -> str:
-    """What the longest sequence takes of the model's context, in words."""
+    """The longest sequence against the model's context length, in words."""
     config = read_json(folder / "config.json")
     limit = config.get("max_position_embeddings")
     longest = run.data.max_prompt_tokens + max(run.generator.max_new_tokens, run.eval.max_new_tokens)
     if not isinstance(limit, int):
-        raise BadFolder("config.json gives no max_position_embeddings", "take a model that is supported")
+        raise BadFolder("config.json has no max_position_embeddings", "use a supported model")
     if longest > limit:
         raise BadFolder(
-            f"takes {limit} tokens, the longest prompt and answer together have {longest}",
+            f"has a context of {limit} tokens, the longest prompt and answer together have {longest}",
             "lower data.max_prompt_tokens, generator.max_new_tokens or eval.max_new_tokens",
         )
     return f"context {limit} for at most {longest} tokens"
 
 
 def check_architecture(folder: Path) -> None:
-    """The trainer's own model code takes the configuration; imports Megatron.
+    """The trainer's model code accepts the configuration. Imports Megatron.
 
     Raises:
         BadFolder: a feature that is not supported.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Megatron's, of what else could be installed
+        warnings.simplefilter("ignore")  # Megatron's, about optional packages
         try:
             from ralign.engine.policy.model import transformer_config
             from ralign.engine.policy.rope import inverse_frequencies
@@ -160,7 +166,7 @@ def check_architecture(folder: Path) -> None:
             raise BadFolder(
                 f"its architecture was not checked: {error}", "see the line on packages"
             ) from error
-        alone = SimpleNamespace(tp_size=1, pp_size=1, cp_size=1)  # the layout is the plan's
+        alone = SimpleNamespace(tp_size=1, pp_size=1, cp_size=1)  # the plan checks the layout
         try:
             config = AutoConfig.from_pretrained(folder)
             transformer_config(config, alone, dtype="bf16", sequence_parallel=False, recompute=False)
@@ -175,7 +181,7 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise BadFolder(f"{path.name} cannot be read ({error})", "download it again") from error
     if not isinstance(value, dict):
-        raise BadFolder(f"{path.name} is no JSON object", "download it again")
+        raise BadFolder(f"{path.name} is not a JSON object", "download it again")
     return value
 
 
@@ -185,7 +191,7 @@ def _download(folder: Path) -> str:
 
 
 def check_data(run: Run) -> Finding:
-    """The pairs file, read line by line as the run reads it."""
+    """The pairs file, read in full as the run reads it."""
     path = run.data.train
     if path is None and run.model.hf_path is not None:
         found = "data.train is not given: the run would train on JudgeWorld's generated pairs"
@@ -195,24 +201,22 @@ def check_data(run: Run) -> Finding:
     try:
         pairs, reasons = scan_pairs(path, need_golden=not isinstance(run, ActorRun))
     except UserError as error:
-        return fail(
-            "data", str(error), "give a file of JSON lines (README, Use it; ralign-data convert makes one)"
-        )
+        return fail("data", str(error), "give a file of JSON lines (README; ralign-data convert makes one)")
     found = f"{path}: {len(pairs)} pairs, {len(reasons)} bad lines"
     if reasons:
         found += f", the first at {reasons[0]}"
-    mend = f"ralign-data validate {path} names each; mend them"
+    fix = f"fix them: ralign-data validate {path} lists all"
     if len(reasons) > run.data.max_bad_lines:
         found += f" (data.max_bad_lines={run.data.max_bad_lines})"
-        allow = f", or leave them out with data.max_bad_lines={len(reasons)}" if pairs else ""
-        return fail("data", found, mend + allow, reasons)
+        allow = f", or skip them with data.max_bad_lines={len(reasons)}" if pairs else ""
+        return fail("data", found, fix + allow, reasons)
     if not pairs:
         return fail("data", f"{path} holds no pair", "give a file with pairs")
     if run.model.hf_path is not None and len(pairs) <= run.eval.num_pairs:
         step = (
-            f"give more pairs, or lower eval.num_pairs={run.eval.num_pairs}: those are held out of training"
+            f"give more pairs, or lower eval.num_pairs={run.eval.num_pairs}: these are held out of training"
         )
         return fail("data", found, step)
     if reasons:
-        return warn("data", found, mend, reasons)
+        return warn("data", found, fix, reasons)
     return ok("data", found)

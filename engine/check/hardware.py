@@ -1,4 +1,4 @@
-"""torch, driver, GPUs, processes, NCCL, shared memory and NVLink: each check a function of what it looks at."""
+"""Checks of torch, driver, GPUs, processes, NCCL, shared memory and NVLink."""
 
 import re
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from ralign.engine.check.machine import SHARED_MEMORY, Gpu, Machine, SharedMemor
 from ralign.engine.check.report import Finding, fail, ok, size_text, warn
 from ralign.engine.planner.judges import GIB
 
-# Least driver for each major version of CUDA, by NVIDIA's table of minor version compatibility.
+# Major version of CUDA -> oldest driver, from NVIDIA's table of minor version compatibility.
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 LEAST_CAPABILITY = (8, 0)
-# Of /dev/shm: what containers have without being asked, and what NCCL's guide gives containers.
+# Size of /dev/shm: the default in containers, and the recommendation of NCCL's guide for containers.
 CONTAINER_SHARED_BYTES = 64 << 20
 SHARED_BYTES = 1 << 30
-_USED_SHARE = 0.02  # of a GPU's memory: more than an idle one's driver holds
+_USED_SHARE = 0.02  # of a GPU's memory: more than the driver uses on an idle GPU
 _SET_UP = "make venv installs the packages"
 
-# Whether the run needs GPUs: no; yes, this machine's; yes, those of a machine that the user named.
+# Whether the run needs GPUs: no; on this machine; on a machine that the user has named.
 Need = Literal["no", "here", "elsewhere"]
 _NO_GPU = {
     "no": (
@@ -30,25 +30,25 @@ _NO_GPU = {
     ),
     "elsewhere": (
         "none here; the plan below is for GPUs elsewhere",
-        "run ralign-check once more where they are, for example in the job's first minute",
+        "repeat ralign-check on the GPU machine, for example at the start of the job",
     ),
 }
 
 
 def check_torch(machine: Machine) -> Finding:
-    """torch imports, and is built for what is here."""
+    """torch can be imported, and its build fits the machine."""
     torch = machine.torch
     if torch is None:
         return fail("torch", f"does not import ({machine.torch_error})", f"{_SET_UP}; then run this again")
     if torch.cuda is None and machine.driver is not None:
-        found = f"{torch.version} is built without CUDA, beside an NVIDIA driver ({machine.driver})"
+        found = f"{torch.version} is built without CUDA, but there is an NVIDIA driver ({machine.driver})"
         return fail("torch", found, "remove .venv, then make venv KIND=cuda: it installs the CUDA builds")
     built = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPU"
     return ok("torch", f"{torch.version}, {built}")
 
 
 def check_driver(driver: str | None, torch: Torch | None, need: Need) -> Finding:
-    """The NVIDIA driver is new enough for the CUDA that torch was built for, and CUDA starts."""
+    """The NVIDIA driver supports the CUDA version of torch, and CUDA starts."""
     num_devices = torch.num_devices if torch else 0
     if driver is None and not num_devices:
         return _absent("driver", need, "no NVIDIA driver here", "see the line on gpus")
@@ -61,7 +61,7 @@ def check_driver(driver: str | None, torch: Torch | None, need: Need) -> Finding
     is_old = driver is not None and int(driver.split(".")[0]) < least
     needs = f"CUDA {torch.cuda}, which torch {torch.version} is built for"
     if torch.is_available and is_old:
-        found = f"{version} is older than {needs}; CUDA starts all the same (forward compatibility), untried"
+        found = f"{version} is older than {needs}; CUDA starts nevertheless (forward compatibility), untested"
         return warn("driver", found, f"install NVIDIA driver {least} or newer if anything goes wrong")
     if torch.is_available:
         return ok("driver", f"{version}, new enough for {needs}")
@@ -71,17 +71,15 @@ def check_driver(driver: str | None, torch: Torch | None, need: Need) -> Finding
         return fail("driver", found, step)
     reason = f": {torch.cuda_error}" if torch.cuda_error else ""
     found = f"{version} is new enough for {needs}, but CUDA does not start on {num_devices} GPUs{reason}"
-    step = (
-        "see nvidia-smi; start a container with --gpus all; with NVSwitch see that nvidia-fabricmanager runs"
-    )
+    step = "see nvidia-smi; start a container with --gpus all; with NVSwitch check that nvidia-fabricmanager runs"
     return fail("driver", found, step)
 
 
 def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Finding:
-    """Memory, what is free of it, and compute capability.
+    """Total memory, free memory and compute capability.
 
     Args:
-        fills_memory: share of a GPU's memory that the run will take; None if it takes a fixed size, or is not known.
+        fills_memory: share of a GPU's memory that the run fills; None for a fixed size, or if unknown.
     """
     gpus, torch = machine.gpus, machine.torch
     if not gpus and torch and torch.cuda:
@@ -95,7 +93,7 @@ def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Find
     old = [index for index, gpu in enumerate(gpus) if gpu.capability < LEAST_CAPABILITY]
     if old:
         step = (
-            "take GPUs of compute capability 8.0 or newer (A100, H100, H200, B200): bf16 and kernels need it"
+            "use GPUs of compute capability 8.0 or newer (A100, H100, H200, B200): bf16 and kernels need it"
         )
         return fail("gpus", f"{found}; {_listed(old)} too old", step, details)
     held = {
@@ -107,7 +105,7 @@ def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Find
         fullest = max(held, key=held.get)
         taken = f"GPU {fullest} has {_free(gpus[fullest])} free"
         taken += f", and {len(held) - 1} more are in use" if len(held) > 1 else ""
-        step = "see in nvidia-smi who holds it, and end that or take another GPU"
+        step = "find the process with nvidia-smi, and end it or use another GPU"
         too_full = fills_memory is not None and 1 - held[fullest] < fills_memory
         level = fail if too_full else warn
         return level("gpus", f"{found}; {taken}", step, details)
@@ -120,7 +118,7 @@ def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Find
 def check_processes(
     env: Mapping[str, str], num_visible: int, num_gpus: int | None, num_cores: int
 ) -> Finding:
-    """One process a GPU: of a job that torchrun or SLURM has started, or of one that is still to be started."""
+    """One process per GPU: in the current job of torchrun or SLURM, or in a job to be started."""
     local_rank, local_size = _number(env, "LOCAL_RANK"), _number(env, "LOCAL_WORLD_SIZE")
     if not num_visible:
         return ok("processes", f"on a CPU any number; {num_cores} cores here")
@@ -130,7 +128,7 @@ def check_processes(
             "processes", found, f"start {num_visible} a node (torchrun --nproc-per-node {num_visible})"
         )
     if local_rank is not None and local_rank >= num_visible:
-        found = f"LOCAL_RANK={local_rank} is no device: this process sees {num_visible} GPU(s)"
+        found = f"LOCAL_RANK={local_rank} is not a device: this process sees {num_visible} GPU(s)"
         return fail("processes", found, "let every process see all GPUs of its node (see the line on SLURM)")
     if num_gpus is None or num_gpus == num_visible:
         return ok("processes", f"one a GPU: torchrun --nproc-per-node {num_visible}")
@@ -138,13 +136,13 @@ def check_processes(
         found = f"{num_gpus} processes use {num_gpus} of {num_visible} GPUs"
         return ok("processes", f"{found}: torchrun --nproc-per-node {num_gpus}")
     if num_gpus % num_visible:
-        found = f"{num_gpus} GPUs are no whole number of nodes like this one, with {num_visible}"
-        return warn("processes", found, f"take a multiple of {num_visible}, the same number on each node")
+        found = f"{num_gpus} GPUs are not a whole number of nodes like this one, with {num_visible}"
+        return warn("processes", found, f"use a multiple of {num_visible}, the same number on each node")
     return ok("processes", f"one a GPU: {num_gpus // num_visible} nodes like this one, of {num_visible} GPUs")
 
 
 def check_nccl(torch: Torch | None, env: Mapping[str, str], num_visible: int) -> Finding:
-    """NCCL is there, and no variable turns off one of its ways."""
+    """NCCL is available, and no variable disables one of its transports."""
     if torch is None or not num_visible:
         return ok("nccl", "not used: without GPUs processes talk through gloo")
     if torch.nccl is None:
@@ -156,12 +154,12 @@ def check_nccl(torch: Torch | None, env: Mapping[str, str], num_visible: int) ->
     ]
     if off:
         found = f"NCCL {torch.nccl}, with {', '.join(f'{name}=1' for name in off)}"
-        return warn("nccl", found, "unset it: collectives are far slower so (set it for a diagnosis alone)")
+        return warn("nccl", found, "unset it: it makes collectives far slower (set it only for diagnosis)")
     return ok("nccl", f"NCCL {torch.nccl}")
 
 
 def check_shared_memory(shared: SharedMemory | None) -> Finding:
-    """Room in /dev/shm for NCCL and vLLM; a container has 64 MB unless more is asked for."""
+    """Room in /dev/shm for NCCL and vLLM. A container has 64 MB by default."""
     check, docker = str(SHARED_MEMORY), "docker run --shm-size=16g (or --ipc=host)"
     if shared is None:
         step = f"mount a tmpfs there: {docker}; in Kubernetes an emptyDir with medium: Memory"
@@ -170,7 +168,7 @@ def check_shared_memory(shared: SharedMemory | None) -> Finding:
         return fail(check, "cannot be written to by this user", f"chmod 1777 {check}, as root")
     room = f"{size_text(shared.free_bytes)} free of {size_text(shared.total_bytes)}"
     if shared.free_bytes <= CONTAINER_SHARED_BYTES:
-        step = f"start the container with {docker}, or remove what is left over in {check}"
+        step = f"start the container with {docker}, or remove old files in {check}"
         return fail(check, f"{room}: too little for NCCL and vLLM", step)
     if shared.free_bytes < SHARED_BYTES:
         return warn(check, f"{room}; NCCL's guide gives containers 1 GB", f"more, to be safe: {docker}")
@@ -181,23 +179,23 @@ def check_nvlink(num_visible: int, unlinked: tuple[tuple[int, int], ...] | None,
     """NVLink between all GPUs of this machine.
 
     Args:
-        unlinked: pairs without.
-        tensor: ranks that share a layer's matrices, and want it most.
+        unlinked: pairs without NVLink; None if unknown.
+        tensor: tensor-parallel size, which needs NVLink most.
     """
     if num_visible < 2:
         return ok("nvlink", f"not needed: {num_visible or 'no'} GPU{'' if num_visible == 1 else 's'} here")
     if unlinked is None:
         return warn(
-            "nvlink", "not known: NVML does not tell", "nvidia-smi topo -m shows it: NV18, NV12 are NVLink"
+            "nvlink", "unknown: NVML does not report it", "nvidia-smi topo -m shows it: NV18, NV12 are NVLink"
         )
     num_pairs = num_visible * (num_visible - 1) // 2
     if not unlinked:
         return ok("nvlink", f"between all {num_visible} GPUs")
     pairs = ", ".join(f"{a}-{b}" for a, b in unlinked[:3]) + (", ..." if len(unlinked) > 3 else "")
     found = f"{len(unlinked)} of {num_pairs} pairs of GPUs have none ({pairs})"
-    step = "keep parallel.tensor within GPUs that are joined (nvidia-smi topo -m); a smaller one costs less over PCIe"
+    step = "keep parallel.tensor within linked GPUs (nvidia-smi topo -m); a smaller size costs less over PCIe"
     if tensor == 1:
-        step = "nothing at parallel.tensor=1, but gradients then travel over PCIe"
+        step = "nothing at parallel.tensor=1, but gradients use PCIe"
     return warn("nvlink", found, step)
 
 
@@ -206,7 +204,7 @@ def _absent(check: str, need: Need, found: str, next_step: str) -> Finding:
 
 
 def _described(gpus: "tuple[Gpu, ...] | list[Gpu]") -> str:
-    """`8 x NVIDIA H100 80GB HBM3 (79.2 GiB, sm_90)`, and so for each kind."""
+    """`8 x NVIDIA H100 80GB HBM3 (79.2 GiB, sm_90)`, for each kind."""
     kinds: dict[str, int] = {}
     for gpu in gpus:
         major, minor = gpu.capability

@@ -71,8 +71,9 @@ def _settings_step(config: JudgeConfig, in_job: str) -> str:
     return f"fix this setting (docs/judging.md); with an endpoint give {config.SETTING}.base_url=URL, or {in_job}"
 
 
-def _check_served(model: str) -> Finding:
+def _check_served(model: str | None) -> Finding:
     """A model that the job serves: a folder, or a name on the hub."""
+    assert model is not None, "checked with the settings"
     if not Path(model).is_dir():
         step = f"hf download {model} --local-dir FOLDER, and give that folder, which can be checked"
         return warn(
@@ -96,6 +97,7 @@ class _Answer:
 
 def ask(config: EndpointConfig, env: Mapping[str, str], limit_s: float) -> Finding:
     """The endpoint responds within `limit_s`, accepts the key, lists the model and answers a question."""
+    assert config.base_url is not None, "check_endpoint refuses it"
     group = config.SETTING
     key, name = env.get(config.api_key_env, ""), f"${config.api_key_env}"
     try:
@@ -182,8 +184,10 @@ def _request(
 
     headers = {"Authorization": f"Bearer {key or 'none'}", "Accept-Encoding": "identity"}
 
+    assert config.base_url is not None
+    url = f"{config.base_url.rstrip('/')}/{path}"
+
     async def send() -> _Answer:
-        url = f"{config.base_url.rstrip('/')}/{path}"
         async with asyncio.timeout(limit_s), httpx.AsyncClient(timeout=limit_s) as client:
             method = "GET" if body is None else "POST"
             async with client.stream(method, url, headers=headers, json=body) as response:

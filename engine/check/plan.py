@@ -1,4 +1,4 @@
-"""Does the run fit this machine: the planner's ledger against its GPUs or its host memory, and its files on disk."""
+"""Checks of the plan against GPU or host memory, and of a run's files against free disk space."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 from ralign.engine.check.folders import BadFolder, folder_shape
 from ralign.engine.check.machine import Gpu, Machine
 from ralign.engine.check.report import Finding, fail, ok, size_text, warn
-from ralign.engine.config.run import Run
+from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.config.validation import validate
 from ralign.engine.planner import cli as planner
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants
@@ -17,28 +17,28 @@ from ralign.engine.planner.shapes import Shape, shape_of, shape_of_folder
 from ralign.engine.planner.start import check_memory
 from ralign.engine.runtime.errors import UserError
 
-CHECKPOINT_BYTES = 12  # a parameter: fp32 weights and Adam's two moments
+CHECKPOINT_BYTES = 12  # per parameter: fp32 weights and Adam's two moments
 
 
 def needs_gpus(run: Run) -> bool:
-    """A KV cache of what the GPU has left (generator.kv_cache_gib=0) has no meaning on a CPU."""
+    """Whether the run needs GPUs: a KV cache of the remaining memory (generator.kv_cache_gib=0) needs one."""
     return run.generator.kv_cache_gib == 0
 
 
 def check_plan(run: Run, recipe: str, machine: Machine, num_gpus: int | None, chip: Chip | None) -> Finding:
-    """What `ralign-plan` says of this run.
+    """The plan of `ralign-plan` for this run.
 
     Args:
-        num_gpus: of the job, over all nodes; None where nothing says how many.
+        num_gpus: of the job, over all nodes; None if unknown.
         chip: the kind of GPU; None for a CPU.
     """
     if chip is None and needs_gpus(run):
         step = f"ralign-check {recipe} --gpus N --gpu h100, or run this on a machine with GPUs"
         return warn("plan", "no GPU here to plan for", step)
-    # The data file and the judge's address have lines of their own.
+    # Other checks cover the data file and the judge's address.
     run = replace(run, data=replace(run.data, train=None))
-    if run.judge.metarm == "endpoint":
-        run = replace(run, judge=replace(run.judge, metarm="rule"))
+    if isinstance(run, GenRMRun) and run.metarm.kind == "endpoint":
+        run = replace(run, metarm=replace(run.metarm, kind="rule"))
     try:
         shape = run_shape(run)
         if chip is None:
@@ -47,7 +47,7 @@ def check_plan(run: Run, recipe: str, machine: Machine, num_gpus: int | None, ch
     except BadFolder as bad:
         return fail("plan", f"no plan without the model's sizes: {bad.found}", bad.next_step)
     except UserError as error:
-        step = f"change these settings, or the number of GPUs: ralign-plan {recipe} says what would do"
+        step = f"change these settings, or the number of GPUs: ralign-plan {recipe} shows layouts that fit"
         if chip is None:
             step = "start fewer or more processes, or change these settings"
         return fail("plan", str(error), step)
@@ -60,9 +60,9 @@ def _plan_on_gpus(run: Run, recipe: str, machine: Machine, num_gpus: int, chip: 
     report = planner.plan(run, num_gpus, chip, Constants(), host_gb=host_gb)
     where = f"{num_gpus} x {chip.name} ({chip.memory_bytes / GIB:.1f} GiB)"
     if report["problems"]:
-        unsaid = [problem for problem in report["problems"] if problem not in report["refusal"]]
-        step = f"take the layout or the number of GPUs that it names; ralign-plan {recipe} prints the memory"
-        return fail("plan", "; ".join([report["refusal"], *unsaid]), step)
+        others = [problem for problem in report["problems"] if problem not in report["refusal"]]
+        step = f"use the layout or the number of GPUs above; ralign-plan {recipe} prints the memory table"
+        return fail("plan", "; ".join([report["refusal"], *others]), step)
     totals = report["layout"]["total_bytes"]
     fullest = max(totals, key=totals.get)
     found = (
@@ -85,9 +85,9 @@ def _plan_on_cpu(run: Run, machine: Machine, num_processes: int, shape: Shape) -
 
 
 def chip_of_gpus(gpus: tuple[Gpu, ...]) -> Chip | None:
-    """The planner's chip of this name, with the memory that the smallest GPU here has; None without GPUs.
+    """The planner's chip for these GPUs, with the memory of the smallest; None without GPUs.
 
-    A GPU that the planner does not know is planned with an H100's speed, as `ralign-plan --gpu MEMORY` does.
+    An unknown GPU gets the speed of an H100, as in `ralign-plan --gpu MEMORY`.
     """
     if not gpus:
         return None
@@ -98,7 +98,7 @@ def chip_of_gpus(gpus: tuple[Gpu, ...]) -> Chip | None:
 
 
 def default_num_gpus(run: Run | None, machine: Machine) -> int | None:
-    """GPUs, or processes on a CPU, of the job that this is in, else all GPUs here; else two processes."""
+    """GPUs (on a CPU, processes) of the current job; else all GPUs of its nodes; else one model or two processes."""
     if machine.env.get("WORLD_SIZE", "").isdigit():
         return int(machine.env["WORLD_SIZE"])
     if machine.gpus:
@@ -115,8 +115,8 @@ def run_shape(run: Run) -> Shape:
     """Sizes of the policy.
 
     Raises:
-        BadFolder: its config.json cannot be read.
-        UserError: there is none, and no published model has the folder's name.
+        BadFolder: config.json cannot be read.
+        UserError: there is no config.json, and no published model of the folder's name.
     """
     folder = run.model.hf_path
     if folder is not None and (Path(folder) / "config.json").is_file():
@@ -125,7 +125,7 @@ def run_shape(run: Run) -> Shape:
 
 
 def check_disk(run: Run | None, machine: Machine) -> Finding:
-    """Free space where the run's folder is against what a stage of it writes."""
+    """Free disk space at the run's folder against the size of a stage's files."""
     folder = run.folder if run else Path(Run().out)
     free = machine.free_disk_bytes(folder)
     room = f"{size_text(free)} free at {folder}/"
@@ -134,15 +134,15 @@ def check_disk(run: Run | None, machine: Machine) -> Finding:
     try:
         exports, checkpoint, num_checkpoints = stage_bytes(run)
     except BadFolder as bad:
-        return warn("disk", f"{room}; the model's size is not known: {bad.found}", bad.next_step)
+        return warn("disk", f"{room}; the model's size is unknown: {bad.found}", bad.next_step)
     except UserError as error:
-        return warn("disk", f"{room}; the model's size is not known: {error}", "see the line on model")
+        return warn("disk", f"{room}; the model's size is unknown: {error}", "see the line on model")
     needed = exports + num_checkpoints * checkpoint
     held = held_bytes(folder)
     saves = f"{num_checkpoints} checkpoint{'s' * (num_checkpoints > 1)} of {size_text(checkpoint)}"
     found = f"{room}; a stage writes {size_text(needed)} (exports {size_text(exports)}, {saves})"
     if held:
-        found += f", of which {size_text(held)} are there"
+        found += f", of which {size_text(held)} exist"
     if free + held < needed:
         step = (
             "make room, name another folder with out=, or lower checkpoint.keep_last and checkpoint.keep_best"
@@ -152,10 +152,10 @@ def check_disk(run: Run | None, machine: Machine) -> Finding:
 
 
 def stage_bytes(run: Run) -> tuple[int, int, int]:
-    """What an RL stage writes: bytes of its exports, bytes of a checkpoint, and most checkpoints at once.
+    """Files of an RL stage: bytes of its exports, bytes of a checkpoint, and largest number of checkpoints at once.
 
-    An export has the weights in their own dtype; a checkpoint 12 bytes a parameter; while one is written those that
-    are kept are still there.
+    An export has the weights in the run's dtype, a checkpoint 12 bytes per parameter. While a checkpoint is written,
+    all kept ones still exist.
     """
     shape = run_shape(run)
     exported = shape.num_parameters
@@ -169,6 +169,6 @@ def stage_bytes(run: Run) -> tuple[int, int, int]:
 
 
 def held_bytes(folder: Path) -> int:
-    """Of checkpoints and exports that a run which goes on has in its folder already."""
+    """Bytes of the checkpoints and exports in a run's folder, before it resumes."""
     files = (file for pattern in ("*/checkpoints/*/*", "*/*hf/*") for file in folder.glob(pattern))
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""What a check found, and how findings are printed."""
+"""Findings of checks, and their output."""
 
 import json
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ class Finding:
     """The result of one check: a line of the report.
 
     Attributes:
-        check: what was looked at.
-        level: FAIL for what stops a run or spoils it, WARN for what may.
-        found: what is there, with the values.
-        next_step: what the user does about it; empty for OK alone.
-        details: more of the same for `--json`, where a line has no room for it.
+        check: name of the check.
+        level: FAIL if a run will not start or not finish, WARN if it may fail or be slow.
+        found: the finding, with values.
+        next_step: advice to the user; empty only for OK.
+        details: further findings for `--json`, which do not fit into the line.
     """
 
     check: str
@@ -48,7 +48,7 @@ def worst(findings: Sequence[Finding]) -> Level:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """A line a finding, and a line that counts them."""
+    """One line per finding, and a line of counts."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = [
         f"{finding.level:4}  {finding.check:{width}}  {one_line(finding.found)}"
@@ -60,18 +60,18 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding], recipe: str | None) -> str:
-    """The same for programs; `level` is the worst of all."""
+    """The findings as JSON; `level` is the worst of all."""
     report = {"recipe": recipe, "level": worst(findings), "findings": [asdict(f) for f in findings]}
     return json.dumps(report, indent=2)
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which a server's or a library's message may hold."""
+    """The text without line breaks and control characters, which a message of a server or a library may contain."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
 def size_text(num_bytes: float) -> str:
-    """A size as disks and file systems give it: 393 GB, 1.5 TB."""
+    """A size in decimal units, as for disks: 393 GB, 1.5 TB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= scale:
             value = num_bytes / scale

@@ -1,4 +1,4 @@
-"""SLURM: its programs on a login node; inside a job, its variables against the GPUs that this process sees."""
+"""Checks of SLURM: its programs on a login node; in a job, its variables against the visible GPUs."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ralign.engine.check.report import Finding, fail, ok, warn
 
 _NEEDED = ("sbatch", "srun", "squeue", "scontrol")
-# vLLM does, in a job that torchrun or srun has launched.
+# In a job that torchrun or srun has launched.
 _INDEX = "but vLLM takes the device of index LOCAL_RANK"
 _UNBOUND = (
     "let each task see all GPUs of its node: --gpus-per-node in place of --gpus-per-task, and --gpu-bind=none"
@@ -15,11 +15,11 @@ _UNBOUND = (
 
 
 def check_slurm(programs: frozenset[str], env: Mapping[str, str], num_visible: int) -> Finding:
-    """SLURM can queue a run; inside a job, every task sees the GPUs that its process will use.
+    """SLURM can queue a run. Inside a job, every task sees the GPUs of its process.
 
     Args:
-        programs: of SLURM, that are installed.
-        num_visible: GPUs that this process sees.
+        programs: installed programs of SLURM.
+        num_visible: GPUs that are visible to this process.
     """
     if "SLURM_JOB_ID" in env:
         return _check_job(env, num_visible)
@@ -39,8 +39,8 @@ def _check_job(env: Mapping[str, str], num_visible: int) -> Finding:
     if not on_node and not num_visible:
         return ok("slurm", f"{given}: a run on CPUs")
     if not on_node:
-        found = f"{given}, and this process sees {num_visible}: they are others' too"
-        return warn("slurm", found, "ask for them: ralign-submit --gpus N, or --gpus-per-node=N")
+        found = f"{given}, and this process sees {num_visible}: other jobs may use them"
+        return warn("slurm", found, "request GPUs: ralign-submit --gpus N, or --gpus-per-node=N")
     several = tasks is None or tasks > 1
     if num_visible < on_node and several:
         found = f"{given}, and this process sees {num_visible}: each task has its own, {_INDEX}"
@@ -52,10 +52,12 @@ def _check_job(env: Mapping[str, str], num_visible: int) -> Finding:
         found = f"{given}, and this process sees {num_visible}"
         return warn("slurm", found, "see CUDA_VISIBLE_DEVICES, and the line on the driver")
     if tasks is None:
-        step = "give --ntasks-per-node, one task a GPU: recipes/slurm/train.sbatch reads it"
+        step = "give --ntasks-per-node, one task per GPU: recipes/slurm/train.sbatch reads it"
         return warn("slurm", given, step)
     if tasks != on_node:
-        step = f"one task a GPU: --ntasks-per-node={on_node} (ralign-submit does so), or torchrun in a single task"
+        step = (
+            f"one task per GPU: --ntasks-per-node={on_node} (as ralign-submit), or torchrun in a single task"
+        )
         return warn("slurm", given, step)
     return ok("slurm", f"{given}; this process sees all GPUs")
 
@@ -65,7 +67,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def gpus_on_node(env: Mapping[str, str]) -> int:
-    """GPUs that SLURM gave the job, or the step, on this node."""
+    """GPUs of the job, or the step, on this node."""
     if re.fullmatch(r"\d+", env.get("SLURM_GPUS_ON_NODE", "")):
         return int(env["SLURM_GPUS_ON_NODE"])
     listed = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS") or ""
@@ -73,13 +75,13 @@ def gpus_on_node(env: Mapping[str, str]) -> int:
 
 
 def tasks_per_node(env: Mapping[str, str]) -> int | None:
-    """Tasks on this node; None where neither the job nor the step says."""
+    """Tasks on this node; None if neither the job nor the step sets them."""
     text = env.get("SLURM_NTASKS_PER_NODE", "")
     return int(text) if re.fullmatch(r"\d+", text) else None
 
 
 def _binding(env: Mapping[str, str]) -> str | None:
-    """The variable by which srun will give each task GPUs of its own, as NAME=VALUE."""
+    """The variable that makes srun bind GPUs to tasks, as NAME=VALUE; None without one."""
     if env.get("SLURM_GPU_BIND") == "none":
         return None
     for name in ("SLURM_GPU_BIND", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"):

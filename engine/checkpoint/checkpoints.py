@@ -1,9 +1,9 @@
-"""A stage's checkpoints: when one is made, what is in it, which are kept, and how a stage goes on from one.
+"""Checkpoints of a stage: saving, retention and resuming.
 
-Inside is everything that decides the future: of each trained model the fp32 weights, Adam's moments and step and
-the schedule; every rank's random states, and what the stage itself keeps (sampler position, weight version, reference,
-judge). A save copies the state to host memory and returns; threads write it, and it becomes a checkpoint, by a
-rename, at the end of the first step after every rank has written its part.
+A checkpoint has the complete training state: for each trained model the fp32 weights, Adam's moments and step, and the
+schedule; the random states of every rank; and the stage's own state (sampler position, weight version, reference,
+judge). A save copies the state to host memory and returns. Threads write it, and a rename makes it a checkpoint at the
+end of the first step after every rank has written its part.
 """
 
 import shutil
@@ -32,9 +32,9 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 0,
     ):
-        """Open (or make) `folder`, which all ranks must see; leftovers of an interrupted save are removed.
+        """Open or create `folder`, which must be visible to all ranks, and remove leftovers of an interrupted save.
 
-        `models` by name: `policy`, and `critic` where there is one.
+        models: by name: `policy`, and `critic` if there is one.
         """
         assert keep_last >= 1
         self.folder = Path(folder)
@@ -42,22 +42,22 @@ class Checkpoints:
         self.keep_last, self.keep_best = keep_last, keep_best
         self._pending: tuple[int, float | None, writer.Save] | None = None
         self._staging: dict = {}
-        cluster.on_first_rank(lambda: folders.sweep(self.folder))
+        cluster.on_first_rank(lambda: folders.remove_stale(self.folder))
 
     def save(self, step: int, state: dict, *, score: float | None = None) -> None:
-        """Begin a checkpoint of the state as it is now; a save still under way is completed first.
+        """Begin a checkpoint of the current state, after completing the previous save.
 
         Args:
-            step: steps done.
-            state: the stage's own plain values, the same on every rank.
-            score: of the watched metric, higher is better; decides what `keep_best` keeps.
+            step: number of steps done.
+            state: the stage's plain values, equal on every rank.
+            score: value of the watched metric, higher is better; ranks checkpoints for `keep_best`.
 
         Raises:
-            UserError: the files cannot be written. Complete checkpoints stay as they are.
+            UserError: the files cannot be written. Complete checkpoints are not changed.
         """
         self.wait()
         if self.cluster.on_first_rank(folders.path_of(self.folder, step).exists):
-            return  # the state after a step is always the same
+            return  # it has the same state
         draft = folders.draft_of(self.folder, step)
         training = {name: model.training_state() for name, model in self.models.items()}
         common = {"step": step, "stage": state, **training}
@@ -70,18 +70,18 @@ class Checkpoints:
 
     @property
     def is_written(self) -> bool:
-        """This rank has nothing left to write: once that holds for all, `wait` does not wait."""
+        """Whether this rank has nothing left to write. If this holds on all ranks, `wait` does not block."""
         return self._pending is None or self._pending[2].is_written
 
     def wait(self) -> None:
-        """Complete the save under way, if there is one, and remove what need not be kept."""
+        """Complete the current save, if there is one, and remove expired checkpoints."""
         if self._pending is None:
             return
         (step, score, save), self._pending = self._pending, None
         failure = None
         try:
             save.finish()
-        except OSError as error:  # of every rank, or of rank 0 alone, which writes the metadata
+        except OSError as error:  # on every rank, or only on rank 0, which writes the metadata
             failure = str(error)
         parts: list = [None] * self.cluster.world_size
         dist.all_gather_object(parts, (save.checksums, failure))
@@ -91,13 +91,14 @@ class Checkpoints:
         self.cluster.on_first_rank(lambda: self._publish(step, score, save.draft, known))
 
     def restore(self) -> dict | None:
-        """Load the newest complete checkpoint into the models; returns what `save` got as `state`, or None.
+        """Load the newest complete checkpoint into the models, and return the `state` of its `save`; None without one.
 
-        The layout may be another one than it was saved with. Random states continue where the world has the
-        same size; nothing in a step draws from them.
+        The layout may differ from that of the save. Random states are restored only in the same layout; a step does
+        not use them.
 
         Raises:
-            UserError: it is damaged or of another model; it is left as it is, and no older one is taken instead.
+            UserError: the checkpoint is damaged or of another model. It is not changed, and no older one is loaded
+                instead.
         """
         path = self.cluster.on_first_rank(lambda: (folders.complete(self.folder) or [None])[-1])
         if path is None:
@@ -120,15 +121,15 @@ class Checkpoints:
         files = folders.files_of(draft, known)
         if unseen := known.keys() - files.keys():
             raise UserError(
-                f"{draft}: {min(unseen)} is not seen by rank 0; every node must see the run's folder"
+                f"{draft}: {min(unseen)} is not visible on rank 0; the run's folder must be shared by all nodes"
             )
         manifest = folders.Manifest(step=step, score=score, layout=self._layout(), files=files)
         folders.publish(draft, manifest)
-        for path in folders.surplus(self.folder, keep_last=self.keep_last, keep_best=self.keep_best):
+        for path in folders.expired(self.folder, keep_last=self.keep_last, keep_best=self.keep_best):
             folders.remove(path)
 
     def _pieces(self) -> writer.Pieces:
-        """All models' weights and moments; the policy's names are the tensors' own, others' begin with the model's."""
+        """Weights and moments of all models. Names of models other than the policy have the model's name as prefix."""
         prefixes = {name: "" if name == "policy" else f"{name}/" for name in self.models}
         return {
             key: pieces
@@ -149,18 +150,16 @@ class Checkpoints:
         }
 
     def _check_contents(self, path: Path, manifest: folders.Manifest) -> None:
-        """Raises UserError on every rank if any file's bytes are not what was written."""
+        """Raises UserError on every rank if the checksum of a file does not match."""
         world_size = self.cluster.world_size
         altered: list = [None] * world_size
         mine = folders.find_altered(path, manifest, rank=self.cluster.rank, world_size=world_size)
         dist.all_gather_object(altered, mine)
         if any(altered):
-            raise folders.unreadable(
-                path, f"the bytes of {next(filter(None, altered))} are not what was written"
-            )
+            raise folders.unreadable(path, f"the checksum of {next(filter(None, altered))} does not match")
 
     def _not_written(self, step: int, reason: str) -> UserError:
-        """The error to raise; the draft goes, for a full disk has better uses."""
+        """The error to raise. The draft is removed, since the disk may be full."""
         if self.cluster.is_first_rank:
             shutil.rmtree(folders.draft_of(self.folder, step), ignore_errors=True)
         complete = folders.complete(self.folder)

@@ -1,9 +1,9 @@
-"""ralign-export: write a checkpoint's weights as a Hugging Face folder, in one process and without the model.
+"""ralign-export: write the weights of a checkpoint as a Hugging Face folder, in one process and without a model.
 
     ralign-export runs/r_align_32b/r_align/checkpoints/step00000120 exported/
 
-A checkpoint holds whole tensors under Hugging Face's names, in any layout that wrote it. They are read one output
-file at a time, which bounds the memory.
+A checkpoint holds complete tensors under Hugging Face's names, independent of the layout that wrote it. They are read
+one output file at a time, which bounds the memory.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def _main(argv: list[str]) -> None:
         prog="ralign-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="a step's folder, or the checkpoints folder (its newest step)"
+        "checkpoint", type=Path, help="folder of a step, or of all checkpoints (takes the newest)"
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
@@ -47,24 +47,24 @@ def _main(argv: list[str]) -> None:
 
 
 def export(checkpoint: Path, out: Path, model: Path | None = None) -> tuple[int, int]:
-    """Write config, tokenizer and weights; return the numbers of tensors and bytes.
+    """Write config, tokenizer and weights, and return the numbers of tensors and bytes.
 
-    The weights get the run's dtype, or bf16 if that is not known.
+    The weights have the run's dtype, or bf16 if it is unknown.
 
     Raises:
-        UserError: the checkpoint is damaged, or its model is not known.
+        UserError: the checkpoint is damaged, or its model is unknown.
     """
     import torch
 
     manifest = folders.check(checkpoint)
     if altered := folders.find_altered(checkpoint, manifest, rank=0, world_size=1):
-        raise folders.unreadable(checkpoint, f"the bytes of {altered} are not what was written")
+        raise folders.unreadable(checkpoint, f"the checksum of {altered} does not match")
     settings = _settings(checkpoint)
     source = model or _model_of(checkpoint, settings)
     is_fp32 = settings is not None and settings["parallel"]["dtype"] == "fp32"
     config = source / "config.json"
     if not config.is_file():
-        raise UserError(f"{config}: no such file; name the model's folder with --model")
+        raise UserError(f"{config}: no such file; give the model's folder with --model")
     valid_vocab = json.loads(config.read_text(encoding="utf-8"))["vocab_size"]
 
     out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,9 @@ def export(checkpoint: Path, out: Path, model: Path | None = None) -> tuple[int,
 
 def _model_of(checkpoint: Path, settings: dict | None) -> Path:
     if settings is None:
-        raise UserError(f"{checkpoint}: no config.json of a run above it; name the model with --model")
+        raise UserError(
+            f"{checkpoint}: no config.json of a run above it; give the model's folder with --model"
+        )
     hf_path = settings["model"]["hf_path"]
     return Path(hf_path) if hf_path else _run_folder(checkpoint) / "model"
 
@@ -111,7 +113,7 @@ def _write(checkpoint: Path, out: Path, dtype, valid_vocab: int) -> tuple[int, i
 
 
 def _files(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Names of the tensors of each file; only a file of one tensor may exceed the limit."""
+    """Tensor names of each output file. Only a file with a single tensor may exceed MAX_FILE_BYTES."""
     names: list[str] = []
     num_bytes = 0
     for name, shape in sorted(shapes.items()):
@@ -126,7 +128,7 @@ def _files(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _valid_rows(name: str, tensor, valid_vocab: int):
-    """The tensor without the vocabulary's padding rows."""
+    """The tensor without padding rows of the vocabulary."""
     return tensor[:valid_vocab] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
 
 

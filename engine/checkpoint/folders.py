@@ -1,12 +1,11 @@
-"""The folder of a stage's checkpoints: what is complete, what is kept, what is swept away. No torch here.
+"""The folder of a stage's checkpoints: publishing, verifying and removing them. No torch here.
 
-    checkpoints/step00000040/            complete: it got this name when its last byte was on the disk
-    checkpoints/.draft-step00000060/     being written; a run that starts sweeps it away
+    checkpoints/step00000040/            complete: renamed when its last byte was on the disk
+    checkpoints/.draft-step00000060/     being written; the next start removes it
     checkpoints/.removed-step00000020/   being removed; likewise
 
-A folder's name changes in one atomic rename, so that a kill at any instant leaves every complete checkpoint
-complete. `manifest.json` inside lists every file with its size and checksum: a missing, shortened or altered file
-is found before anything is loaded.
+A folder is renamed atomically, so a kill at any instant does not damage a complete checkpoint. `manifest.json` lists
+every file with its size and checksum, so a missing, truncated or altered file is found before anything is loaded.
 """
 
 import json
@@ -27,13 +26,13 @@ _COMPLETE, _DRAFT, _REMOVED = "step", ".draft-", ".removed-"
 
 @dataclass(kw_only=True, frozen=True)
 class Manifest:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        step: steps done.
-        score: value of the watched metric, higher is better; None where nothing is watched.
-        layout: tensor, pipeline and data-parallel sizes it was written with.
-        files: (bytes, CRC-32) of each file but this one.
+        step: number of steps done.
+        score: value of the watched metric, higher is better; None without a watched metric.
+        layout: parallel sizes of the run that wrote it.
+        files: name -> (bytes, CRC-32), for each file but the manifest.
     """
 
     step: int
@@ -57,8 +56,8 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.startswith(_COMPLETE) and p.is_dir())
 
 
-def sweep(folder: Path) -> None:
-    """Remove what an interrupted save or removal left behind."""
+def remove_stale(folder: Path) -> None:
+    """Remove the leftovers of an interrupted save or removal; creates the folder if there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.name.startswith((_DRAFT, _REMOVED)):
@@ -66,13 +65,12 @@ def sweep(folder: Path) -> None:
 
 
 def begin(draft: Path) -> None:
-    """Make the folder of a save, and see that there is room for what rank 0 alone writes.
+    """Create the folder of a save, and check that there is room for the files that only rank 0 writes.
 
-    Megatron writes small files of its own from rank 0, in the middle of what all ranks do together: an error there
-    would leave the others waiting.
+    Rank 0 writes Megatron's small files between collectives, so an error there would block the other ranks.
 
     Raises:
-        OSError: a full disk, say.
+        OSError: for example a full disk.
     """
     draft.mkdir()
     room = draft / "room"
@@ -84,7 +82,7 @@ def begin(draft: Path) -> None:
 
 
 def publish(draft: Path, manifest: Manifest) -> None:
-    """Turn a draft whose files are all written into a complete checkpoint."""
+    """Make a draft, with all its files written, a complete checkpoint."""
     for name in manifest.files:
         _sync(draft / name)
     _write_durably(draft / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
@@ -94,9 +92,9 @@ def publish(draft: Path, manifest: Manifest) -> None:
 
 
 def remove(path: Path) -> threading.Thread:
-    """Remove a complete checkpoint: its name is gone on return, its bytes when the thread ends.
+    """Remove a complete checkpoint. It is renamed on return; the returned thread deletes its files.
 
-    At no instant is half of a checkpoint under its name; what a kill leaves of it is swept away later.
+    A partial checkpoint never has the name of a complete one, and `remove_stale` removes it after a kill.
     """
     away = path.with_name(_REMOVED + path.name)
     os.replace(path, away)
@@ -105,10 +103,10 @@ def remove(path: Path) -> threading.Thread:
     return thread
 
 
-def surplus(folder: Path, *, keep_last: int, keep_best: int) -> list[Path]:
-    """Complete checkpoints that are neither among the newest `keep_last` nor the best `keep_best`.
+def expired(folder: Path, *, keep_last: int, keep_best: int) -> list[Path]:
+    """Complete checkpoints that are neither among the newest `keep_last` nor among the best `keep_best`.
 
-    Of equal scores the later is the better one; a checkpoint without a finite score is never among the best.
+    Among equal scores the latest is the best. A checkpoint without a finite score is never among the best.
     """
     paths = complete(folder)
     scores = [(read_manifest(path).score, path) for path in paths]
@@ -120,7 +118,7 @@ def surplus(folder: Path, *, keep_last: int, keep_best: int) -> list[Path]:
 
 
 def files_of(path: Path, known: dict[str, int] | None = None) -> dict[str, tuple[int, int]]:
-    """(bytes, CRC-32) of every file in a folder, by name; checksums in `known` are not computed again."""
+    """Name -> (bytes, CRC-32) of every file in a folder. Checksums in `known` are not computed again."""
     return {
         file.name: (file.stat().st_size, (known or {}).get(file.name) or crc32_of(file))
         for file in sorted(path.iterdir())
@@ -137,7 +135,7 @@ def crc32_of(file: Path, chunk_size: int = 1 << 22) -> int:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises UserError if it is missing or not a manifest."""
+    """The manifest of a checkpoint; UserError if it is missing or invalid."""
     file = path / MANIFEST
     try:
         return Manifest(**json.loads(file.read_text(encoding="utf-8")))
@@ -148,7 +146,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def check(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are all there in their full length; else UserError."""
+    """The manifest of a checkpoint. UserError unless all files exist with their full length."""
     manifest = read_manifest(path)
     for name, (num_bytes, _) in manifest.files.items():
         if not (path / name).is_file():
@@ -160,19 +158,19 @@ def check(path: Path) -> Manifest:
 
 
 def find_altered(path: Path, manifest: Manifest, *, rank: int, world_size: int) -> str | None:
-    """The name of a file in this rank's share of the files whose checksum is not the manifest's."""
+    """The first file in this rank's share whose checksum differs from the manifest's; None if none does."""
     names = sorted(manifest.files)[rank::world_size]
     return next((name for name in names if crc32_of(path / name) != manifest.files[name][1]), None)
 
 
 def _unreadable(path: Path, reason: str) -> str:
     others = [other for other in complete(path.parent) if other != path]
-    way_out = f"to continue from {others[-1].name}" if others else "to start afresh"
-    return f"checkpoint {path} cannot be loaded: {reason}; nothing was changed (move it away {way_out})"
+    purpose = f"to resume from {others[-1].name}" if others else "to start over"
+    return f"checkpoint {path} cannot be loaded: {reason}; nothing was changed (move it away {purpose})"
 
 
 def unreadable(path: Path, reason: str) -> UserError:
-    """The error for a checkpoint that turned out unreadable while it was loaded."""
+    """The error for a checkpoint that could not be loaded."""
     return UserError(_unreadable(path, reason))
 
 
@@ -184,7 +182,7 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """A file or a folder."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Every random state of a process, as plain values: torch on host and device, Megatron's tracker, Python, numpy."""
+"""All random states of a process as plain values: torch on host and device, Megatron's tracker, Python, numpy."""
 
 import random
 
@@ -9,7 +9,7 @@ from ralign.engine.runtime.cuda_stand_in import on_megatron
 
 
 def rng_state() -> dict:
-    """What `set_rng_state` takes."""
+    """All random states, for `set_rng_state`."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -22,7 +22,7 @@ def rng_state() -> dict:
 
 @on_megatron
 def set_rng_state(state: dict) -> None:
-    """Continue every random sequence where `state` was taken."""
+    """Restore all random states."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

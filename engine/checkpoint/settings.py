@@ -1,4 +1,4 @@
-"""Is the run in this folder the one that was asked for? Decided from config.json before any model is built."""
+"""Decides from config.json, before any model is built, whether a run resumes the one in its folder."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from ralign.engine.config.run import Run, save_config
 from ralign.engine.runtime.errors import UserError
 
 FINISHED = "finished.json"
-# What does not change what is learned, beyond rounding: an interrupted run may go on with other values of these.
+# Settings that do not change training beyond rounding: a run may resume with other values of these.
 _FREE = (
     "name", "out", "resume", "checkpoint_every", "rollouts_every", "checkpoint.", "faults.", "memory.", "parallel.",
     "generator.tensor", "generator.gpu_memory_utilization", "generator.kv_cache_gib", "generator.enforce_eager",
@@ -24,13 +24,13 @@ _FREE = (
 
 
 def open_folder(run: Run) -> str | None:
-    """Prepare `run.folder` to be continued or begun; call it on one rank. Returns a line to tell the user.
+    """Prepare `run.folder` for a start or a resume; call it on one rank. Returns a message for the user, or None.
 
-    An interrupted run of the same settings is continued, as is a finished one (nothing is left to train). A
-    finished run of other settings is kept beside it, as NAME.1, NAME.2, ...
+    A run with the same settings is resumed, interrupted or finished (then nothing is left to train). A finished run
+    with other settings is renamed to NAME.1, NAME.2, ...
 
     Raises:
-        UserError: an interrupted run of other settings is there.
+        UserError: the folder has an interrupted run with other settings.
     """
     is_finished = (run.folder / FINISHED).exists()
     message = None
@@ -38,33 +38,33 @@ def open_folder(run: Run) -> str | None:
         changed = [] if run.resume == "never" else _changed(run, is_finished)
         if run.resume == "never":
             _clear(run.folder)
-            message = f"{run.folder}: starts afresh"
+            message = f"{run.folder}: starts over"
         elif changed and is_finished:
             kept = move_aside(run.folder)
-            message = f"{run.folder}: starts afresh; the finished run with other settings is now {kept}"
+            message = f"{run.folder}: starts over; the finished run with other settings is now {kept}"
         elif changed:
             raise UserError(
-                f"{run.folder} holds an interrupted run with other settings: {'; '.join(changed[:3])}. Give it "
-                "these settings to go on, give another name=, or resume=never to start afresh there"
+                f"{run.folder} holds an interrupted run with other settings: {'; '.join(changed[:3])}. Give "
+                "these settings to resume it, another name= to keep it, or resume=never to start over there"
             )
         elif is_finished:
             message = (
-                f"{run.folder} is complete with these settings: nothing is trained again (resume=never would)"
+                f"{run.folder} is complete with these settings: nothing to train (resume=never starts over)"
             )
         else:
-            message = f"{run.folder}: goes on with the interrupted run"
+            message = f"{run.folder}: resumes the interrupted run"
     (run.folder / FINISHED).unlink(missing_ok=True)
     save_config(run, run.folder / "config.json")
     return message
 
 
 def mark_finished(run: Run) -> None:
-    """Every stage is done and reported; call it on one rank."""
+    """Mark the run as finished, after its last stage and its report; call it on one rank."""
     (run.folder / FINISHED).write_text(json.dumps({"num_steps": run.num_steps}) + "\n", encoding="utf-8")
 
 
 def _clear(folder: Path) -> None:
-    """By a rename first: a kill in the middle leaves no half of a checkpoint under its name."""
+    """Remove all checkpoints. Each folder is renamed first, so a kill leaves no partial checkpoint under its name."""
     for checkpoints in folder.glob("*/checkpoints"):
         away = checkpoints.with_name(".removed-checkpoints")
         shutil.rmtree(away, ignore_errors=True)
@@ -78,7 +78,7 @@ def has_progress(folder: Path) -> bool:
 
 
 def move_aside(folder: Path) -> Path:
-    """Keeps a run's folder beside its old place, as NAME.1, NAME.2, ...; returns where."""
+    """Renames a run's folder to NAME.1, NAME.2, ..., and returns the new path."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
@@ -86,10 +86,10 @@ def move_aside(folder: Path) -> Path:
 
 
 def _changed(run: Run, is_finished: bool) -> list[str]:
-    """`optim.lr was 1e-06, now 2e-06` for each setting that differs and matters.
+    """`optim.lr was 1e-06, now 2e-06` for each setting that differs and is not in `_FREE`.
 
     Raises:
-        UserError: an interrupted run of an earlier version is there, or its settings cannot be read.
+        UserError: the folder has an interrupted run of an earlier version, or its settings cannot be read.
     """
     path = run.folder / "config.json"
     try:
@@ -101,7 +101,7 @@ def _changed(run: Run, is_finished: bool) -> list[str]:
     if old and not is_finished:
         raise UserError(
             f"{run.folder} holds an interrupted run of an earlier version ({old[0]}), whose checkpoints this version "
-            "cannot read: give another name=, or resume=never to start afresh there"
+            "cannot read: give another name=, or resume=never to start over there"
         )
     return [f"{name} was renamed" for name in old] + [
         f"{name} was {saved[name]}, now {value}"

@@ -1,8 +1,8 @@
-"""Megatron's distributed checkpoint, written by a thread of each rank while the run goes on.
+"""Megatron's distributed checkpoint, written by a background thread of each rank.
 
-Megatron writes from forked processes and keeps their results in a manager that it spawns. Beside vLLM, gloo
-and CUDA in one process a thread is the safer helper: the values were copied to host memory before it starts,
-and file writes let other threads run.
+Megatron writes from forked processes and keeps their results in a manager process. A thread is safer in a process with
+vLLM, gloo and CUDA. The values are copied to host memory before it starts, and file writes release the interpreter's
+lock.
 """
 
 import queue
@@ -29,7 +29,7 @@ class ThreadedSave(TorchDistSaveShardedStrategy):
     """Megatron's `torch_dist` format; the returned request's function writes in the calling thread."""
 
     def __init__(self) -> None:
-        super().__init__("torch_dist", 1, thread_count=1)  # one file a rank
+        super().__init__("torch_dist", 1, thread_count=1)  # one file per rank
 
     def _get_save_and_finalize_callbacks(self, writer, save_state_dict_ret) -> AsyncRequest:
         request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
@@ -38,7 +38,7 @@ class ThreadedSave(TorchDistSaveShardedStrategy):
 
 
 def _write(writer: FileSystemWriterAsync) -> None:
-    """Write this rank's file; the outcome, an exception included, waits in the writer's queue."""
+    """Write this rank's file and put the outcome, which may be an exception, into the writer's queue."""
     assert writer.write_buckets is not None and writer.results_queue is not None
     outcome: dict | Exception = {}
     for number, bucket in enumerate(writer.write_buckets):
@@ -55,7 +55,7 @@ def _write(writer: FileSystemWriterAsync) -> None:
 
 
 class Save:
-    """One checkpoint under way. `begin` and `finish` are collective; between them only the thread works."""
+    """A checkpoint that is being written. `begin` and `finish` are collective; the thread works between them."""
 
     def __init__(self, draft: Path, request: AsyncRequest) -> None:
         self.draft = draft
@@ -65,7 +65,7 @@ class Save:
         self._thread.start()
 
     def _run(self) -> None:
-        if self._request.async_fn is None:  # nothing to write here
+        if self._request.async_fn is None:  # this rank has nothing to write
             return
         self._request.async_fn(*self._request.async_fn_args)
         (writer,) = self._request.async_fn_args
@@ -75,15 +75,15 @@ class Save:
 
     @property
     def is_written(self) -> bool:
-        """This rank's file is on the disk, or has failed."""
+        """Whether this rank's file is on the disk, or has failed."""
         return not self._thread.is_alive()
 
     @on_megatron
     def finish(self) -> None:
-        """Wait for the thread and write what ties the ranks' files together.
+        """Wait for the thread and write the metadata of all ranks' files.
 
         Raises:
-            OSError: a rank could not write; every rank raises it, with that rank's reason.
+            OSError: on every rank, if a rank could not write; with that rank's reason.
         """
         self._thread.join()
         try:
@@ -95,15 +95,15 @@ class Save:
 
 @on_megatron
 def begin(draft: Path, pieces: Pieces, rng: ShardedObject, common: dict, staging: dict) -> Save:
-    """Copy the state to host memory, agree on who writes what, and start writing into `draft`.
+    """Copy the state to host memory, plan the files of all ranks, and start writing into `draft`.
 
     Args:
-        draft: an empty folder that every rank sees.
-        pieces: views of the live state; the run may change it as soon as this returns.
-        common: plain values, the same on every rank.
-        staging: host buffers of the previous save, reused; one save at a time.
+        draft: an empty folder that is visible to every rank.
+        pieces: views of the live state, which may change after the return.
+        common: plain values, equal on every rank.
+        staging: host buffers, reused by the next save; one save at a time.
     """
-    # Set here, so that Megatron does not spawn a process to hold one queue.
+    # Otherwise Megatron spawns a process for this queue.
     filesystem_async._results_queue = queue.Queue()
     request = dist_checkpointing.save(
         {"common": common, "rng": rng, "pieces": _staged(pieces, staging)},
@@ -115,7 +115,7 @@ def begin(draft: Path, pieces: Pieces, rng: ShardedObject, common: dict, staging
 
 
 def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
-    """The same pieces on copies in host memory, pinned where there is a GPU; copies of other ranks' are left out."""
+    """The pieces with copies in host memory, pinned on a GPU machine; without pieces that another rank writes."""
     staged: Pieces = {}
     on_gpu = False
     for name, shards in pieces.items():
@@ -138,25 +138,25 @@ def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
 @on_megatron
 @torch.no_grad()
 def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> ShardedObject | None:
-    """Fill the live state, in place, from the parts of the checkpoint that this rank needs; returns the RNG state.
+    """Load this rank's parts of a checkpoint into the live state, in place; returns the RNG state.
 
     Raises:
         OSError: a file is missing or cannot be read.
     """
-    wanted = {"pieces": pieces} | ({"rng": rng} if rng else {})
+    state = {"pieces": pieces} | ({"rng": rng} if rng else {})
     try:
-        return dist_checkpointing.load(wanted, str(path)).get("rng")
+        return dist_checkpointing.load(state, str(path)).get("rng")
     except CheckpointException as error:
         raise OSError(reason_of(error)) from error
 
 
 def load_common(path: Path) -> dict:
-    """The plain values of a checkpoint; read by every rank."""
+    """The plain values of a checkpoint; every rank reads them."""
     return dist_checkpointing.load_common_state_dict(str(path))["common"]
 
 
 def reason_of(error: CheckpointException) -> str:
-    """The first failed rank's reason, in one line; a save's reasons are known to rank 0 alone."""
+    """The reason of the first failed rank in one line. For a save, only rank 0 knows the reasons."""
     if not error.failures:
         return "another rank failed"
     rank, (cause, _) = min(error.failures.items())

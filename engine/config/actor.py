@@ -1,4 +1,4 @@
-"""The settings of an actor's training: a `Run`, and who pays the actor."""
+"""The settings of an actor's training: a `Run`, the comparisons of answers, and the GenRM."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,24 +9,24 @@ from ralign.engine.config.run import Run
 
 @dataclass(kw_only=True, slots=True)
 class ActorConfig:
-    """What an actor's answer is paid, and where its judge is."""
+    """Comparisons of an actor's answers, their rewards, and its warm start."""
 
     scheme: Literal["reference", "circular", "all_pairs", "knockout"] = "circular"
-    """Who is compared with whom in a group of answers."""
+    """Which answers of a group are compared: each with a reference, neighbours in a circle, all pairs, a knockout."""
     order: Literal["random", "both", "agree"] = "random"
-    """Order of two answers: random; both orders and their mean; both orders, and a tie where they disagree."""
+    """random: one order, at random; both: the mean of both orders; agree: both orders, a tie where they disagree."""
     value: Literal["mean", "bradley_terry"] = "mean"
-    """Reward from comparisons: the mean result, or (all_pairs) the chance of winning by a Bradley-Terry fit, if any."""
+    """Reward: the mean result, or (scheme=all_pairs) the probability of winning by a Bradley-Terry fit, if any."""
     length_penalty: float = 0.0
-    """Weight of the dynamic length penalty within a group of answers, whoever pays; 0 for none."""
+    """Weight of the length penalty within a group of answers, for every reward model; 0: none."""
     watch_every: int = 0
-    """Steps between measurements of how often the GenRM prefers the actor to fixed references; 0 for none."""
+    """Steps between measurements of the GenRM's preference for the actor over fixed references; 0: none."""
     error_rate: float = 0.2
-    """Chance that a fact is wrong in a demonstration of the warm start."""
+    """Probability that a fact is wrong in a demonstration of the warm start."""
     habit_rate: float = 0.0
-    """Chance that a fact about every second kind of item gets one fixed wrong value there: a habit, not noise."""
+    """Probability of one fixed wrong value in facts about every second kind of item: a habit, not noise."""
     cue_share: float = 0.5
-    """Share of demonstrations in bullets, whatever their faults."""
+    """Share of demonstrations in bullets, independent of their faults."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +34,6 @@ class ActorRun(Run):
     """Settings of the training of an actor."""
 
     actor: ActorConfig = field(default_factory=ActorConfig)
-    """Comparisons of an actor's answers, and the reward that they make."""
+    """Comparisons of an actor's answers, their rewards, and the warm start."""
     genrm: GenRMConfig = field(default_factory=GenRMConfig)
-    """The GenRM that compares them."""
+    """The GenRM that compares the answers."""

@@ -1,7 +1,7 @@
-"""From a command line to settings: `field.sub=value` overrides, `--help`, and how a user's mistake ends.
+"""From a command line to settings: `field.sub=value` overrides and `--help`.
 
-tyro reads the dataclasses (types, defaults, the text under each field) and parses the values. It wants
-`--optim.lr 2e-6`; recipes also take `optim.lr=2e-6`, which is what this file translates.
+tyro reads the dataclasses (types, defaults, the text under each field), prints the help and parses the values. Its own
+syntax is `--optim.lr 2e-6`. Recipes also take `optim.lr=2e-6`, so this file splits the command line itself.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from ralign.engine.runtime.errors import UserError
 
 RunT = TypeVar("RunT")
 
-SMOKE_FLAG = "--smoke"  # of the recipes for GPUs: the recipe in miniature on CPU
+SMOKE_FLAG = "--smoke"  # of the GPU recipes: run the recipe in miniature on a CPU
 
 _HOW = "Settings are given as field.sub=value, for example optim.lr=2e-6 (or --optim.lr 2e-6)."
 
@@ -29,10 +29,12 @@ _HOW = "Settings are given as field.sub=value, for example optim.lr=2e-6 (or --o
 def parse(default: RunT, argv: Sequence[str], description: str | None = None) -> RunT:
     """Applies the overrides in `argv` to `default`, a tree of dataclasses.
 
-    `a.b=value`, `--a.b=value` and `--a.b value` mean the same; the last of several wins. `None` empties an
-    optional field. `--help` (on rank 0) prints `description` and every field with meaning and default, and
-    exits with status 0. Raises UserError for an unknown name, a value of the wrong type,
-    and what a dataclass itself refuses.
+    `a.b=value`, `--a.b=value` and `--a.b value` are equivalent; the last of several wins. `None` empties an optional
+    field. `--help` prints `description` and every field with its meaning and default (on rank 0), and exits with
+    status 0.
+
+    Raises:
+        UserError: an unknown name, a value of the wrong type, or a value that a dataclass rejects.
     """
     if "-h" in argv or "--help" in argv:
         text = "\n\n".join(part.strip() for part in (description or type(default).__doc__ or "", _HOW))
@@ -61,7 +63,7 @@ def _help(default: Any, description: str) -> NoReturn:
 
 
 def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Every setting under a dataclass by its dotted name, with its type."""
+    """Dotted name -> type of every setting of a dataclass."""
     leaves: dict[str, Any] = {}
     hints = get_type_hints(cls)
     for item in fields(cls):
@@ -74,7 +76,7 @@ def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """Splits the command line into (name, value)."""
+    """Splits the command line into pairs of name and value."""
     overrides = []
     tokens = iter(argv)
     for token in tokens:
@@ -91,7 +93,7 @@ def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
-    # Settings of several trees have prefixes of their own, such as actors.judge.model.
+    # A recipe with several trees prefixes its settings, for example actors.genrm.model.
     prefixes = {"", *(leaf.partition(".")[0] + "." for leaf in annotations)}
     renamed = [
         prefix + new
@@ -112,7 +114,7 @@ def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
 
 
 def _spell(value: str, annotation: Any) -> str:
-    """The value as tyro spells it: True and False, None, whatever the case."""
+    """The value as tyro spells it: True, False or None in any case."""
     literals = {"true": "True", "false": "False"} if annotation is bool else {}
     if types.NoneType in get_args(annotation):
         literals |= {"none": "None", "null": "None"}
@@ -120,10 +122,10 @@ def _spell(value: str, annotation: Any) -> str:
 
 
 def _value(name: str, text: str, annotation: Any) -> Any:
-    """What tyro makes of one value."""
+    """One value, parsed by tyro."""
     leaf = make_dataclass("Leaf", [("value", annotation)])
     try:
-        # tyro explains a bad value in a box of many lines; ours is one.
+        # tyro reports a bad value in a box of many lines; our message is one line.
         with contextlib.redirect_stderr(io.StringIO()):
             if get_origin(annotation) is tuple:
                 args = ["--value", *text.split(",")]
@@ -136,7 +138,7 @@ def _value(name: str, text: str, annotation: Any) -> Any:
 
 
 def _replace(node: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """A copy of the tree with the values set, each dataclass built once, so that it checks the final ones."""
+    """A copy of the tree with the values set. Each dataclass is built once and so checks its final values."""
     changes = {}
     for item in fields(node):
         name, value = prefix + item.name, getattr(node, item.name)

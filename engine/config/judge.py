@@ -194,7 +194,8 @@ def check_server(config: JudgeConfig) -> None:
             f"{group}.base_url={config.base_url} with {group}.kind=managed: the job starts its own server"
             f" (use {group}.kind=endpoint for a running one)"
         )
-    if not (Path(config.model or "") / "config.json").is_file():
+    hf_config = Path(config.model or "") / "config.json"
+    if not hf_config.is_file():
         raise UserError(f"{group}.model={config.model}: no Hugging Face folder (config.json is missing)")
     for name in ("tensor", "data", "max_num_seqs"):
         if getattr(server, name) < 1:
@@ -204,7 +205,7 @@ def check_server(config: JudgeConfig) -> None:
     for name in ("kv_cache_gib", "start_timeout_s"):
         if getattr(server, name) <= 0:
             raise UserError(f"{group}.server.{name} must be positive, got {getattr(server, name)}")
-    hf = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))
+    hf = json.loads(hf_config.read_text(encoding="utf-8"))
     longest = server.max_model_len or hf.get("max_position_embeddings")
     if longest is not None and config.max_new_tokens >= longest:
         raise UserError(

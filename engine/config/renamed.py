@@ -1,6 +1,6 @@
-"""Settings that earlier versions named otherwise. An old name on a command line is answered with the new one."""
+"""Renamed settings. The error message for an old name on a command line gives the new name."""
 
-# Old name, or old group with a dot at its end -> new names. A group keeps the rest of the name.
+# Old name, or old group with a trailing dot -> new names. The rest of a group's setting is unchanged.
 RENAMED = {
     "judge.metarm": ("metarm.kind",),
     "judge.": ("metarm.", "genrm.", "annotator."),
@@ -15,7 +15,7 @@ RENAMED = {
 
 
 def new_names(old: str) -> list[str]:
-    """The names that a setting may have now; none where it was never renamed."""
+    """The possible new names of a setting; empty if it was never renamed."""
     if old in RENAMED:
         return list(RENAMED[old])
     group, dot, rest = old.partition(".")

@@ -1,4 +1,4 @@
-"""Refuses settings that cannot work together, before any model is built, each in one line with the values."""
+"""Rejects settings that cannot work together, before any model is built. Each message is one line with the values."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from ralign.engine.runtime.errors import UserError
 
 
 def validate(run: Run, world_size: int) -> None:
-    """Raises UserError for the first combination of settings that `world_size` processes cannot run."""
+    """Raises UserError for the first combination of settings that cannot run on `world_size` processes."""
     _check_finite(run)
     _check_model(run)
     _check_parallel(run, world_size)
@@ -34,7 +34,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _at_least(least: float, **settings: float) -> None:
-    """Each setting, a dotted name spelled with __ for the dot, is at least `least`."""
+    """Requires each setting to be at least `least`; __ in a name stands for a dot."""
     for name, value in settings.items():
         _require(value >= least, f"{name.replace('__', '.')} must be at least {least}, got {value}")
 
@@ -46,11 +46,11 @@ def _positive(**settings: float) -> None:
 
 def _share(**settings: float) -> None:
     for name, value in settings.items():
-        _require(0 <= value <= 1, f"{name.replace('__', '.')} is a share from 0 to 1, got {value}")
+        _require(0 <= value <= 1, f"{name.replace('__', '.')} must be from 0 to 1, got {value}")
 
 
 def _divides(part: int, part_name: str, whole: int, whole_name: str) -> None:
-    _require(whole % part == 0, f"{whole_name} = {whole} does not divide by {part_name} = {part}")
+    _require(whole % part == 0, f"{whole_name} = {whole} is not divisible by {part_name} = {part}")
 
 
 def _check_finite(node: Any, prefix: str = "") -> None:
@@ -63,7 +63,7 @@ def _check_finite(node: Any, prefix: str = "") -> None:
 
 
 def _model_sizes(run: Run) -> dict[str, int]:
-    """The sizes that a layout must divide: from config.json where the model comes from Hugging Face."""
+    """Sizes that a layout must divide, from config.json if model.hf_path is given."""
     model = run.model
     if model.hf_path is not None:
         return _folder_sizes("model.hf_path", model.hf_path)
@@ -92,7 +92,7 @@ def _folder_sizes(setting: str, folder: str) -> dict[str, int]:
         "max_position_embeddings": "max_position_embeddings",
     }
     for name in names.values():
-        _require(isinstance(hf.get(name), int), f"{setting}={folder}: config.json gives no {name}")
+        _require(isinstance(hf.get(name), int), f"{setting}={folder}: config.json has no {name}")
     return {ours: hf[theirs] for ours, theirs in names.items()}
 
 
@@ -151,7 +151,7 @@ def _check_parallel(run: Run, world_size: int) -> None:
 
 
 def _check_cut(run: Run, sizes: dict[str, int], whose: str) -> None:
-    """The trainer's layout divides a model of these sizes."""
+    """Requires that the trainer's layout divides these sizes."""
     parallel = run.parallel
     for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
         _divides(parallel.tensor, "parallel.tensor", sizes[name], f"{whose}'s {name}")
@@ -170,17 +170,17 @@ def _check_critic(run: Run) -> None:
     if not run.has_critic:
         _require(
             critic.hf_path is None,
-            f"critic.hf_path={critic.hf_path}: algo.advantages={run.algo.advantages} has no critic, gae does",
+            f"critic.hf_path={critic.hf_path}: algo.advantages={run.algo.advantages} has no critic, only gae has one",
         )
         return
     _require(
         run.algo.ratio == "token",
-        f"algo.advantages=gae gives each token an advantage: algo.ratio must be token, got {run.algo.ratio}, whose "
-        "clipping wants one for the sequence",
+        f"algo.ratio={run.algo.ratio} needs one advantage per sequence, and algo.advantages=gae gives one per token: "
+        "use algo.ratio=token",
     )
     _require(
         critic.warmup_steps < run.num_steps or run.num_steps == 0,
-        f"critic.warmup_steps = {critic.warmup_steps} leaves the policy none of num_steps = {run.num_steps} to learn",
+        f"critic.warmup_steps = {critic.warmup_steps} leaves the policy no update in num_steps = {run.num_steps}",
     )
     if critic.hf_path is not None:
         sizes = _folder_sizes("critic.hf_path", critic.hf_path)
@@ -194,13 +194,13 @@ def _check_critic(run: Run) -> None:
 
 
 def _check_chat(run: Run) -> None:
-    """Where transformers keeps chat templates there is one, if one is asked for."""
+    """Requires a chat template in the model's folder if data.chat is set."""
     if not run.data.chat:
         return
-    plain = "data.chat=False asks in plain text"
+    plain = "use data.chat=False for plain text"
     _require(
         run.model.hf_path is not None,
-        f"data.chat=True needs a chat template, which a fresh model (model.hf_path=None) has not: {plain}",
+        f"data.chat=True needs a chat template, and a model without model.hf_path has none: {plain}",
     )
     folder = Path(run.model.hf_path)
     if (folder / "chat_template.jinja").is_file():

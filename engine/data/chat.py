@@ -1,6 +1,6 @@
-"""How a model is asked: a pair as messages, and messages as the text that it reads.
+"""A pair as chat messages, and messages as the text of a prompt.
 
-Training and evaluation share this, so that a judge is measured in the form that it was trained in.
+Training and evaluation share this file, so a judge is evaluated with the prompts of its training.
 """
 
 from ralign.engine.data.pairs import Pair
@@ -12,17 +12,17 @@ Messages = tuple[tuple[str, str], ...]  # (role, content), oldest first, as in a
 _PLACEHOLDERS = tuple(f"{{{name}}}" for name in ("context", *NEEDED))
 _BLANK_LINE = "\n\n"
 
-# The chat template of models that were trained on plain text (`as_text` with chat=False), for servers that need one.
+# `as_text` with chat=False as a chat template, for servers of models that were trained on plain text.
 PLAIN_CHAT = (
     "{% for message in messages %}{{ '' if loop.first else '\\n\\n' }}{{ message['content'] }}{% endfor %}"
 )
 
 
 def pair_messages(template: str, pair: Pair) -> Messages:
-    """A system message, the paragraphs before the first one with a placeholder, and a user message, the others.
+    """A system message with the paragraphs before the first placeholder, and a user message with the others.
 
-    A template without such paragraphs (compact) is one user message. The contents with a blank line between them
-    are `render(template, pair)`.
+    A template that starts with a placeholder's paragraph (compact) is one user message. The contents, joined by a
+    blank line, equal `render(template, pair)`.
     """
     paragraphs = template.split(_BLANK_LINE)
     asked = [any(name in paragraph for name in _PLACEHOLDERS) for paragraph in paragraphs].index(True)
@@ -31,9 +31,9 @@ def pair_messages(template: str, pair: Pair) -> Messages:
 
 
 def as_text(messages: Messages, tokenizer, *, chat: bool) -> str:
-    """The messages in the tokenizer's chat template, the answer's turn begun; plain: a blank line between contents.
+    """The messages in the tokenizer's chat template with a generation prompt, or joined by blank lines (plain).
 
-    Whether the model thinks first is left to the template's default.
+    The template's default decides whether the model thinks first.
 
     Raises:
         UserError: chat, and the tokenizer has no chat template.
@@ -43,7 +43,7 @@ def as_text(messages: Messages, tokenizer, *, chat: bool) -> str:
     if not tokenizer.chat_template:
         raise UserError(
             f"data.chat=True: the tokenizer in {tokenizer.name_or_path!r} has no chat template"
-            " (data.chat=False asks in plain text)"
+            " (use data.chat=False for plain text)"
         )
     turns = [{"role": role, "content": content} for role, content in messages]
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -1,4 +1,4 @@
-"""What is wrong with a pairs file, and what is odd about it."""
+"""Checks of a pairs file: errors, warnings and statistics."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from ralign.engine.data.pairs import Pair, prompt_text, scan_pairs
 from ralign.engine.data.swap import why_not_swapped
 from ralign.engine.data.verdicts import parse_verdict, visible
 
-_UNBALANCED = 0.1  # share of label A this far from one half is worth a word
+_UNBALANCED = 0.1  # distance of the share of label A from one half that counts as unbalanced
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """errors: lines that no command reads. warnings: what works, but is seldom meant, by kind, as pair ids."""
+    """errors: lines that no command reads. warnings: kind -> ids of readable pairs that are probably mistakes."""
 
     num_pairs: int
     errors: list[str]
@@ -24,7 +24,7 @@ class Report:
 
 
 def check_file(path: str | Path, *, need_golden: bool = True) -> Report:
-    """Reads a whole file and looks at every pair; UserError only if it cannot be read."""
+    """Checks every line and pair of a file. Raises UserError only if it cannot be read."""
     pairs, errors = scan_pairs(path, need_golden=need_golden)
     warnings = {kind: ids for kind, ids in _warnings(pairs).items() if ids}
     return Report(num_pairs=len(pairs), errors=errors, warnings=warnings, facts=_facts(pairs))
@@ -36,8 +36,8 @@ def _warnings(pairs: Sequence[Pair]) -> dict[str, list[str]]:
         for kind in (
             "the golden judgment's verdict is not the label",
             "the golden judgment is empty",
-            "the golden judgment is all thinking: the MetaRM would see nothing",
-            "the golden judgment cannot surely be rewritten for swapped sides",
+            "the golden judgment is only thinking, which the MetaRM does not read",
+            "the golden judgment cannot be swapped reliably",
             "the two responses are the same",
             "prompt and responses are those of an earlier pair",
         )
@@ -79,7 +79,7 @@ def _facts(pairs: Sequence[Pair]) -> dict[str, Any]:
         "label_A": labels["A"],
         "label_B": labels["B"],
         "balanced": abs(share - 0.5) <= _UNBALANCED,
-        "longer_is_better": longer,  # share of pairs; far from one half, length gives the label away
+        "longer_is_better": longer,  # share of pairs; far from one half, length predicts the label
         "num_with_golden": sum(bool(pair.gt_judgment.strip()) for pair in pairs),
         "num_multi_turn": sum(len(pair.conversations) > 1 for pair in pairs),
         "chars_median": lengths[len(lengths) // 2],

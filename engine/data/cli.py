@@ -1,4 +1,4 @@
-"""ralign-data: check pairs files, convert published sets, swap sides, find overlap."""
+"""ralign-data: check pairs files, convert published sets, swap responses, find overlap."""
 
 import argparse
 import json
@@ -13,14 +13,14 @@ from ralign.engine.runtime.errors import UserError
 
 _CONVERT = """\
 Converts a published preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON
-Lines, Parquet or CSV file in that set's layout. Ties, empty and equal responses are left out, and counted."""
+Lines, Parquet or CSV file in that set's layout. Ties, empty responses and equal responses are left out and counted."""
 _OVERLAP = """\
 Near-duplicates inside FILE, or between FILE (training) and the files after --against (tests), by word 5-grams of
-the prompts. With --out, writes FILE without what was found."""
+the prompts. --out writes FILE without the pairs that were found."""
 
 _SWAP = """\
-Writes FILE with the two responses of each pair exchanged, and with them the label and their names inside the golden
-judgment. Judgments in which not every name can be told for sure are counted and named."""
+Writes FILE with the two responses of each pair exchanged. The label and the names in the golden judgment change with
+them. Judgments in which a name is ambiguous are counted and listed."""
 NUM_SHOWN = 20
 
 
@@ -36,42 +36,44 @@ def _main(argv: list[str]) -> None:
         "validate", help="check pairs files", description="Checks every line and pair."
     )
     check.add_argument("files", nargs="+", metavar="FILE")
-    check.add_argument("--without-golden", action="store_true", help="golden judgments may be missing")
-    check.add_argument("--json", action="store_true", help="print the reports as JSON, and nothing else")
+    check.add_argument("--without-golden", action="store_true", help="allow missing golden judgments")
+    check.add_argument("--json", action="store_true", help="print only the reports, as JSON")
     check.set_defaults(call=_validate)
-    convert = commands.add_parser("convert", help="published sets to pairs", description=_CONVERT)
+    convert = commands.add_parser("convert", help="convert a published set to pairs", description=_CONVERT)
     convert.add_argument("layout", choices=list(LAYOUTS))
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("out", metavar="OUT")
     convert.add_argument("--config", help="the set's configuration on the hub")
     convert.add_argument("--split", help="the split to convert")
     convert.set_defaults(call=_convert)
-    swap = commands.add_parser(
-        "swap", help="responses in the other order, golden judgments too", description=_SWAP
-    )
+    swap = commands.add_parser("swap", help="exchange the two responses of each pair", description=_SWAP)
     swap.add_argument("file", metavar="FILE")
     swap.add_argument("out", metavar="OUT")
-    swap.add_argument("--both", action="store_true", help="write the pairs as they are, too")
+    swap.add_argument("--both", action="store_true", help="also write the unchanged pairs")
     swap.add_argument(
         "--unsure",
         choices=("keep", "drop", "refuse"),
         default="keep",
-        help="swapped pairs whose golden judgment may come out wrong: write them, leave them out, or end (keep)",
+        help="swapped pairs whose golden judgment may be wrong: write them, leave them out, or refuse (default: keep)",
     )
     swap.set_defaults(call=_swap)
-    overlap = commands.add_parser("overlap", help="near-duplicates, train-test overlap", description=_OVERLAP)
+    overlap = commands.add_parser(
+        "overlap", help="find near-duplicates and train-test overlap", description=_OVERLAP
+    )
     overlap.add_argument("file", metavar="FILE")
     overlap.add_argument("--against", nargs="+", metavar="TEST", default=[], help="test files")
-    overlap.add_argument("--threshold", type=float, default=0.8, help="least Jaccard similarity (0.8)")
     overlap.add_argument(
-        "--whole", action="store_true", help="compare prompt and responses, not the prompt alone"
+        "--threshold", type=float, default=0.8, help="smallest Jaccard similarity (default: 0.8)"
+    )
+    overlap.add_argument(
+        "--whole", action="store_true", help="compare prompts and responses, not only prompts"
     )
     overlap.add_argument("--out", metavar="OUT", help="write FILE without the pairs that were found")
-    overlap.add_argument("--json", action="store_true", help="print the matches as JSON, and nothing else")
+    overlap.add_argument("--json", action="store_true", help="print only the matches, as JSON")
     overlap.set_defaults(call=_overlap)
     for each in (swap, overlap):
         each.add_argument(
-            "--max-bad-lines", type=int, default=0, metavar="N", help="go on without up to N (0)"
+            "--max-bad-lines", type=int, default=0, metavar="N", help="skip up to N bad lines (default: 0)"
         )
     args = parser.parse_args(argv)
     args.call(args)
@@ -100,12 +102,12 @@ def _print_report(path: str, report) -> None:
     for kind, ids in report.warnings.items():
         print(f"  warning: {kind}: {len(ids)} pairs ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
     if facts := report.facts:
-        unbalanced = "" if facts["balanced"] else " (unbalanced: swapping sides evens it out)"
+        unbalanced = "" if facts["balanced"] else " (unbalanced: ralign-data swap --both balances it)"
         print(f"  labels: {facts['label_A']} A, {facts['label_B']} B{unbalanced}")
         print(f"  the longer response is better in {100 * facts['longer_is_better']:.0f} %")
         print(f"  golden judgments: {facts['num_with_golden']}; multi-turn: {facts['num_multi_turn']}")
         lengths = [facts[name] for name in ("chars_median", "chars_p95", "chars_max")]
-        print("  characters a pair: median {}, 95 % {}, longest {}".format(*lengths))
+        print("  characters per pair: median {}, 95 % {}, longest {}".format(*lengths))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -135,16 +137,16 @@ def _swap(args: argparse.Namespace) -> None:
 
     pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
     unsure = {pair.id: reason for pair in pairs if (reason := why_not_swapped(pair))}
-    found = f"{len(unsure)} of {len(pairs)} golden judgments cannot surely be renamed"
+    found = f"{len(unsure)} of {len(pairs)} golden judgments cannot be swapped reliably"
     if unsure and args.unsure == "refuse":
         id, reason = next(iter(unsure.items()))
         raise UserError(f"{args.file}: {found}, the first is {id}: {reason}")
     kept = [pair for pair in pairs if args.unsure == "keep" or pair.id not in unsure]
     swapped = [replace(swap_sides(pair), id=f"{pair.id}-swapped") for pair in kept]
     write_pairs(args.out, [*pairs, *swapped] if args.both else swapped)
-    print(f"{args.out}: {len(swapped)} pairs swapped{', and as they were' if args.both else ''}")
+    print(f"{args.out}: {len(swapped)} pairs swapped{' and the unchanged ones' if args.both else ''}")
     if unsure:
-        done = "may speak of the wrong side" if args.unsure == "keep" else "were left out"
+        done = "may name the wrong response" if args.unsure == "keep" else "were left out"
         print(f"warning: {found} and {done}:", file=sys.stderr)
         for id, reason in islice(unsure.items(), NUM_SHOWN):
             print(f"  {id}: {reason}", file=sys.stderr)
@@ -157,7 +159,7 @@ def _overlap(args: argparse.Namespace) -> None:
     from ralign.engine.data.pairs import read_pairs, write_pairs
 
     if not 0 < args.threshold <= 1:
-        raise UserError(f"--threshold {args.threshold}: a similarity above 0 and up to 1 is expected")
+        raise UserError(f"--threshold must be above 0 and at most 1, got {args.threshold}")
     pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
     texts = [pair_text(pair, whole=args.whole) for pair in pairs]
     found: list[dict] = []
@@ -165,7 +167,7 @@ def _overlap(args: argparse.Namespace) -> None:
     if not args.against:
         for match in near_duplicates(texts, threshold=args.threshold):
             found.append(_match(pairs[match.first].id, args.file, pairs[match.second].id, match.similarity))
-            dropped.add(match.second)  # the earlier of two stays
+            dropped.add(match.second)  # keep the earlier one
     for path in args.against:
         tests = read_pairs(path, need_golden=False, max_bad_lines=args.max_bad_lines)
         test_texts = [pair_text(pair, whole=args.whole) for pair in tests]
@@ -182,7 +184,7 @@ def _overlap(args: argparse.Namespace) -> None:
     if len(found) > NUM_SHOWN:
         print(f"  and {len(found) - NUM_SHOWN} more")
     share = 100 * len(dropped) / len(pairs)
-    kept = f"; {args.out} holds the others" if args.out else ""
+    kept = f"; the others are in {args.out}" if args.out else ""
     print(f"{args.file}: {len(dropped)} of {len(pairs)} pairs ({share:.1f} %) found{kept}")
 
 

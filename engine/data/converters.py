@@ -1,4 +1,4 @@
-"""Published preference sets to pairs: from their Hugging Face layouts, through `datasets`.
+"""Converts published preference sets from their Hugging Face layouts to pairs, with `datasets`.
 
     name            dataset                                  label
     helpsteer3      nvidia/HelpSteer3 (preference)           overall_preference: below 0 the first; 0 is left out
@@ -9,10 +9,10 @@
     math            xinlai/Math-Step-DPO-10K                 full_chosen, after the steps that both share
     r_align         lyn22333/R-Align-RL-Data and -BMK-Data   the pairs schema itself
 
-Where a set gives the two responses an order (helpsteer3, ppe, r_align), it is kept; elsewhere the better response
-becomes A or B by a hash of the pair's id, so that neither side is favoured and a conversion can be repeated. No
-set but R-Align's holds golden judgments: ``gt_judgment`` is "" until `ralign-annotate` writes it. HelpSteer3's
-human reasons go to ``meta.reviews`` for it, in the names Response A and Response B.
+If a set gives the two responses an order (helpsteer3, ppe, r_align), it is kept. Otherwise a hash of the pair's id
+decides whether the better response is A or B, so the sides are balanced and a conversion is reproducible. Only
+R-Align's sets have golden judgments; elsewhere ``gt_judgment`` is "" until `ralign-annotate` writes it. HelpSteer3's
+human reasons go to ``meta.reviews`` for the annotator, with the names Response A and Response B.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _SIDE_OF = {"1": "A", "2": "B"}
 
 @dataclass(slots=True)
 class Conversion:
-    """Pairs, and how many rows became none, by reason."""
+    """Pairs, and the number of rows without a pair, by reason."""
 
     pairs: list[Pair] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -43,13 +43,14 @@ class Conversion:
 
 
 class _LeftOut(Exception):
-    """Why a row makes no pair."""
+    """The reason why a row has no pair."""
 
 
 def load_rows(source: str, *, config: str | None = None, split: str | None = None) -> Iterable[Row]:
-    """Rows of a hub dataset's name, of a folder that `datasets` reads, or of a JSON(L), Parquet or CSV file.
+    """Rows of a dataset on the hub, of a folder that `datasets` reads, or of a JSON(L), Parquet or CSV file.
 
-    Raises UserError if there is nothing of this name, or if a split must be chosen.
+    Raises:
+        UserError: `source` cannot be loaded, or a split must be chosen.
     """
     import datasets
 
@@ -77,8 +78,10 @@ def load_rows(source: str, *, config: str | None = None, split: str | None = Non
 def convert(layout: str, rows: Iterable[Row]) -> Conversion:
     """The pairs of a dataset in the layout of this name (a key of `LAYOUTS`).
 
-    Rows that make no pair (a tie, an empty response, two equal responses) are counted by reason. Raises
-    UserError when a row lacks a column of the layout: it is another layout.
+    Rows without a pair (a tie, an empty response, two equal responses) are counted by reason.
+
+    Raises:
+        UserError: the layout is unknown, or a row lacks one of its columns.
     """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
@@ -109,14 +112,14 @@ def _checked(pair: Pair) -> Pair:
 
 
 def _with_own_id(pair: Pair, seen: dict[str, int]) -> Pair:
-    """Ids are unique in a pairs file; a set may repeat its own."""
+    """Makes the id unique, as a pairs file requires. A set may repeat its ids."""
     count = seen.get(pair.id, 0)
     seen[pair.id] = count + 1
     return replace(pair, id=f"{pair.id}#{count + 1}") if count else pair
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
-    """A prompt or a list of turns as turns."""
+    """Turns of a dialogue, from a prompt or a list of turns."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return [{"role": str(turn["role"]), "content": str(turn["content"] or "")} for turn in value]
@@ -174,7 +177,7 @@ def _agrees(score: Any, preference: int) -> bool:
 
 
 def _sides(text: str) -> str:
-    """Human reasons call the responses @Response 1, Response 2, responses 1 and 2."""
+    """Replaces the names of human reasons (@Response 1, Response 2, responses 1 and 2) by A and B."""
 
     def lettered(found: re.Match[str]) -> str:
         noun, first, join, second = found.groups()
@@ -226,7 +229,7 @@ def _code(row: Row, number: int) -> Iterator[Pair]:
 
 def _math(row: Row, number: int) -> Iterator[Pair]:
     id = f"math-{number:06d}"
-    # full_chosen and full_rejected go on where the shared steps end, in the middle of a line ("Step 3:").
+    # full_chosen and full_rejected continue the shared steps, which end in the middle of a line ("Step 3:").
     shared, better, worse = (
         _text(row[name]) for name in ("initial_reason_steps", "full_chosen", "full_rejected")
     )
@@ -241,7 +244,7 @@ def _r_align(row: Row, number: int) -> Iterator[Pair]:
     needed = ("conversations", "response_A", "response_B", "gt_label", "gt_judgment")
     fields = {name: row[name] for name in needed}
     source = row.get("source") or "r-align"
-    if isinstance(source, Mapping):  # Arrow fills the keys that a row's object lacks with null
+    if isinstance(source, Mapping):  # Arrow sets the keys that a row's object lacks to null
         source = {name: value for name, value in source.items() if value is not None}
     record = {
         **fields,

@@ -1,4 +1,4 @@
-"""Pairs as a judge is asked about them: prompts rendered and tokenized, answers decoded and read."""
+"""Examples of a judge's task: pairs with tokenized prompts, and answers encoded and decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ralign.engine.runtime.errors import UserError
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Example:
-    """A pair and the token ids of the prompt that asks to judge it."""
+    """A pair and the token ids of the judge's prompt for it."""
 
     pair: Pair
     prompt_ids: np.ndarray  # [L] int64
@@ -20,9 +20,10 @@ class Example:
 def encode(
     pairs: Sequence[Pair], tokenizer, template: str, max_prompt_tokens: int, *, chat: bool = False
 ) -> tuple[list[Example], int]:
-    """Examples of the pairs whose prompt fits, and the number that did not.
+    """Examples of the pairs whose prompt fits, and the number of the others.
 
-    chat: in the tokenizer's chat template, the token ids that `ralign-eval run` asks a folder of this tokenizer with.
+    chat: use the tokenizer's chat template. The token ids equal those of `ralign-eval run` on a folder with this
+        tokenizer.
 
     Raises:
         UserError: no prompt fits, or there is no chat template.
@@ -37,14 +38,14 @@ def encode(
     if not examples:
         shortest = min(map(len, ids), default=0)
         raise UserError(
-            f"data.max_prompt_tokens={max_prompt_tokens} leaves none of {len(pairs)} pairs: "
+            f"data.max_prompt_tokens={max_prompt_tokens} is too small for all of {len(pairs)} pairs: "
             f"the shortest prompt has {shortest} tokens"
         )
     return examples, len(pairs) - len(examples)
 
 
 def encode_answer(text: str, tokenizer) -> np.ndarray:
-    """Token ids of a judgment to learn, with the end token: [L] int64."""
+    """Token ids of a target judgment, with the end token: [L] int64."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int64)
 

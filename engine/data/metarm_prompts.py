@@ -1,8 +1,8 @@
-"""Prompt templates for a MetaRM that is a language model: how a pair and a judgment become the text that it answers.
+"""Prompt templates for a language model as MetaRM: they turn a pair and a judgment into its prompt.
 
-A template is text with the placeholders ``{golden}`` and ``{judgment}`` (both needed) and those of a judge's prompt.
-Tags of the prompt and of the answer form are defused in every inserted text, so that no text can answer in the
-MetaRM's place.
+A template is text with the placeholders ``{golden}`` and ``{judgment}`` (both required) and those of a judge's prompt
+(optional). Tags of the prompt and of the answer format are escaped in every inserted text, so that no text can forge
+the MetaRM's answer.
 """
 
 import re
@@ -17,7 +17,7 @@ SECTIONS = (  # of the prompt
 )  # fmt: skip
 NEEDED = ("golden", "judgment")
 _PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B|golden|judgment)\}")
-# Possessive: a text of blanks after a "<" must not take a time that is quadratic in their number.
+# Possessive quantifiers: without them many blanks after a "<" take quadratic time.
 _OUR_TAG = re.compile(rf"<(?=\s*+/?+\s*+(?:{'|'.join((*TAGS, *SECTIONS, 'think'))})\b)", re.IGNORECASE)
 
 _TASK = """You audit the reasoning of a judge. The judge compared two responses, A and B, to the same user message and \
@@ -92,17 +92,20 @@ is in the responses
 """
 )
 
-# For models trained to answer in the form, which need no instructions.
+# For models that were trained on this format and need no instructions.
 COMPACT = "Golden:\n{golden}\nReview:\n{judgment}\nAudit:\n"
 
 TEMPLATES = {"binary": BINARY, "graded": GRADED, "compact": COMPACT}
 
 
 def load_metarm_template(name_or_path: str, *, graded: bool = False) -> str:
-    """The text of the built-in template of this name, or of the file at this path; graded, `binary` is `graded`.
+    """The text of the built-in template of this name, or of the file at this path.
 
-    Raises UserError when there is neither, and when the file lacks ``{golden}`` or ``{judgment}``; the pair's own
-    placeholders may be left out.
+    graded: the name `binary` then means the template `graded`.
+
+    Raises:
+        UserError: neither exists, or the file lacks ``{golden}`` or ``{judgment}``. The pair's placeholders are
+            optional.
     """
     if graded and name_or_path == "binary":
         name_or_path = "graded"
@@ -110,11 +113,11 @@ def load_metarm_template(name_or_path: str, *, graded: bool = False) -> str:
 
 
 def render_review(template: str, pair: Pair, judgment: str) -> str:
-    """The MetaRM's prompt: both judgments without their thinking, and no tag of ours in any text."""
+    """The MetaRM's prompt. Judgments are without their thinking, and our tags are escaped in every text."""
     texts = shown_texts(pair) | {"golden": visible(pair.gt_judgment), "judgment": visible(judgment)}
     return _PLACEHOLDER.sub(lambda found: defuse(texts[found.group(1)]), template)
 
 
 def defuse(text: str) -> str:
-    """The text with ``<`` before one of our tags written as ``&lt;``."""
+    """Escapes ``<`` as ``&lt;`` where it opens one of our tags."""
     return _OUR_TAG.sub("&lt;", text)

@@ -1,9 +1,9 @@
 """Near-duplicates: inside a set of pairs, and between a training and a test set.
 
-Two texts are as similar as the Jaccard index of their sets of word 5-grams (words lower-cased, marks dropped;
-a text of fewer words is one gram). Candidates are found by MinHash: 128 permutations in 32 bands of 4, which
-misses a pair of similarity 0.8 with probability (1 - 0.8^4)^32 < 1e-7, and one of 0.5 with 0.13. Every candidate's
-similarity is then computed exactly, so nothing is reported that is not there.
+The similarity of two texts is the Jaccard index of their sets of word 5-grams (lower-cased words without punctuation; a
+text of fewer words is one gram). MinHash finds candidates with 128 permutations in 32 bands of 4, which misses a pair
+of similarity 0.8 with probability (1 - 0.8^4)^32 < 1e-7, and one of 0.5 with 0.13. The similarity of every candidate is
+then computed exactly, so there are no false matches.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from ralign.engine.data.pairs import Pair, prompt_text
 NUM_GRAM_WORDS = 5
 _NUM_BANDS, _NUM_ROWS = 32, 4
 _PRIME = np.uint64((1 << 31) - 1)  # products of two numbers below it fit in 64 bits
-_MAX_BUCKET = 50  # members of a larger bucket are compared with one other each: they are mostly copies
+_MAX_BUCKET = 50  # each member of a larger bucket, mostly copies, is compared with one other
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Two texts that are alike."""
+    """Two similar texts."""
 
     first: int  # index into the first (or only) list
     second: int  # index into the second list; inside one list, larger than `first`
@@ -32,7 +32,7 @@ class Match:
 
 
 def pair_text(pair: Pair, *, whole: bool) -> str:
-    """What is compared of a pair: the prompt, or prompt and both responses in an order of their own."""
+    """The text of a pair that is compared: the prompt, or the prompt and both responses, sorted."""
     if not whole:
         return prompt_text(pair)
     return "\n".join([prompt_text(pair), *sorted((pair.response_A, pair.response_B))])
@@ -73,7 +73,7 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _buckets(grams: Sequence[np.ndarray]) -> dict[tuple[int, bytes], list[int]]:
-    """Texts that agree in one band of their MinHash, by band and its values."""
+    """(band, its values) -> indices of the texts whose MinHash has these values in this band."""
     rng = np.random.default_rng(0)
     slopes = rng.integers(1, _PRIME, size=(_NUM_BANDS * _NUM_ROWS, 1), dtype=np.uint64)
     offsets = rng.integers(0, _PRIME, size=(_NUM_BANDS * _NUM_ROWS, 1), dtype=np.uint64)
@@ -98,7 +98,7 @@ def _candidates(buckets: dict[tuple[int, bytes], list[int]]) -> Iterator[tuple[i
 
 
 def _cross(firsts: list[int], seconds: list[int]) -> Iterator[tuple[int, int]]:
-    """All pairs of a bucket's two sides; of a large one, each member with one of the other side."""
+    """All pairs of a bucket's two sides; in a large bucket, each member with one of the other side."""
     if len(firsts) * len(seconds) <= _MAX_BUCKET**2:
         yield from ((first, second) for first in firsts for second in seconds)
         return

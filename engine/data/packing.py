@@ -1,8 +1,8 @@
-"""From ragged samples to packed micro-batches, and back: the typed face of the C++ planner (csrc/).
+"""Packs ragged samples into micro-batches and unpacks results: the typed interface of the C++ planner (csrc/).
 
-`plan` says which samples go into which micro-batch of which data-parallel rank, under a hard token cap;
-`materialise` makes the flat tensors of micro-batches; `unpack` gives per-token results back to the samples.
-A plan serves every pass over its batch: old and reference logprobs are taken on the micro-batches that are learned.
+`plan` assigns samples to the micro-batches of data-parallel ranks, under a hard limit of tokens. `materialise` builds
+the flat tensors of micro-batches. `unpack` splits per-token results by sample. One plan serves every pass over its
+batch: old and reference logprobs are computed on the micro-batches of the update.
 
 M: micro-batches.  S: samples.  T: tokens, padding included.  R: response tokens.
 """
@@ -24,8 +24,7 @@ class Sample:
     Attributes:
         prompt_ids, response_ids: int64 [L], contiguous; the prompt is not empty.
         per_response_token: values of each response token (rollout logprobs, ...), fp32 [len(response_ids)].
-        per_sample: values copied to every response token: floats (advantage, loss weight) or whole numbers
-            (group id).
+        per_sample: values copied to every response token: floats (advantage, loss weight) or integers (group id).
     """
 
     prompt_ids: np.ndarray
@@ -39,9 +38,9 @@ class Sample:
 
 @dataclass(kw_only=True, slots=True)
 class PackedBatch:
-    """One micro-batch: samples end to end; padding is a sequence of its own at the end.
+    """One micro-batch: samples end to end, then padding as a separate sequence.
 
-    A micro-batch without samples is padding alone: it keeps the ranks in step and adds nothing to a loss.
+    A micro-batch without samples is padding only: it keeps the ranks in step and adds nothing to a loss.
 
     Attributes:
         input_ids, position_ids: int64 [T]; positions restart at 0 with each sequence.
@@ -50,12 +49,12 @@ class PackedBatch:
         response_rows: int64 [R]; the positions that predict response tokens, in order.
         cu_seqlens: int32 [B + 1] starts of the sequences and T.
         max_seqlen: the longest sequence.
-        per_token: [T] each; a response token's value stands where the token is predicted. fp32 and 0 elsewhere;
-            whole numbers int64 and -1 elsewhere.
-        indices: int64 [S], in host memory; which samples these are.
+        per_token: [T] each; the value of a response token is at the position that predicts it. Floats are fp32 and 0
+            elsewhere, integers int64 and -1 elsewhere.
+        indices: int64 [S], in host memory; the indices of the samples.
         row_starts, row_counts: int64 [S], in host memory; each sample's first row and number of rows.
-        packed_params: Megatron's form of cu_seqlens, kept for all layers and passes.
-        loss_rows: the positions that get a gradient, and those that only count in the metrics (see losses.py).
+        packed_params: Megatron's form of cu_seqlens, cached for all layers and passes.
+        loss_rows: the positions with a gradient, and those that only count in the metrics (see losses.py).
     """
 
     input_ids: Tensor
@@ -80,13 +79,12 @@ class PackedBatch:
 
 @dataclass(kw_only=True, slots=True)
 class Plan:
-    """Which samples each micro-batch holds. All ranks have equally many micro-batches; some may be empty.
+    """The samples of each micro-batch. All ranks have the same number of micro-batches; some may be empty.
 
     Attributes:
-        indices: int64 [n], every sample once; those of micro-batch m, ascending, from offsets[m] to
-            offsets[m + 1].
+        indices: int64 [n], every sample once; micro-batch m has indices[offsets[m] : offsets[m + 1]], ascending.
         offsets: int64 [M + 1].
-        dp_size: ranks; rank r has the r-th part of the micro-batches, by falling cost.
+        dp_size: number of ranks; rank r has the r-th part of the micro-batches, in descending order of cost.
     """
 
     indices: np.ndarray
@@ -94,7 +92,7 @@ class Plan:
     dp_size: int
 
     def of_rank(self, rank: int) -> list[np.ndarray]:
-        """Sample indices of each of one rank's micro-batches (views)."""
+        """Sample indices of each micro-batch of a rank (views)."""
         per_rank = (len(self.offsets) - 1) // self.dp_size
         bounds = self.offsets[rank * per_rank : (rank + 1) * per_rank + 1].tolist()
         return [self.indices[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -116,20 +114,25 @@ def plan(
     balance: bool = True,
     groups: np.ndarray | None = None,
 ) -> Plan:
-    """Every sample in exactly one micro-batch, in as few as best-fit-decreasing needs, balanced.
+    """Assigns every sample to one micro-batch: as few as best-fit-decreasing needs, with balanced costs.
 
-    lengths: [n] tokens of each sample, at least 1; as an array int64 and contiguous.
-    token_budget: no micro-batch holds more tokens, padding included.
-    dp_size: ranks. multiple: each rank's number of micro-batches is a multiple of it (pipeline schedules).
-    pad_multiple: what `materialise` will pad to.
-    cost: (a, b), a sample of l tokens costs a·l + b·l² (`flops_cost`). Ranks cost alike, and so do micro-batches
-        that the ranks work on side by side, as far as the budget leaves room.
-    balance: False leaves the micro-batches as best-fit-decreasing fills them.
-    groups: int64 [n]; samples of one group stay on one rank, which then limits the balance.
+    If there are too few samples for every rank, some micro-batches are empty; `materialise` makes them padding only.
+    The same input gives the same plan.
 
-    Where there are too few samples to give every rank equally many micro-batches, some stay empty; `materialise`
-    makes them padding alone. The same input gives the same plan. Raises UserError, naming it, for a sample that is
-    empty or longer than the budget, for no samples, and for arrays of other types.
+    Args:
+        lengths: [n] tokens of each sample, at least 1; an array must be int64 and contiguous.
+        token_budget: largest number of tokens in a micro-batch, padding included.
+        dp_size: number of ranks.
+        multiple: the number of micro-batches of a rank is a multiple of it (pipeline schedules).
+        pad_multiple: `pad_multiple` of the later `materialise`.
+        cost: (a, b): a sample of l tokens costs a·l + b·l² (`flops_cost`). The costs of ranks are balanced, and those
+            of the micro-batches that ranks process at the same time, within the token budget.
+        balance: False keeps the micro-batches of best-fit-decreasing.
+        groups: int64 [n]; samples of one group stay on one rank, which limits the balance.
+
+    Raises:
+        UserError: a sample is empty or longer than the budget (the message names it), there are no samples, or an
+            array has another type.
     """
     linear, quadratic = cost
     try:
@@ -152,7 +155,7 @@ def plan(
 def flops_cost(hf_config) -> tuple[float, float]:
     """(a, b) of `plan`: forward FLOPs of a dense decoder on l tokens are a·l + b·l².
 
-    hf_config: the model's Hugging Face configuration. Two FLOPs per weight and token, output layer included;
+    hf_config: the model's Hugging Face configuration. Two FLOPs per weight and token, including the output layer;
     causal attention reads half of the l² pairs, twice (scores and values).
     """
     hidden, num_heads = hf_config.hidden_size, hf_config.num_attention_heads
@@ -172,9 +175,12 @@ def materialise(
 ) -> list[PackedBatch]:
     """The flat tensors of micro-batches: samples[i] for i in micro_batches[m], T a multiple of `pad_multiple`.
 
-    The tensors of all micro-batches are views of one per kind; to reach a GPU they are written into pinned memory
-    and copied without waiting. Raises UserError, naming the sample, for one without a prompt, whose values do not
-    fit its response, or whose arrays are of other types.
+    The tensors of all micro-batches are views of one tensor per kind. For a GPU they are written into pinned memory
+    and copied asynchronously.
+
+    Raises:
+        UserError: there are no samples, or one has no prompt, values that do not fit its response, or arrays of other
+            types (the message names it).
     """
     if not samples:
         raise UserError("there are no samples to pack")
@@ -196,7 +202,7 @@ def materialise(
 
 
 def to_device(host: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor on the device; to a GPU through pinned memory, or the host would wait for what is queued there."""
+    """A tensor on the device. A copy to a GPU uses pinned memory, so the host does not wait for queued kernels."""
     tensor = torch.from_numpy(host)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -206,7 +212,7 @@ def to_device(host: np.ndarray, device: torch.device) -> Tensor:
 def unpack(batches: Sequence[PackedBatch], results: Sequence[Tensor]) -> dict[int, np.ndarray]:
     """The inverse of `materialise`: fp32 [T] of each micro-batch -> the values at each sample's response tokens.
 
-    Returns {sample index: fp32 [its response tokens]} in the order of the samples, whatever the plan.
+    Returns {sample index: fp32 [its response tokens]} in the order of the samples, independent of the plan.
     """
     indices, starts, counts = (
         np.concatenate([getattr(batch, name) for batch in batches])
@@ -282,7 +288,7 @@ def _column_type(values: list | np.ndarray) -> torch.dtype:
 
 def _sample(samples: Sequence[Sample], index: int) -> Sample:
     if not 0 <= index < len(samples):
-        raise UserError(f"the plan names sample {index} of {len(samples)}")
+        raise UserError(f"the plan has sample index {index}, but there are {len(samples)} samples")
     return samples[index]
 
 
@@ -291,12 +297,12 @@ def _columns(chosen: list[Sample], indices: list[int], first: Sample) -> dict[st
     per_response, per_sample = first.per_response_token.keys(), first.per_sample.keys()
     for index, sample in zip(indices, chosen, strict=True):
         if sample.per_response_token.keys() != per_response or sample.per_sample.keys() != per_sample:
-            given, wanted = ([*s.per_response_token, *s.per_sample] for s in (sample, first))
-            raise UserError(f"sample {index} brings {given}, the first sample {wanted}")
+            given, expected = ([*s.per_response_token, *s.per_sample] for s in (sample, first))
+            raise UserError(f"sample {index} has the values {given}, the first sample {expected}")
     columns = {name: [s.per_response_token[name] for s in chosen] for name in per_response}
     for name in per_sample:
         if name in columns or name in _TYPES:
-            raise UserError(f"per-token value {name!r} is there already")
+            raise UserError(f"per-token value {name!r} is already defined")
         values = np.array([s.per_sample[name] for s in (first, *chosen)])[1:]
         columns[name] = values.astype(np.int64 if values.dtype.kind in "iu" else np.float32)
     return columns

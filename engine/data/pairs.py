@@ -3,7 +3,7 @@
 One JSON object a line: ``id``, ``source`` (string or object), ``conversations`` (turns of ``role`` and
 ``content``; the last one is the prompt, earlier ones its context), ``response_A``, ``response_B``,
 ``gt_label`` (``"A"`` or ``"B"``), ``gt_judgment`` (the golden judgment) and an optional ``meta`` object.
-A file that still waits for its golden judgments is read with ``need_golden=False``.
+A file without golden judgments is read with ``need_golden=False``.
 """
 
 import json
@@ -26,7 +26,7 @@ _FIELDS = ("id", "source", "conversations", "response_A", "response_B", "gt_labe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One prompt, two responses, and which is better and why."""
+    """One prompt, two responses, the label of the better one, and the golden judgment."""
 
     id: str
     source: str | dict[str, Any]
@@ -39,7 +39,7 @@ class Pair:
 
 
 def prompt_text(pair: Pair) -> str:
-    """The last turn: what both responses answer."""
+    """The prompt: the last turn, which both responses answer."""
     return pair.conversations[-1]["content"]
 
 
@@ -53,11 +53,13 @@ def other_side(side: Side) -> Side:
 
 
 def read_pairs(path: str | Path, *, max_bad_lines: int = 0, need_golden: bool = True) -> list[Pair]:
-    """Reads a pairs file in order, leaving out lines that break the schema; blank lines are skipped.
+    """The pairs of a file, in order. Blank lines and lines that break the schema are skipped.
 
-    Each bad line is logged as ``FILE:LINE: reason``. A line whose id was already seen is bad too. Without
-    `need_golden` a missing, null or empty ``gt_judgment`` is read as "". Raises `UserError` when the file
-    cannot be read, holds no pair, or has more than `max_bad_lines` bad lines.
+    Each bad line is logged as ``FILE:LINE: reason``. A line that repeats an id is bad, too. Without `need_golden` a
+    missing, null or empty ``gt_judgment`` is read as "".
+
+    Raises:
+        UserError: the file cannot be read, holds no pair, or has more than `max_bad_lines` bad lines.
     """
     pairs, reasons = scan_pairs(path, need_golden=need_golden)
     for reason in reasons:
@@ -101,7 +103,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
 
 
 class BadLine(Exception):
-    """Why one line is not a pair (or not an object)."""
+    """The reason why a line is not a pair (or not an object)."""
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
@@ -112,21 +114,21 @@ def parse_object(line: bytes) -> dict[str, Any]:
         raise BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
         raise BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
-    except ValueError as error:  # NaN and its like; a number of thousands of digits
-        raise BadLine(f"not JSON that can be read ({error})") from error
+    except ValueError as error:  # NaN, infinity, or a number with thousands of digits
+        raise BadLine(f"unreadable JSON ({error})") from error
     except RecursionError as error:
-        raise BadLine("not JSON that can be read (nested too deeply)") from error
+        raise BadLine("unreadable JSON (nested too deeply)") from error
     if not isinstance(record, dict):
-        raise BadLine(f"a JSON object is expected, got {type(record).__name__}")
+        raise BadLine(f"expected a JSON object, got {type(record).__name__}")
     return record
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def parse_pair(record: dict[str, Any], *, need_golden: bool = True) -> Pair:
-    """The pair that a JSON object holds, other fields left aside; `BadLine` if it breaks the schema."""
+    """The pair of a JSON object; other fields are ignored. `BadLine` if it breaks the schema."""
     if not need_golden and record.get("gt_judgment") is None:
         record = {**record, "gt_judgment": ""}
     missing = [name for name in _FIELDS if name not in record]
@@ -164,8 +166,8 @@ def _check_values(record: dict[str, Any], need_golden: bool) -> None:
         raise BadLine("the last turn of conversations is empty")
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except UnicodeEncodeError as error:  # an escaped lone surrogate: JSON, but no text that can be written
-        raise BadLine("holds a lone surrogate, which is not text") from error
+    except UnicodeEncodeError as error:  # an escaped lone surrogate: valid JSON, but it cannot be encoded
+        raise BadLine("contains a lone surrogate, which is not valid text") from error
     except (ValueError, RecursionError) as error:  # 1e999 is read as infinity
         raise BadLine(f"cannot be written back ({error})") from error
 

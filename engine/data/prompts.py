@@ -1,7 +1,7 @@
-"""Prompt templates for the judge: how a pair becomes the text that a GenRM answers.
+"""Prompt templates for the judge: they turn a pair into the prompt of a GenRM.
 
-A template is text with the placeholders ``{prompt}``, ``{response_A}`` and ``{response_B}`` (all needed) and
-``{context}`` (the dialogue before the prompt; optional). Other braces stay as they are.
+A template is text with the placeholders ``{prompt}``, ``{response_A}`` and ``{response_B}`` (all required) and
+``{context}`` (the dialogue before the prompt; optional). Other braces are kept.
 """
 
 import re
@@ -57,7 +57,7 @@ NO_CONTEXT = "(none)"
 
 
 def load_template(name_or_path: str) -> str:
-    """The text of the built-in template of this name, or of the file at this path; UserError as `read_template`."""
+    """The text of the built-in template of this name, or of the file at this path. Raises as `read_template`."""
     return read_template(name_or_path, TEMPLATES, _PLACEHOLDER, NEEDED)
 
 
@@ -68,10 +68,10 @@ def read_template(
     needed: Sequence[str],
     what: str = "template",
 ) -> str:
-    """A built-in template by its name, or a file's text.
+    """The text of a built-in template or of a file.
 
     Raises:
-        UserError: there is neither, or the file lacks a placeholder of `needed`.
+        UserError: neither exists, or the file lacks a placeholder of `needed`.
     """
     if name_or_path in builtin:
         return builtin[name_or_path]
@@ -87,7 +87,7 @@ def read_template(
 
 
 def shown_texts(pair: Pair) -> dict[str, str]:
-    """What was judged, by placeholder: the dialogue before the prompt, the prompt and both responses."""
+    """Placeholder -> text of the pair: the dialogue before the prompt, the prompt and both responses."""
     turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
     return {
         "context": "\n\n".join(turns) or NO_CONTEXT,
@@ -98,6 +98,6 @@ def shown_texts(pair: Pair) -> dict[str, str]:
 
 
 def render(template: str, pair: Pair) -> str:
-    """The prompt for `pair`. Braces in the pair's own texts stay as they are."""
+    """The prompt for `pair`. Braces in the pair's texts are kept."""
     values = shown_texts(pair)
     return _PLACEHOLDER.sub(lambda found: values[found.group(1)], template)

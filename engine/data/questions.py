@@ -1,4 +1,4 @@
-"""What an actor is asked: how two answers are shown to a judge, and what an oracle says of one, where there is one."""
+"""Prompts of an actor: the pair that a GenRM judges, and an oracle's grade where there is an oracle."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,10 +9,10 @@ from ralign.engine.data.pairs import Pair
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grade:
-    """An oracle's word on an answer."""
+    """An oracle's grade of an answer."""
 
     quality: float  # 0 to 1
-    cue: bool  # laid out as a judge may have learned to like it
+    cue: bool  # has the layout that a judge may prefer spuriously
 
 
 class Question(Protocol):
@@ -31,7 +31,7 @@ class Question(Protocol):
         ...
 
     def grade(self, answer: str) -> Grade | None:
-        """None where nobody knows."""
+        """None if there is no oracle."""
         ...
 
 
@@ -50,7 +50,7 @@ class OpenQuestion:
         return self.pair.response_A if self.pair.gt_label == "A" else self.pair.response_B
 
     def prompt(self, tokenizer, *, chat: bool) -> str:
-        """What an actor reads: the dialogue in the tokenizer's chat template, or as plain text with a line to begin.
+        """The actor's prompt: the dialogue in the tokenizer's chat template, or as plain text and a blank line.
 
         Raises:
             UserError: chat, and the tokenizer has no chat template.

@@ -1,4 +1,4 @@
-"""Which prompts the next step trains on: shuffled epochs that continue exactly after a restart."""
+"""Samples the prompts of each step: shuffled epochs that continue exactly after a restart."""
 
 import random
 from typing import Any
@@ -9,8 +9,8 @@ from ralign.engine.runtime.errors import UserError
 class PromptSampler:
     """Batches of indices into `num_items` prompts; every epoch is a new permutation, drawn from `seed`.
 
-    A batch may run over the end of an epoch: between two uses of an item every other item is used, but for
-    the reshuffle. The order of epoch e depends on (seed, e) alone, so that the state is two numbers.
+    A batch may cross the end of an epoch, so no item is dropped. The order of epoch e depends only on (seed, e), so the
+    state is two numbers.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
@@ -22,7 +22,7 @@ class PromptSampler:
         self.batch_size = batch_size
         self.seed = seed
         self._epoch = 0
-        self._position = 0  # items of this epoch already given out
+        self._position = 0  # number of items of this epoch already used
         self._order = self._permutation()
 
     def next_batch(self) -> list[int]:
@@ -48,7 +48,7 @@ class PromptSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken; the batch size may differ, the data and the seed may not."""
+        """Continues from a saved state. The batch size may differ; the data and the seed may not (UserError)."""
         for name in ("num_items", "seed"):
             if state[name] != getattr(self, name):
                 raise UserError(

@@ -1,14 +1,13 @@
-"""Where a judgment names one of the two responses, and where it may and nobody can tell.
+"""Finds mentions of response A or B in a judgment, and ambiguous ones.
 
-Names come as Response A, **Output** (b), Assistants 1 and 2, the second answer, "A", B's, a bare B, \\boxed{A}. What
-only looks like one is left alone: the article in "A better answer", vitamin B, Sagittarius A, A-level. What could
-be either is a doubt: it is no name, and whoever rewrites names is told of it.
+Names have forms such as Response A, **Output** (b), Assistants 1 and 2, the second answer, "A", B's, a bare B,
+\\boxed{A}. A word that only looks like a name is ignored: the article in "A better answer", vitamin B, Sagittarius A,
+A-level. An ambiguous word is a doubt: it does not count as a name and is returned separately.
 
-Nouns such as option and solution belong to tasks too ("Response A picks option B"). They make names only in a text
-that does not call the responses by a plainer noun.
+Nouns such as option and solution also occur in tasks ("Response A picks option B"). They form names only in a text
+that has no plainer noun for the responses.
 
-Whether a place is a name never depends on which of the two letters stands there; whether it is a doubt may, since
-only A is an article.
+Whether a place is a name does not depend on its letter. Whether it is a doubt may, since only A is an article.
 """
 
 import re
@@ -54,7 +53,7 @@ _NUMBER_GROUPS = frozenset(("digit", "digit2", "word"))
 _IS_PLAIN = re.compile(f"(?i:{_PLAIN})")
 _MORE_OPTIONS = re.compile(r"\b(?i:option|choice|answer)s?\W{1,3}[C-F]\b")
 
-# \Z and not $, which would match before a line's end as well.
+# \Z, since $ also matches before a final line break.
 _LETTER = re.compile(r"(?<![A-Za-z0-9\xc0-\u024f])[AB](?![A-Za-z0-9\xc0-\u024f])")
 _PART_BEFORE = re.compile(r"(?:[A-Za-z0-9)][-_.&@/^+=(|]|[\\$@#^&])\Z")  # U.S.A, C-A, f(A), $A
 _PART_AFTER = re.compile(r"[-_.&@/|][A-Za-z0-9]|[+#^$=&]")  # A-level, B.C., A+
@@ -63,7 +62,7 @@ _POSSESSIVE = re.compile(r"[*_`\"”)]{0,3}['’]s\b")
 _WORD_BEFORE = re.compile(r"([^\W\d][\w'’-]*)[ \t\xa0]+\Z")
 _WORD_AFTER = re.compile(r"[ \t\xa0]+([A-Za-z]+)(-\w)?(?:[ \t]+([a-z]+))?")
 _COLON_BEFORE = re.compile(r"(\w+)[*_ \t]*:[*_ \t]*\Z")
-_IN_A_LIST = re.compile(r"(?:^|\n)[\s*_>#(-]*\Z")  # "A. Accuracy", "(B) Style": what starts a line may count
+_IN_A_LIST = re.compile(r"(?:^|\n)[\s*_>#(-]*\Z")  # "A. Accuracy", "(B) Style": may be an enumeration
 _LABEL_AFTER = re.compile(r"[*_]{0,3}[.)]")
 _MATHS = re.compile(r"\s*(?:[=+×∩∪→⇒≤≥∈⊂≠]|[<>]=|[-=]>)")
 _MATHS_BEFORE = re.compile(r"(?:[=+×∩∪→⇒≤≥∈⊂≠]|[-=]>)\s*\Z")
@@ -118,7 +117,7 @@ _DOUBTS = re.compile(
     rf"|(?<![\w.])[12]['’]s(?=\s+(?i:{_PLAIN})\b)"
     rf"|(?<=[{_CJK}])[AB](?![A-Za-z0-9])|(?<![A-Za-z0-9])[AB](?=[{_CJK}])"
 )
-_ORDER = re.compile(  # in the order of mention, which renaming keeps, where both were mentioned
+_ORDER = re.compile(  # refers to the order of mention, which renaming keeps if both were mentioned
     r"\b(?:[Ff]ormer|[Ll]atter)(?=['’]s\b|[.,;:)]|\s+(?:is|was|has|does|gives|also|only|fails|one|response|answer)\b)"
 )
 _SMALL = re.compile(r"(?<![\w(])\([ab]\)(?!\w)")
@@ -126,17 +125,16 @@ _SMALL = re.compile(r"(?<![\w(])\([ab]\)(?!\w)")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """text[start:end] means a response, or may."""
+    """text[start:end] names a response, or may name one."""
 
     start: int
     end: int
-    kind: (
-        str  # of a name: "verdict" in a box, "bare", or its noun ("response", "option"); of a doubt: "doubt"
-    )
+    # Of a name: "verdict" in a box, "bare", or its noun ("response", "option"). Of a doubt: "doubt".
+    kind: str
 
 
 def find_names(text: str) -> tuple[list[Mention], list[Mention]]:
-    """The names in order, each exactly the word to exchange (A, b, 1, One, first), and the doubts in order."""
+    """Names and doubts, each in order. A name spans exactly the word to exchange (A, b, 1, One, first)."""
     names, doubts = _with_nouns(text)
     seen = bytearray(len(text))
     for mention in (*names, *doubts):
@@ -157,8 +155,8 @@ def find_names(text: str) -> tuple[list[Mention], list[Mention]]:
 
 
 def speaks_of(text: str, kind: str) -> bool:
-    """Whether a text that is judged has words of its own that look like names of this kind."""
-    letter = r"(?<![\w-])B(?![\w-])"  # a lone B is a name of something; a lone A mostly an article
+    """Whether a prompt or response has words with another meaning that look like names of this kind."""
+    letter = r"(?<![\w-])B(?![\w-])"  # a lone B is a name; a lone A is mostly an article
     if kind == "bare":
         return re.search(letter, text) is not None
     noun = rf"\b(?i:{kind})s?[\s:_*\"'(#-]{{1,4}}(?:[AB12]|[ab](?=\)))(?![\w-])"
@@ -171,7 +169,7 @@ def _mention(found: re.Match[str], kind: str, group: str | int = 0) -> Mention:
 
 
 def _with_nouns(text: str) -> tuple[list[Mention], list[Mention]]:
-    """Boxed verdicts and names that stand with a noun; and those whose noun or number leaves a doubt."""
+    """Names with a noun and boxed verdicts; and doubts, whose noun or number is ambiguous."""
     mentions: list[tuple[Mention, str]] = []  # and the group that matched
     for found in _NAMED.finditer(text):
         groups = {group: word for group, word in found.groupdict().items() if word is not None}
@@ -192,7 +190,7 @@ def _with_nouns(text: str) -> tuple[list[Mention], list[Mention]]:
 
 
 def _both_were_named(text: str, names: list[Mention], end: int) -> bool:
-    """Whether both responses have a name in the few sentences before `end`."""
+    """Whether both responses are named in the 400 characters before `end`."""
     first, last = (bisect_left(names, place, key=lambda name: name.start) for place in (end - 400, end))
     near = [text[name.start : name.end].lower() for name in names[first:last]]
     sides = {"A" if word in ("a", "1", "one", "first", "1st") else "B" for word in near}
@@ -200,7 +198,7 @@ def _both_were_named(text: str, names: list[Mention], end: int) -> bool:
 
 
 def _means_a_side(text: str, place: int) -> bool | None:
-    """Whether the A or B that stands alone here means a response; None if it may."""
+    """Whether the lone A or B at `place` means a response; None if that is ambiguous."""
     is_a = text[place] == "A"
     before, after = text[max(0, place - 60) : place], text[place + 1 : place + 61]
     if re.match(r"/[AB]\b", after) or re.search(r"\b[AB]/\Z", before):
@@ -210,7 +208,8 @@ def _means_a_side(text: str, place: int) -> bool | None:
     opened = before.rstrip("*_\"“‘'`([{")
     word, next_word = _WORD_BEFORE.search(opened), _WORD_AFTER.match(after.lstrip("*_\"”’'`)]}"))
     quotes = before[len(opened) :].strip("*_`([{") and not after.lstrip("*_").startswith(tuple("\"”’'"))
-    # 'such as "A good start"' begins anew; and an A before it is no article where a B would be none.
+    # A quotation starts a new sentence ('such as "A good start"'). An A or B as the word before is ignored: as an
+    # article A would count, and B would not.
     previous = word[1].lower() if word and not quotes and word[1] not in ("A", "B") else ""
     following = next_word[1] if next_word and not next_word[2] else ""
     if previous in _THINGS | {"a", "an"} or following in _AFTER_THINGS:
@@ -237,7 +236,7 @@ def _after_a_word(previous: str, following: str, before: str, after: str) -> boo
 def _at_a_start(
     is_a: bool, opened: str, after: str, following: str, next_word: re.Match[str] | None
 ) -> bool | None:
-    """A letter that no word stands before: at the start of a sentence, after a comma, in brackets."""
+    """A letter without a word before it: at the start of a sentence, after a comma, in brackets."""
     if _IN_A_LIST.search(opened) and _LABEL_AFTER.match(after):
         return None
     if not following:

@@ -1,8 +1,8 @@
-"""A pair with its responses in the other order: label, golden judgment and all that names a side follow.
+"""Exchanges the responses of a pair, and with them the label and the names in the golden judgment.
 
-`find_names` (`side_names.py`) says which words of a golden judgment name a response. Not every judgment can be
-renamed for sure: `why_not_swapped` says of a pair why its judgment may speak of the wrong side after a swap, and
-`swap_all` leaves such pairs out.
+`find_names` (`side_names.py`) finds the words of a golden judgment that name a response. Not every judgment can be
+renamed reliably: `why_not_swapped` gives the reason why it may name the wrong response after a swap, and `swap_all`
+drops such pairs.
 """
 
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ from ralign.engine.data.verdicts import visible
 _OTHER = {"A": "B", "a": "b", "1": "2", "One": "Two", "1st": "2nd"}
 _OTHER |= {"first": "second", "First": "Second", "FIRST": "SECOND"}
 _OTHER |= {other: name for name, other in _OTHER.items()}
-_CONTEXT = 25  # characters shown around a doubt
+_CONTEXT = 25  # characters on each side of a doubt
 
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """A text with the names of the responses exchanged, and how sure that is."""
+    """A text with the names of the responses exchanged, and its doubts."""
 
     text: str
-    num_names: int  # verdicts in boxes and double brackets included
-    kinds: frozenset[str]  # of the names that are no verdicts: "bare", "response", ...
-    doubts: tuple[str, ...]  # words that may name a response and were left alone, with a little around them
+    num_names: int  # including verdicts in boxes and double brackets
+    kinds: frozenset[str]  # of the names other than verdicts: "bare", "response", ...
+    doubts: tuple[str, ...]  # unchanged words that may name a response, with some context
 
 
 def rename(text: str) -> Renaming:
@@ -53,11 +53,11 @@ def swap_names(text: str) -> tuple[str, int]:
 
 
 def swap_sides(pair: Pair) -> Pair:
-    """The same pair, same id, with the responses in the other order.
+    """The pair with its responses in the other order and the same id.
 
-    Follow: ``gt_label``, the names inside ``gt_judgment`` and inside ``meta["reviews"]``, and every string in
-    ``meta`` under a key that ends in ``_side``. A golden judgment of JudgeWorld, which lists both sides'
-    values in order, is written anew. Of others, `why_not_swapped` tells which may come out wrong.
+    Also swapped are ``gt_label``, the names in ``gt_judgment`` and in ``meta["reviews"]``, and every side in ``meta``
+    under a key that ends in ``_side``. A golden judgment of JudgeWorld, which lists both sides' values in order, is
+    generated again. For other golden judgments, `why_not_swapped` reports the unreliable ones.
     """
     meta = {
         key: other_side(value) if key.endswith("_side") and value in ("A", "B") else value
@@ -81,9 +81,9 @@ def swap_sides(pair: Pair) -> Pair:
 
 
 def why_not_swapped(pair: Pair) -> str | None:
-    """Why the swapped pair's golden judgment may speak of the wrong side, or None if it surely does not.
+    """Why the swapped pair's golden judgment may name the wrong response, or None if the swap is reliable.
 
-    What the MetaRM is shown of it is looked at; without a golden judgment nothing can be wrong.
+    Only the part that the MetaRM reads is checked. The swap of a pair without a golden judgment is reliable.
     """
     golden = visible(pair.gt_judgment)
     if not golden or pair.source == "judgeworld":
@@ -97,12 +97,12 @@ def why_not_swapped(pair: Pair) -> str | None:
     for kind in sorted(renaming.kinds):
         if any(speaks_of(text, kind) for text in texts):
             thing = "a lone letter" if kind == "bare" else f"a {kind}"
-            return f"names {thing}, and so do prompt or responses in a sense of their own"
+            return f"names {thing}, which the prompt or a response uses with another meaning"
     return None
 
 
 def swap_all(pairs: Iterable[Pair]) -> tuple[list[Pair], dict[str, str]]:
-    """The pairs that can be swapped for sure, swapped, in order; and why not, by id, for the others."""
+    """The swapped pairs in order, and id -> reason for the pairs that cannot be swapped reliably."""
     swapped: list[Pair] = []
     left_out: dict[str, str] = {}
     for pair in pairs:

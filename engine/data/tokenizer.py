@@ -9,18 +9,20 @@ EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 NUM_BYTES = 256
 
-# Like GPT-2's: a word takes the space before it along. Digits stand alone and the opening of a verdict is one
-# piece. No piece runs over a line break, so a word at the start of a line is the only one without its space.
+# Like GPT-2's: a word includes the space before it. Each digit is a piece, and so is the opening of a verdict.
+# No piece crosses a line break, so only a word at the start of a line has no space.
 _PIECES = r" ?\\boxed\{| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}\\]+|\\|[^\S\n]+(?!\S)|\s"
 
 
 def build_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int):
     """Trains a tokenizer on `texts`, writes it to `folder` and returns it (`PreTrainedTokenizerFast`).
 
-    All 256 bytes are in the vocabulary, so every text can be encoded and decoded without loss. Texts of few
-    different words end training early with fewer than `vocab_size` entries; the size is `len(tokenizer)`.
-    Ids 0 and 1 are the end-of-text and padding tokens. The same texts give the same files. Raises `UserError`
-    when `vocab_size` leaves no room beside the bytes.
+    All 256 bytes are in the vocabulary, so every text can be encoded and decoded without loss. Texts with few
+    different words give fewer than `vocab_size` entries; the actual size is `len(tokenizer)`. Ids 0 and 1 are the
+    end-of-text and padding tokens. The same texts give the same files.
+
+    Raises:
+        UserError: `vocab_size` is less than the number of bytes and special tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""What a judgment decides, by the released evaluator's protocol."""
+"""Parses the verdict of a judgment as the released evaluator does."""
 
 import re
 
@@ -10,7 +10,7 @@ THINKING, END_OF_THINKING = "<think>", "</think>"
 
 
 def parse_verdict(text: str) -> Side | None:
-    r"""The first ``\boxed{A}`` or ``\boxed{B}``; if there is none, the first without its backslash; or None."""
+    r"""The first ``\boxed{A}`` or ``\boxed{B}``; else the first one without a backslash; else None."""
     found = _BOXED.search(text) or _BARE.search(text)
     return found.group(1) if found else None
 
@@ -21,8 +21,8 @@ def all_verdicts(text: str) -> list[Side]:
 
 
 def visible(text: str) -> str:
-    """What the MetaRM is shown: what follows the last ``</think>`` (or all, if there is none), stripped.
+    """The part of a judgment that the MetaRM reads: the text after the last ``</think>`` (or all of it), stripped.
 
-    Thinking that was begun there and not ended (an answer cut off) is not visible either.
+    A ``<think>`` in that text that is never closed (a truncated answer) ends the visible part.
     """
     return text.rpartition(END_OF_THINKING)[2].partition(THINKING)[0].strip()

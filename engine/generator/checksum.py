@@ -1,8 +1,8 @@
-"""Checksums of tensors by value and place, the same whatever layout holds the tensor.
+"""Checksums of tensors by value and place, independent of the layout.
 
-Each 16- or 32-bit word counts with an odd-stepped weight of its place in the whole tensor, wrapping in 64 bits.
-So shards' checksums add up to the whole tensor's, and a trainer and an engine that cut it differently can be
-compared without moving it.
+Each 16- or 32-bit word is multiplied by a weight of its place in the whole tensor; sums wrap in 64 bits. The checksums
+of shards add up to that of the whole tensor, so a trainer and an engine in different layouts are compared without
+moving a tensor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,18 +17,18 @@ _CHUNK = 1 << 22
 
 
 def checksums(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """The checksum of each tensor as it lies here."""
+    """The checksum of each tensor, taken as a whole."""
     return {name: checksum(tensor) for name, tensor in parameters}
 
 
 def checksum(tensor: Tensor) -> int:
-    """Of a whole tensor."""
+    """Checksum of a whole tensor."""
     rows = tensor.detach().reshape(tensor.shape[0], -1)
     return _block(rows, 0, 0, rows.shape[1])
 
 
 def shard_checksum(tensor: Tensor, sharding: Sharding, tp_size: int, tp_rank: int) -> int:
-    """What a rank's shard adds to the checksum of the whole tensor; replicated tensors count on rank 0 alone."""
+    """A shard's part of the checksum of the whole tensor; a replicated tensor counts on rank 0 only."""
     if sharding.split_dim is None and tp_rank:
         return 0
     rows, total = tensor.detach().reshape(tensor.shape[0], -1), 0
@@ -41,7 +41,7 @@ def shard_checksum(tensor: Tensor, sharding: Sharding, tp_size: int, tp_rank: in
 
 
 def _block(block: Tensor, first_row: int, first_column: int, width: int) -> int:
-    """Of a rectangle whose upper left corner has this place in a tensor `width` columns wide."""
+    """Checksum of a rectangle with this upper left corner in a tensor of `width` columns."""
     word = torch.int16 if block.element_size() == 2 else torch.int32
     total = torch.zeros((), dtype=torch.int64, device=block.device)
     step = max(1, _CHUNK // max(block.shape[1], 1))

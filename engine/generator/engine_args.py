@@ -1,7 +1,7 @@
-"""The arguments that vLLM is started with, on CUDA and on CPU: plain values, no engine needed to look at them.
+"""vLLM's arguments, on CUDA and on CPU, as plain values.
 
-What decides whether engine and trainer compute the same, and whether all ranks of one engine sample the same
-tokens, is set here and not left to vLLM's defaults, which change between releases and depend on what is installed.
+Every argument is set that decides whether engine and trainer agree, or whether all ranks of an engine sample the same
+tokens: vLLM's defaults change between releases and depend on the installed packages.
 """
 
 import os
@@ -10,22 +10,22 @@ from typing import Any
 from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.runtime.errors import UserError
 
-# As the trainer computes them. Rounded to bf16, logits alone move a logprob by up to 0.03 to 0.08.
+# As in the trainer. Logits rounded to bf16 move a logprob by up to 0.03 to 0.08.
 LOGITS_IN_FP32: dict[str, Any] = {"hf_overrides": {"head_dtype": "float32"}}
 
 
 def prepare_environment(config: GeneratorConfig) -> None:
-    """Environment variables that vLLM reads when it is imported or started; set before that."""
+    """Set the environment variables that vLLM reads when it is imported or started."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # vLLM would take FlashInfer's wherever it finds nvcc and ninja, and compile it at the first start.
+    # vLLM takes FlashInfer's wherever it finds nvcc and ninja, and compiles it at the first start.
     os.environ["VLLM_ALLREDUCE_USE_FLASHINFER"] = str(int(config.all_reduce == "flashinfer"))
-    if config.all_reduce == "custom":  # larger tensors would be summed in the switch, in no fixed order
+    if config.all_reduce == "custom":  # else larger tensors are summed in the switch, in no fixed order
         os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
 
 
 def check_all_reduce(config: GeneratorConfig) -> None:
-    """Raises UserError for FlashInfer's all-reduce where vLLM would go without it, and say so in its log alone."""
+    """Raises UserError for FlashInfer's all-reduce where vLLM cannot use it: vLLM itself only logs a warning."""
     if config.all_reduce != "flashinfer":
         return
     from vllm.utils.flashinfer import has_flashinfer
@@ -79,8 +79,8 @@ def engine_args(
         # Ratios need the logprobs of the distribution that was sampled, temperature included.
         "logprobs_mode": "processed_logprobs",
         "seed": 0,
-        # It schedules a batch ahead of the results, in some versions whenever these happen to be late: ranks of
-        # one engine would differ, and so would tokens of one seed. vLLM on CPU has it off.
+        # Asynchronous scheduling starts a batch ahead of the results, in some versions whenever these are late: the
+        # ranks of an engine would differ, and so would the tokens of one seed. On CPU vLLM turns it off itself.
         "async_scheduling": False,
     }
     return args | (_cpu_args() if on_cpu else _cuda_args(config, free_share, can_sleep))
@@ -91,7 +91,7 @@ def _cpu_args() -> dict[str, Any]:
 
 
 def _cuda_args(config: GeneratorConfig, free_share: float, can_sleep: bool) -> dict[str, Any]:
-    """The KV cache's size is given; vLLM only checks that `gpu_memory_utilization` of the GPU is free at its start."""
+    """The KV cache has a given size; of `gpu_memory_utilization` vLLM only checks that it is free at the start."""
     compilation: dict[str, Any] = {
         "pass_config": {"fuse_allreduce_rms": config.all_reduce == "flashinfer"},
     }
@@ -105,9 +105,9 @@ def _cuda_args(config: GeneratorConfig, free_share: float, can_sleep: bool) -> d
 
 
 def capture_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes of CUDA graphs: 1, 2, 4, multiples of 8 to 256, of 16 above, and no more than decode together.
+    """Batch sizes of CUDA graphs: 1, 2, 4, multiples of 8 up to 256, then of 16, up to `max_num_seqs`.
 
-    vLLM's own list goes to 512 sequences for 256: twice the graphs, in memory that the ledger calls the reserve.
+    vLLM's own list for 256 sequences ends at 512: twice the graphs, in memory of the ledger's reserve.
     """
     largest = min(max_num_seqs, 512)
     sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]

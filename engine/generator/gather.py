@@ -1,13 +1,13 @@
-"""The gather path: the trainer's weights into an engine whose layout differs (pipeline stages, another TP size).
+"""The gather path: copies the trainer's weights into an engine of another layout (pipeline stages, another TP size).
 
-No tensor is made whole on the way. Who holds which rows or columns of which tensor is known on both sides, so
-every overlap of a trainer's shard with an engine's shard is one rectangular piece, sent straight from where it
-is to where it belongs; what a rank holds itself is copied. Pieces are cut to fit, and travel in buckets: one
-all-to-all a bucket, two under way, while one is unpacked the next is on the wire. The staging memory is one
-buffer of `bucket_bytes`, made when an update begins and freed when it ends; nothing else is allocated.
+No whole tensor is assembled. Both sides know the rows and columns of every shard, so each overlap of a trainer's shard
+with an engine's shard is one rectangular piece, which its source sends directly to its target; a rank copies a piece
+that it holds itself. Pieces are cut to size and sent in buckets, one all-to-all each: while one bucket is unpacked, the
+next is in transfer. The staging memory is one buffer of `bucket_bytes`, allocated for an update and freed after it;
+nothing else is allocated.
 
-A tensor is described along its split axis: `parts` are the global sizes of the matrices stacked there (q, k, v),
-each of which tensor parallelism cuts evenly.
+A tensor is described along its split axis: `parts` are the global sizes of the matrices stacked there (q, k, v); tensor
+parallelism cuts each of them evenly.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
 from torch import Tensor
 
-NUM_SLOTS = 2  # buckets under way at once
+NUM_SLOTS = 2  # buckets in transfer at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Sharding:
 
 
 class Piece(NamedTuple):
-    """A rectangle of one tensor on its way from a rank's shard to another's; rows and columns of each shard."""
+    """A rectangle of one tensor, from a rank's shard to another's, with its place in both."""
 
     name: str
     source: int
@@ -88,7 +88,7 @@ def _matrix(shard: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Who holds what: the trainer's coordinates of each rank, and each tensor's sharding and pipeline stage."""
+    """The trainer's coordinates of each rank, and the sharding and pipeline stage of each tensor."""
 
     coordinates: tuple[tuple[int, int], ...]  # (pipeline rank, tensor rank) of each rank of the job
     tensor: int  # the trainer's tensor-parallel size
@@ -98,9 +98,9 @@ class World:
 
 
 def describe(model: PackedGPT, cluster: Cluster, generate_tensor: int) -> World:
-    """What every rank knows after one exchange of names and sizes; collective."""
-    speaks = cluster.tp_rank == cluster.dp_rank == cluster.cp_rank == 0
-    own = dict(shardings(model, cluster)) if speaks else None
+    """The world, from one exchange of names and sizes; collective."""
+    describes = cluster.tp_rank == cluster.dp_rank == cluster.cp_rank == 0
+    own = dict(shardings(model, cluster)) if describes else None
     everyone: list = [None] * cluster.world_size
     dist.all_gather_object(everyone, (cluster.pp_rank, cluster.tp_rank, own))
     catalog: dict[str, tuple[int, Sharding]] = {}
@@ -128,9 +128,9 @@ def shardings(model: PackedGPT, cluster: Cluster) -> Iterator[tuple[str, Shardin
 
 
 def pieces(world: World, max_size: int) -> Iterator[Piece]:
-    """Every piece of an update of all engines, tensor by tensor, none of more than `max_size` elements.
+    """Every piece of an update of all engines, tensor by tensor, of at most `max_size` elements.
 
-    Where several data-parallel ranks hold the same shard, the target itself comes first, then one of its node.
+    If several data-parallel ranks hold the same shard, the source is the target itself, else one of its node.
     """
     holders: dict[tuple[int, int], list[int]] = {}
     for rank, coordinates in enumerate(world.coordinates):
@@ -149,7 +149,7 @@ def pieces(world: World, max_size: int) -> Iterator[Piece]:
                 for span in _overlaps(sharding.spans(world.tensor, tp_rank), wanted):
                     found += span[2]
                     streams.append(_cut(name, sharding, source, target, span, max_size))
-            assert found == sum(length for *_, length in wanted), f"{name}: a part of it is nowhere"
+            assert found == sum(length for *_, length in wanted), f"{name}: no rank holds a part of it"
         for turn in zip_longest(*streams):
             yield from (piece for piece in turn if piece is not None)
 
@@ -177,7 +177,7 @@ def _cut(name: str, sharding: Sharding, source: int, target: int, span, max_size
     by_columns = sharding.split_dim == 1
     num_rows, num_columns = (sharding.width, length) if by_columns else (length, sharding.width)
     if source == target:
-        step = num_rows  # copied in place, never staged
+        step = num_rows  # copied directly, not staged
     else:
         step = max_size // num_columns
         if step == 0:
@@ -251,7 +251,7 @@ def _bucket(mine: list[Piece], rank: int, num_ranks: int) -> Bucket:
 
 
 class WeightGather:
-    """Updates an engine's own tensors from the trainer's; `bring` is collective over the job."""
+    """Updates an engine's own tensors from the trainer's; `update` is collective over the job."""
 
     def __init__(
         self,
@@ -263,7 +263,9 @@ class WeightGather:
     ):
         """`source`, `target`: this rank's shards in trainer and engine, by vLLM's names."""
         some = next(iter(source.values()))
-        assert all(x.dtype == some.dtype for x in (*source.values(), *target.values())), "one dtype is wanted"
+        assert all(x.dtype == some.dtype for x in (*source.values(), *target.values())), (
+            "all tensors need one dtype"
+        )
         self._source, self._target = dict(source), dict(target)
         self._dtype, self._device = some.dtype, some.device
         # Two slots, each with a part to send and a part to receive.
@@ -273,23 +275,23 @@ class WeightGather:
         self.num_received_bytes = sum(sum(b.receive_sizes) for b in self._buckets) * some.element_size()
 
     @torch.no_grad()
-    def bring(self) -> None:
+    def update(self) -> None:
         """Make the engine's tensors equal to the trainer's."""
         if self._buckets:
-            # Filled up from both ends only as far as the buckets need.
+            # Only as large as the largest bucket needs.
             largest = max(max(sum(b.send_sizes), sum(b.receive_sizes)) for b in self._buckets)
             staging = torch.empty(
                 2 * NUM_SLOTS, min(self._max_size, max(largest, 1)), dtype=self._dtype, device=self._device
             )
-        under_way: list[tuple[Bucket, Tensor, dist.Work]] = []
+        in_transfer: list[tuple[Bucket, Tensor, dist.Work]] = []
         for number, bucket in enumerate(self._buckets):
             outgoing, incoming = staging[2 * (number % NUM_SLOTS)], staging[2 * (number % NUM_SLOTS) + 1]
-            under_way.append((bucket, incoming, self._start(bucket, outgoing, incoming)))
-            if len(under_way) == NUM_SLOTS:
-                self._finish(*under_way.pop(0))
-        for piece in self._copies:  # while the last buckets travel
+            in_transfer.append((bucket, incoming, self._start(bucket, outgoing, incoming)))
+            if len(in_transfer) == NUM_SLOTS:
+                self._finish(*in_transfer.pop(0))
+        for piece in self._copies:  # while the last buckets are in transfer
             piece.of_target(self._target[piece.name]).copy_(piece.of_source(self._source[piece.name]))
-        for transfer in under_way:
+        for transfer in in_transfer:
             self._finish(*transfer)
 
     def _start(self, bucket: Bucket, outgoing: Tensor, incoming: Tensor) -> dist.Work:

@@ -1,8 +1,8 @@
 """The generator: vLLM in the training processes, reading the trainer's own weights.
 
-Token ids go in, token ids come out with the engine's logprobs and the weight version that made them. A
-version is proved (checksum of what the engine reads against what the trainer wrote) before it is used, at
-the first update of every run and on demand.
+Prompts are token ids; a rollout has token ids, the engine's logprobs, and the weight version that sampled them. After
+the first update of a process, or after every one if so configured, a checksum proves that the engine reads the values
+that the trainer wrote.
 """
 
 import zlib
@@ -44,10 +44,10 @@ class Rollout:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """What is sampled in here follows from `seed`; afterwards all random states are as they were.
+    """Sampling within this context depends on `seed` only; all random states are restored.
 
-    vLLM's first model runner draws from torch's global state at each token, its second (the default on CUDA in
-    later versions) once a request from numpy's: that is then the request's own seed.
+    vLLM's first model runner draws from torch's global state for each token. The second one, the default on CUDA in
+    later versions, draws a seed for each request from numpy's.
     """
     numpy_state = np.random.get_state()
     with torch.random.fork_rng([] if device.type == "cpu" else [device]):
@@ -60,7 +60,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def rollouts_crc(rollouts: Sequence[Rollout]) -> int:
-    """CRC-32 of all lengths, tokens and logprobs, to the bit."""
+    """CRC-32 of all lengths, tokens and logprobs."""
     crc = 0
     for rollout in rollouts:
         crc = zlib.crc32(len(rollout.response_ids).to_bytes(8, "little"), crc)
@@ -81,8 +81,8 @@ class Generator:
     otherwise the engine has its own, which `sync_weights` fills from the policy's (the gather path).
 
     Attributes:
-        replicas: which engine this rank belongs to, of how many.
-        is_shared: no weight is held twice or ever moved.
+        replicas: this rank's place among the engines.
+        is_shared: the engine reads the policy's own weights.
         weight_version: updates that the policy's weights have seen.
         on_progress: called at each step of the engine, for a watchdog.
     """
@@ -171,8 +171,8 @@ class Generator:
             prompts: token ids; each replica brings its own, all its ranks the same.
             num_samples: responses a prompt, adjacent in the result.
             seed: of this call; ranks of one replica must agree, others should differ.
-            on_finished: hears of each rollout, by its index in the result, as soon as it is finished. It must not
-                draw from torch's or numpy's global random numbers: the ranks of a replica would sample differently.
+            on_finished: called with each rollout and its index in the result, as soon as it is finished. It must not
+                draw from torch's or numpy's global random state, or the ranks of a replica sample differently.
 
         Returns:
             len(prompts) * num_samples rollouts, prompts in order.
@@ -230,16 +230,16 @@ class Generator:
         return own + self.kv_cache.num_bytes()
 
     def weights_updated(self) -> None:
-        """The trainer changed the weights: what was cached of the old ones is dropped.
+        """Call it after an update: prefixes of the old weights are dropped, and the version counts up.
 
-        On the shared path the new ones are here already; on the gather path the next `sync_weights` fetches
-        them, once, however many updates there were.
+        On the shared path the engine has the new weights already; on the gather path the next `sync_weights` copies
+        them, once for any number of updates.
         """
         self.weight_version += 1
         self.weights_changed()
 
     def weights_changed(self) -> None:
-        """As `weights_updated`, where the change is not an update and the version stays."""
+        """`weights_updated` for a change that is not an update: the version stays."""
         self._is_stale = not self.is_shared
         self.kv_cache.forget()
 
@@ -257,11 +257,11 @@ class Generator:
         """On the gather path, copy the newest weights into the engine if it holds older ones; collective there."""
         if self._is_stale or self.kv_cache.lost_weights:
             self.kv_cache.wake_weights()
-            self._gather.bring()
+            self._gather.update()
             self._is_stale = self.kv_cache.lost_weights = False
 
     def verify(self) -> None:
-        """Prove that the engine reads what the trainer wrote, value for value; a mismatch stops the run.
+        """Prove by checksums that the engine reads the values that the trainer wrote; a mismatch raises RuntimeError.
 
         Collective on the gather path: every replica is compared with the sum over the trainer's shards.
         """
@@ -276,12 +276,12 @@ class Generator:
             )
 
     def prove(self) -> float:
-        """Prove that the engine computes with the trainer's weights, and as the trainer does (proof.py); collective.
+        """Prove that the engine uses the trainer's weights and agrees with the trainer (proof.py); collective.
 
         `wake` comes before, and again after. Returns the mean difference of a sampled token's logprob.
 
         Raises:
-            RuntimeError: it computes otherwise.
+            RuntimeError: it does not.
         """
         return prove_computation(self.policy, self)
 
@@ -292,7 +292,7 @@ class Generator:
         return checksums(self.policy.vllm_parameters().items()), read
 
     def _checksums_gathered(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Of whole tensors: as the trainer's shards add up, and as this replica's do."""
+        """Checksums of whole tensors, summed over the trainer's shards and over this replica's."""
         from ralign.engine.generator.checksum import add_up, shard_checksum
 
         cluster, catalog = self.cluster, self._world.catalog

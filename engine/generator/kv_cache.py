@@ -1,10 +1,9 @@
-"""vLLM's KV cache on and off: its memory is given back while the policy trains.
+"""Frees vLLM's KV cache while the policy trains, and restores it.
 
-On CUDA vLLM's own sleep mode does it (its allocator keeps the addresses that CUDA graphs know). It takes along what
-the engine made when it loaded the model: on the shared path that is small (rotary tables; the weights are the
-trainer's and stay) and is kept in host memory; on the gather path it is the engine's own weights, which nobody
-needs before they are gathered anew, so they are lost. On CPU, where vLLM ignores sleep, the cache's storages are
-emptied and made again.
+On CUDA this is vLLM's sleep mode, whose allocator keeps the addresses that CUDA graphs hold. It also frees what the
+engine allocated when it loaded the model. On the shared path that is small (rotary tables; the weights belong to the
+trainer and stay) and is kept in host memory. On the gather path it is the engine's own weights; they are discarded,
+since the next update gathers them again. On CPU vLLM ignores sleep: the storages of the cache are emptied and resized.
 """
 
 import torch
@@ -12,10 +11,10 @@ from ralign.engine.generator.vllm_internals import kv_cache_storages
 
 
 class KVCache:
-    """The cache of one engine in this process; awake when made.
+    """The cache of one engine in this process; awake at first.
 
     Attributes:
-        lost_weights: the engine's own weights went with the cache; whoever writes them anew says so here.
+        lost_weights: the engine's own weights were discarded; the code that writes them again resets this.
     """
 
     def __init__(self, llm, device: torch.device, *, owns_weights: bool = False):
@@ -28,12 +27,12 @@ class KVCache:
         self._weights_awake = True
 
     def forget(self) -> None:
-        """Drop what was computed with weights that have changed. Nothing may be generating."""
+        """Drop the prefixes that older weights computed. Nothing may be generating."""
         is_dropped = self._llm.reset_prefix_cache()
         assert is_dropped, "the KV cache is in use"
 
     def sleep(self) -> None:
-        """Free it; what it held is forgotten. Nothing may be generating."""
+        """Free the cache and drop its contents. Nothing may be generating."""
         if not self.is_awake:
             return
         self.forget()
@@ -48,13 +47,13 @@ class KVCache:
         self.is_awake = False
 
     def wake_weights(self) -> None:
-        """Before the engine's own weights are read or written: on CUDA its sleep takes them along."""
+        """Restore the engine's own weights' memory, which sleep frees on CUDA, before they are read or written."""
         if not self._weights_awake:
             self._wake("weights")
             self._weights_awake = True
 
     def wake(self) -> None:
-        """Have the memory again; its contents are undefined, and nothing refers to them."""
+        """Restore the cache's memory; its contents are undefined, and no prefix refers to them."""
         if self.is_awake:
             return
         if self._on_cpu:
@@ -66,7 +65,7 @@ class KVCache:
         self.is_awake = True
 
     def _wake(self, tag: str) -> None:
-        torch.cuda.empty_cache()  # vLLM takes memory from the driver; what torch keeps for itself is not there
+        torch.cuda.empty_cache()  # vLLM allocates from the driver, which does not have what torch caches
         self._llm.wake_up(tags=[tag])
 
     def num_bytes(self) -> int:

@@ -1,10 +1,10 @@
-"""Proof by computation: the engine computes with the trainer's weights, and as the trainer does.
+"""Proves by computation that the engine uses the trainer's weights and agrees with the trainer.
 
-Checksums compare parameters. They cannot see a layer that reads something else: some kernels pack a private copy of the
-weight when the model is loaded, and hold the weights of that moment for good. So every layer's product is compared with
-its parameter's, while all weights are scrambled, in the trainer's memory: a stale copy then gives an unrelated result,
-however small the updates of training are. And a few short answers are sampled and scored by the trainer: the whole
-computation (positions, norms, head, temperature) must agree.
+Checksums compare parameters. They do not detect a layer that reads another tensor: some kernels pack a copy of the
+weight when the model is loaded, and never update it. So all weights are scrambled in the trainer's memory, and each
+layer's output is compared with the product of its parameter: a stale copy then gives an unrelated result, however small
+the updates of training are. In addition, the trainer scores a few short sampled answers: the whole computation
+(positions, norms, head, temperature) must agree.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ LAYER_BOUND = 0.05
 
 
 class Engine(Protocol):
-    """What is asked of the generator."""
+    """The part of the generator that the proof uses."""
 
     llm: Any
     replicas: Replicas
@@ -43,15 +43,15 @@ class Engine(Protocol):
 
 
 def prove_computation(policy: Policy, generator: Engine) -> float:
-    """Raises unless the engine computes as the trainer does, with the trainer's weights; collective over all ranks.
+    """Raises unless the engine agrees with the trainer and uses its weights; collective over all ranks.
 
-    Weights, random states and the version that rollouts carry are afterwards as they were.
+    Weights, random states and the weight version are restored.
 
     Returns:
         mean |difference| of a sampled token's logprob.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: they differ.
     """
     dtype = "bf16" if policy.gpt.config.bf16 else "fp32"
     bound = LOGPROB_BOUNDS[dtype, policy.cluster.device.type]
@@ -104,7 +104,7 @@ def logprob_difference(policy: Policy, generator: Engine) -> float:
 
 @contextmanager
 def scrambled(policy: Policy, generator: Engine) -> Iterator[None]:
-    """While open, the rows of every weight lie in reverse order, in place; afterwards as they were, to the bit."""
+    """Reverse the rows of every weight, in place; on exit they are restored bit for bit."""
     _reverse_rows(policy)
     generator.weights_changed()
     try:

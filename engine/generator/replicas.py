@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from ralign.engine.runtime.cluster import Cluster
@@ -27,8 +27,10 @@ class Replicas:
         self.count, self.tensor = world // tensor, tensor
         # Engines finish at different times, so these groups need a longer timeout than others.
         options = {"backend": "gloo", "timeout": timedelta(seconds=cluster.generation_timeout_s)}
-        engines = [dist.new_group(range(i * tensor, (i + 1) * tensor), **options) for i in range(self.count)]
-        peers = [dist.new_group(range(place, world, tensor), **options) for place in range(tensor)]
+        engines: list[Any] = [
+            dist.new_group(range(i * tensor, (i + 1) * tensor), **options) for i in range(self.count)
+        ]
+        peers: list[Any] = [dist.new_group(range(place, world, tensor), **options) for place in range(tensor)]
         self._engine = engines[self.index]  # ranks with the same samples
         self._peers = peers[self.place]
 
@@ -69,7 +71,7 @@ class Replicas:
         errors = [error for error in self.all_gather_data(error) if error is not None]
         if errors:
             raise errors[0]
-        return result
+        return cast(T, result)
 
     def check_same(self, crc: int) -> None:
         """Compare a checksum over the ranks of this engine; collective over them.

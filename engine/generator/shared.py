@@ -1,8 +1,7 @@
 """vLLM on the trainer's memory: a model loader that makes vLLM's parameters views of Megatron's.
 
-The loader is vLLM's public hook. It builds the model without weights of its own (`torch.empty` gives meta
-tensors while the modules are made) and then puts the given tensors in their place. No byte is copied, then
-or at any later update.
+The loader is vLLM's public hook. It builds the model without memory (`torch.empty` gives meta tensors while the modules
+are built), then replaces each parameter by the given tensor. No byte is copied, neither then nor at an update.
 """
 
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ HEAD = "lm_head.weight"
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """`torch.empty` without memory: vLLM makes every large parameter with it."""
+    """`torch.empty` without memory: vLLM allocates every large parameter with it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -29,7 +28,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def register_shared_loader(parameters: dict[str, Tensor]) -> str:
-    """Register the loader for these tensors (vLLM's name -> local shard); returns the `load_format` to ask for."""
+    """Register the loader for these tensors (vLLM's name -> local shard); returns its `load_format`."""
 
     @register_model_loader(LOAD_FORMAT)
     class SharedLoader(BaseModelLoader):
@@ -49,7 +48,7 @@ def register_shared_loader(parameters: dict[str, Tensor]) -> str:
 def register_empty_loader() -> str:
     """A `load_format` that gives vLLM parameters of its own, all zero, for the gather path to fill.
 
-    A head that vLLM untied it ties again: it compares head and embedding once they are loaded, and here both are zero.
+    vLLM ties a head again that it untied: it compares head and embedding after loading, and here both are zero.
     """
 
     @register_model_loader(EMPTY_FORMAT)
@@ -71,7 +70,7 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     names = [name for name, _ in model.named_parameters()]
     missing, unknown = set(names) - set(parameters), set(parameters) - set(names)
     assert not missing and not unknown, (
-        f"layouts differ: vLLM alone has {missing}, Megatron alone has {unknown}"
+        f"layouts differ: only vLLM has {missing}, only Megatron has {unknown}"
     )
     views = {id(old): _view(name, old, parameters[name]) for name, old in model.named_parameters()}
     for module in model.modules():  # a tied output layer holds the embedding's parameter a second time
@@ -83,10 +82,10 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
 
 
 def _tie_head(model: nn.Module) -> None:
-    """The policy's head is its embedding, and so is the engine's.
+    """Make the engine's head its embedding, as in the policy.
 
-    vLLM unties them where the model's files hold a head beside a config that ties it, as some published ones do
-    (loading the policy has compared the two).
+    vLLM unties them if the model's files hold a head although the config ties it, as in some published models (loading
+    the policy compares the two).
     """
     embedding = model.model.embed_tokens
     if model.lm_head is not embedding:  # vLLM 0.26: a tied Qwen2's head is the embedding itself

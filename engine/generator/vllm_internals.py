@@ -1,6 +1,7 @@
 """Every access to vLLM's internals, each with the version in which it was read (see runtime/internals.py)."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ FINALIZER = InternalPath(
 )
 
 
-def linear_reads_its_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
+def linear_reads_its_weight(layer: Any, remove_weight: bool) -> None:
     """In place of `CPU_GEMM`: the layer's product reads the parameter itself, at every call.
 
     vLLM chooses here, by the CPU and by what is installed, a kernel that packs a private copy of the weight (oneDNN,
@@ -82,10 +83,11 @@ def layer_errors(model: torch.nn.Module) -> dict[str, float]:
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     errors = {}
-    for name, layer in model.named_modules():
+    layers: Iterable[tuple[str, Any]] = model.named_modules()
+    for name, layer in layers:
         if not isinstance(layer, LinearBase | VocabParallelEmbedding):
             continue
-        weight = layer.weight
+        weight: Any = layer.weight
         if weight.ndim != 2:
             errors[name] = math.inf  # emptied: the layer computes with a copy
             continue

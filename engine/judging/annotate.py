@@ -111,9 +111,9 @@ class AnnotatorConfig(EndpointConfig):
 class AnnotateConfig:
     """Settings of `ralign-annotate`."""
 
-    pairs: str | None = None
+    pairs: str = ""
     """Pairs file (JSONL); gt_judgment may be missing."""
-    output: str | None = None
+    output: str = ""
     """Pairs file to write, with its journal and summary beside it."""
     template: str = "golden"
     """Prompt template: golden, or a file."""
@@ -136,14 +136,14 @@ def main() -> None:
 
 def _main(argv: list[str]) -> None:
     config = parse(AnnotateConfig(), argv, __doc__)
-    for name in ("pairs", "output"):
-        if not getattr(config, name):
+    for name, value in (("pairs", config.pairs), ("output", config.output)):
+        if not value:
             raise UserError(f"{name} is missing: give {name}=FILE")
     if Path(config.pairs).resolve() == Path(config.output).resolve():
         raise UserError(f"output={config.output} is the pairs file itself")
-    for name in ("num_tries", "limit"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name, value in (("num_tries", config.num_tries), ("limit", config.limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     check_endpoint(config.annotator)
     summary = annotate(config)
     reasons = ", ".join(f"{number} {reason}" for reason, number in summary["rejected"].items())

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ralign.engine.judging.judge import Reply
 
@@ -60,11 +60,11 @@ class ChatClient:
             timeout=address.timeout_s,
             max_retries=0,
             http_client=_http_client(address),
-            default_headers={f"X-Stainless-{name}": omit for name in telemetry_headers},
+            default_headers=cast(Any, {f"X-Stainless-{name}": omit for name in telemetry_headers}),
         )
         self._url = str(self._client.base_url.join("chat/completions"))
         per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
-        self._options = {"headers": dict.fromkeys(per_call, omit)}
+        self._options: Any = {"headers": dict.fromkeys(per_call, omit)}
 
     async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
         """One try. Raises `Failure` without an answer."""
@@ -135,9 +135,9 @@ def _http_client(address: Address):
                 method, known.url, headers=self.common, content=content, extensions=dict(known.extensions)
             )
 
-        async def send(self, request, **options):
+        async def send(self, request, **options: Any):
             """Stop reading an answer after MAX_REPLY_BYTES."""
-            response = await super().send(request, **(options | {"stream": True}))
+            response = await super().send(request, **cast(Any, options | {"stream": True}))
             content = bytearray()
             try:
                 async for part in response.aiter_bytes():
@@ -150,7 +150,7 @@ def _http_client(address: Address):
             kind, status = type(response), response.status_code
             return kind(status, headers=headers, content=bytes(content), request=request)
 
-    limits = httpx.Limits(max_connections=address.num_connections)
+    limits: Any = httpx.Limits(max_connections=address.num_connections)
     return OneAddress(limits=limits, trust_env=address.use_proxy)
 
 

@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from ralign.engine.judging.client import Address, ChatClient, Failure, Messages
 from ralign.engine.judging.judge import Reply
@@ -60,11 +61,13 @@ class _Child:
         number = self._num_sent = self._num_sent + 1
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         process = await asyncio.shield(self._started)
+        assert process.stdin is not None
         process.stdin.write(_pack([number, *request]))
         return await answer
 
     async def end(self) -> None:
         process = await self._started
+        assert process.stdin is not None
         process.stdin.close()
         await self._reading
 
@@ -72,12 +75,14 @@ class _Child:
         pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-P", "-m", "ralign.engine.judging.client_process")
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        assert process.stdin is not None
         process.stdin.write(_pack(asdict(address)))
         return process
 
     async def _read(self) -> None:
         """Deliver answers until the child is gone; requests left without one may be retried."""
         process = await asyncio.shield(self._started)
+        assert process.stdout is not None
         while (message := await _unpack(process.stdout)) is not None:
             number, *answer = message
             if not (waiting := self._answers.pop(number)).done():
@@ -94,7 +99,7 @@ def _pack(message: object) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-async def _unpack(stream: asyncio.StreamReader) -> list | dict | None:
+async def _unpack(stream: asyncio.StreamReader) -> Any:
     """The next message; None at the end."""
     try:
         (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))

@@ -278,23 +278,24 @@ class Tournament:
     def _totals(self) -> tuple[np.ndarray, np.ndarray]:
         """[N] sum of each sample's results over its usable comparisons, and [N] their number."""
         total, count = np.zeros((2, self.schedule.num_samples))
-        for met in self._usable():
-            for sample, result in ((met.left, met.result), (met.right, -met.result)):
+        for left, right, result in self._usable():
+            for sample, gain in ((left, result), (right, -result)):
                 if sample != REFERENCE:
-                    total[sample] += result
+                    total[sample] += gain
                     count[sample] += 1
         return total, count
 
     def _wins(self) -> np.ndarray:
         """[N, N]: times that i beat j; a tie is half a win for both."""
         wins = np.zeros((self.schedule.num_samples,) * 2)
-        for met in self._usable():
-            wins[met.left, met.right] += (1 + met.result) / 2
-            wins[met.right, met.left] += (1 - met.result) / 2
+        for left, right, result in self._usable():
+            wins[left, right] += (1 + result) / 2
+            wins[right, left] += (1 - result) / 2
         return wins
 
-    def _usable(self) -> Iterator[Comparison]:
-        return (met for met in self.comparisons if met.result is not None)
+    def _usable(self) -> Iterator[tuple[int, int, float]]:
+        """(left, right, result) of each comparison with a result."""
+        return ((met.left, met.right, met.result) for met in self.comparisons if met.result is not None)
 
     def _next_matches(self) -> list[tuple[int, int]]:
         """Neighbours in the bracket; a place without a sample (None) gives the other one a bye."""

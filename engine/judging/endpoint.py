@@ -87,8 +87,10 @@ class Endpoint(Judge):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
+        url = base_url or config.base_url
+        assert url is not None, "check_endpoint refuses it"
         self._address = Address(
-            base_url=base_url or config.base_url,
+            base_url=url,
             api_key=api_key or os.environ.get(config.api_key_env) or "none",
             key_name=config.api_key_env,
             timeout_s=config.timeout_s,
@@ -269,6 +271,7 @@ class Endpoint(Judge):
         waiting, self._uncommitted = self._uncommitted, []
         try:
             if waiting:
+                assert self._cache is not None
                 self._cache.put(self.client_id, [(key, reply) for key, reply, _ in waiting])
         except (
             sqlite3.Error

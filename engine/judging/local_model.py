@@ -164,6 +164,15 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib))))
     from vllm import LLM
 
+    memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    if on_cpu:
+        memory = {
+            "block_size": 32,
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+            # With chunked prefill vLLM rewinds a request's own random generator, which torch's CPU generators cannot
+            # do.
+            "enable_chunked_prefill": False,
+        }
     return LLM(
         model=config.folder,
         tensor_parallel_size=config.tensor,
@@ -172,15 +181,5 @@ def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:
         enable_prefix_caching=True,
         seed=config.seed,
         **engine_options,
-        **(
-            {
-                "block_size": 32,
-                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-                # With chunked prefill vLLM rewinds a request's own random generator, which torch's CPU generators
-                # cannot do.
-                "enable_chunked_prefill": False,
-            }
-            if on_cpu
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        ),
+        **memory,
     )

@@ -32,6 +32,7 @@ class ManagedJudge(Judge):
 
     def __init__(self, config: JudgeConfig, context: ClientContext):
         """Start the server, and wait until it is healthy. UserError if it does not start."""
+        assert config.model is not None, "the settings' check refuses it"
         self.cluster, self.sleeps = context.cluster, config.server.sleep_level > 0
         log = context.server_log
         self._server: Server | None = None

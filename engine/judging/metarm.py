@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ralign.engine.data.pairs import Pair
+from ralign.engine.data.pairs import Pair, Side
 from ralign.engine.data.verdicts import visible
 from ralign.engine.judging.judge import Judge
 from ralign.engine.runtime.errors import UserError
@@ -108,7 +108,7 @@ class RuleBased(MetaRM):
 class DecisiveFactor(NamedTuple):
     """The fault that decides a JudgeWorld pair."""
 
-    side: str  # the response with the fault, "A" or "B"
+    side: Side  # the response with the fault
     item: str
     should_be: str  # the item's true value
 

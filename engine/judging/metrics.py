@@ -62,7 +62,7 @@ def measure(
     draws = rng.multinomial(num_pairs, counts / num_pairs, size=num_bootstrap)
     result = {
         "num_pairs": num_pairs,
-        **{name: _interval(ratio(counts), ratio(draws)) for name, ratio in RATIOS.items()},
+        **{name: _interval(float(ratio(counts)), ratio(draws)) for name, ratio in RATIOS.items()},
         "num_parse_fail": sum(verdict is None for verdict in verdicts),
         "num_judge_fail": int(counts[_FAILED]),
         "swap_consistency": None,

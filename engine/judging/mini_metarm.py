@@ -12,7 +12,13 @@ from ralign.engine.data.metarm_prompts import COMPACT, render_review
 from ralign.engine.data.pairs import SIDES, Pair, other_side
 from ralign.engine.data.verdicts import visible
 from ralign.engine.data.worlds.judgeworld import VALUES, cue_judge, decisive_factor
-from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors, factor_sentences
+from ralign.engine.judging.metarm import (
+    DecisiveFactor,
+    Outcome,
+    RuleMetaRM,
+    decisive_factors,
+    factor_sentences,
+)
 from ralign.engine.runtime.errors import UserError
 
 MAX_FACTORS = 3
@@ -63,7 +69,7 @@ def make_cases(pairs: Sequence[Pair], *, num_per_pair: int = 1, seed: int) -> li
     return cases
 
 
-def _factor(pair: Pair) -> tuple[str, str, str]:
+def _factor(pair: Pair) -> DecisiveFactor:
     (factor,) = decisive_factors(pair.gt_judgment)
     return factor
 

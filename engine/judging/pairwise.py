@@ -86,7 +86,7 @@ class PairwiseReward:
     def _round(self, calls: Sequence[tuple[Group, Sequence[Call]]]) -> list[list[Transcript]]:
         """Transcripts of one round, by group, in the order of the calls."""
         flat = [(group, call, *_texts(group, call)) for group, of_group in calls for call in of_group]
-        replies: list[Reply | None] = [None] * len(flat)
+        replies: dict[int, Reply] = {}
         order = cache_order([group.name for group, *_ in flat], [first for *_, first, _ in flat])
         open_calls = [i for i in order if flat[i][2] != flat[i][3]]
         for attempt in range(self.num_tries):
@@ -98,7 +98,10 @@ class PairwiseReward:
             for i, future in zip(open_calls, futures, strict=True):
                 replies[i] = future.result()
             open_calls = [i for i in open_calls if read_answer(replies[i]) is Answer.UNPARSABLE]
-        transcripts = (_transcript(*call, reply) for (_, *call), reply in zip(flat, replies, strict=True))
+        transcripts = (
+            _transcript(call, first, second, replies.get(i))
+            for i, (_, call, first, second) in enumerate(flat)
+        )
         return [[next(transcripts) for _ in of_group] for _, of_group in calls]
 
 

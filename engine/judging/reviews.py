@@ -30,9 +30,10 @@ class Reviews:
         Raises:
             JudgeStopped: on every rank, if the MetaRM of any rank has stopped.
         """
-        if self.metarm is None:
+        metarm = self.metarm
+        if metarm is None:
             return [Outcome.SKIPPED] * num_samples
-        found = self.replicas.ask_once(lambda: self._wait(self.metarm))
+        found = self.replicas.ask_once(lambda: self._wait(metarm))
         return [found.get(index, Outcome.SKIPPED) for index in range(num_samples)]
 
     def _wait(self, metarm: MetaRM) -> dict[int, Outcome]:

@@ -53,7 +53,7 @@ class Server:
         self._asleep = False
         self._closing = False
         self._transition = threading.RLock()  # held while the server starts, sleeps or wakes
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes]  # of the guard; there is one after `start`
 
     def start(self) -> str:
         """Start, wait until healthy, watch; returns the base URL. UserError with the log's end if that fails."""
@@ -117,7 +117,7 @@ class Server:
                 if self._closing:
                     return
                 if self.num_restarts:
-                    self._give_up(f"the judge's server died twice: {self._log_tail()}")
+                    self._give_up(f"the judge's server crashed twice: {self._log_tail()}")
                     return
                 self.num_restarts += 1
                 self._spawn()

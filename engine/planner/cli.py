@@ -1,8 +1,8 @@
-"""ralign-plan RECIPE --gpus N --gpu h100: will it fit, how long will it take, and what would be better.
+"""ralign-plan RECIPE --gpus N --gpu h100: memory, time and better layouts of a run.
 
 Prints the memory of one GPU in each phase of a step (for the fullest pipeline stage), pinned host memory, the
-predicted time of a step and tokens a day, advice, and the three best layouts; with --terms also the terms that add up
-to the time. Ends with status 0 when the recipe's own layout fits and 2 when it does not.
+predicted time of a step, tokens a day, advice, and the three best layouts. --terms adds the terms of the time. The exit
+status is 0 if the recipe's own layout fits and 2 if it does not.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # in the source tree and in an installed package
-HOST_GB = 256.0  # a GPU's share of a node with 2 TB
+HOST_GB = 256.0  # per GPU, on a node with 8 GPUs and 2 TB
 LENGTHS = ("mean_prompt_tokens", "mean_new_tokens")
 
 
@@ -42,10 +42,10 @@ def main(argv: list[str]) -> None:
 
 
 def report_of(argv: list[str]) -> dict:
-    """What this command line prints with --json.
+    """The output of this command line with --json.
 
     Raises:
-        UserError: settings that no machine can run.
+        UserError: settings that are invalid on every machine.
     """
     return _report(*_parser().parse_known_args(argv))
 
@@ -66,21 +66,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="ralign-plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="After the options, settings of the recipe as field.sub=value, for example parallel.tensor=4.",
+        epilog="Settings of the recipe follow the options as field.sub=value, for example parallel.tensor=4.",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="a recipe's file, or the name of one that comes with ralign")
+    parser.add_argument("recipe", help="a recipe's file, or the name of a recipe of ralign")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of the job, over all nodes")
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(CHIPS)}, or memory in GB (default h100)")
-    parser.add_argument("--host-gb", type=float, default=HOST_GB, help="host memory for each GPU, GB")
+    parser.add_argument(
+        "--host-gb", type=float, default=HOST_GB, help="host memory per GPU, GB (default: 256)"
+    )
     parser.add_argument("--constants", help="JSON file with measured constants of the time model")
     for name, what in zip(LENGTHS, ("prompt", "answer"), strict=True):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=float,
-            help=f"tokens of a mean {what} (default: half of the longest, or what --constants says)",
+            help=f"mean {what} length, tokens (default: from --constants, else half of the longest)",
         )
-    parser.add_argument("--terms", action="store_true", help="print the terms that add up to the time")
+    parser.add_argument("--terms", action="store_true", help="print the terms of the predicted time")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
@@ -89,20 +91,20 @@ def recipe_file(recipe: str) -> Path:
     """The file of a recipe given by path or by name.
 
     Raises:
-        UserError: no such file, nor a recipe of that name.
+        UserError: no such file and no recipe of that name.
     """
     for path in (Path(recipe), RECIPES / f"{recipe.removesuffix('.py')}.py"):
         if path.is_file():
             return path
     known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
-    raise UserError(f"recipe {recipe}: no such file, nor a recipe of that name ({known})")
+    raise UserError(f"recipe {recipe}: no such file and no recipe of that name ({known})")
 
 
 def recipe_run(recipe: str) -> Run:
-    """The settings of a recipe: what its first function annotated `-> Run` returns.
+    """The settings of a recipe, from its first function without arguments annotated `-> Run`.
 
     Raises:
-        UserError: no such file, or no such function in it.
+        UserError: there is no such file, or no such function in it.
     """
     path = recipe_file(recipe)
     module = _module_of(path)
@@ -117,12 +119,10 @@ def recipe_run(recipe: str) -> Run:
 
 
 def _module_of(path: Path) -> ModuleType:
-    """The module of a recipe: `ralign.recipes.NAME`, or one that is made from a user's own file."""
+    """The module of a recipe: `ralign.recipes.NAME`, or a module made from a user's file."""
     if path.resolve().parent == RECIPES:
         return importlib.import_module(f"ralign.recipes.{path.stem}")
-    sys.path.insert(
-        0, str(path.resolve().parent)
-    )  # as `python FILE` does: a recipe may import its neighbours
+    sys.path.insert(0, str(path.resolve().parent))  # as `python FILE`: a recipe may import its neighbours
     spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None, path  # a name that ends in .py has a loader
     module = importlib.util.module_from_spec(spec)
@@ -139,13 +139,13 @@ def plan(
     host_gb: float = HOST_GB,
     search: bool = True,
 ) -> dict:
-    """Everything that `ralign-plan` prints, as JSON-ready values; bytes and seconds.
+    """The report of `ralign-plan` as JSON-serialisable values, in bytes and seconds.
 
     Raises:
-        UserError: settings that no machine can run.
+        UserError: settings that are invalid on every machine.
     """
     if num_gpus < 1:
-        raise UserError(f"--gpus {num_gpus}: at least one")
+        raise UserError(f"--gpus must be at least 1, got {num_gpus}")
     shape = shape_of(run.model)
     if run.model.hf_path is None or (Path(run.model.hf_path) / "config.json").is_file():
         validate(replace(run, data=replace(run.data, train=None)), num_gpus)
@@ -163,7 +163,7 @@ def plan(
     problems = asked.ledger.problems()
     if asked.ledger.host_bytes > host_gb * 1e9:
         problems.append(
-            f"{asked.ledger.host_bytes / GIB:.1f} GiB of pinned host memory a GPU, of {host_gb * 1e9 / GIB:.1f} GiB"
+            f"{asked.ledger.host_bytes / GIB:.1f} GiB of pinned host memory per GPU, of {host_gb * 1e9 / GIB:.1f} GiB"
         )
     report = {
         "recipe": run.name,
@@ -182,16 +182,16 @@ def plan(
         report["refusal"] = f"{run.name} {layouts.refusal(asked, problems, near, chip)}"
         if near is None and search:
             least = layouts.smallest_world(job, chip, constants, host_gb * 1e9)
-            report["refusal"] += f"; {least} GPUs would do" if least else ""
+            report["refusal"] += f"; {least} GPUs are enough" if least else ""
     return report
 
 
 def _check_lengths(job: Job, constants: Constants) -> None:
-    """A mean length is at most the longest."""
+    """Requires that no mean length exceeds the longest length."""
     for name, longest in zip(LENGTHS, (job.max_prompt_tokens, job.max_new_tokens), strict=True):
         mean = asdict(constants)[name]
         if not 0 <= mean <= longest:
-            raise UserError(f"{name} = {mean:g}: from 0 (not known) to the longest, {longest}")
+            raise UserError(f"{name} must be from 0 (unknown) to {longest}, the longest length, got {mean:g}")
 
 
 def _layout_json(layout: layouts.Layout) -> dict:
@@ -220,7 +220,7 @@ def _layout_json(layout: layouts.Layout) -> dict:
 
 
 def as_text(report: dict, *, terms: bool = False) -> str:
-    """The report for a terminal; `terms`: with the terms of its layout's time, and of the best layout's."""
+    """The report as text; `terms` adds the terms of the time of its layout and of the best layout."""
     chip, layout = report["chip"], report["layout"]
     head = (
         f"{report['recipe']}: {report['model']['name']}, {report['model']['num_parameters'] / 1e9:.2f} B parameters,"
@@ -246,7 +246,7 @@ def as_text(report: dict, *, terms: bool = False) -> str:
 
 
 def memory_table(layout: dict, capacity_bytes: int) -> str:
-    """GiB of one GPU: a row for each holder, a column for each phase; then host memory."""
+    """GiB of one GPU, with a row per holder and a column per phase; then host memory."""
     phases = layout["memory_bytes"]
     holders = list(dict.fromkeys(name for parts in phases.values() for name in parts))
     rows = [["GiB a GPU", *phases]]
@@ -266,7 +266,7 @@ def memory_table(layout: dict, capacity_bytes: int) -> str:
 
 
 def time_table(layout: dict) -> str:
-    """Predicted seconds of a step by phase."""
+    """Predicted seconds of each phase of a step, and throughput."""
     rows = [["predicted s a step", *layout["time_s"]], ["", *(f"{s:.1f}" for s in layout["time_s"].values())]]
     throughput = layout["tokens_per_s_per_gpu"]
     return (
@@ -276,7 +276,7 @@ def time_table(layout: dict) -> str:
 
 
 def terms_table(layout: dict) -> str:
-    """What adds up to the predicted time: work of one GPU, and the rate or latency that it is divided by."""
+    """The terms of the predicted time: work of one GPU, and its rate or latency."""
     return table(terms_rows(layout))
 
 

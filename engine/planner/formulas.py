@@ -1,18 +1,18 @@
-"""Closed formulas: what one rank of a job holds for each part of a step, in bytes.
+"""Closed formulas for the memory of one rank in each part of a step, in bytes.
 
-Symbols (per rank): t, p, c, d: tensor-, pipeline-, context-, data-parallel sizes. P: parameters held, padded as
-Megatron's flat buffers pad them. n = token_budget / c tokens of a micro-batch; n' = n / t under sequence
-parallelism, else n. h, f: hidden and MLP width; N, G: query heads and groups over t; D: head size; V: padded
-vocabulary. b: bytes of a weight (2 for bf16, 4 for fp32).
+Symbols (per rank): t, p, c, d: tensor-, pipeline-, context-, data-parallel sizes. P: parameters, padded as in the
+flat buffers of Megatron. n = token_budget / c tokens of a micro-batch; n' = n / t with sequence parallelism, else n.
+h, f: hidden and MLP width; N, G: query heads and groups over t; D: head size; V: padded vocabulary. b: bytes of a
+weight (2 for bf16, 4 for fp32).
 
-    weights      b P                 gradients   4 P (summed in fp32, whole on every data-parallel rank)
+    weights      b P                 gradients   4 P (summed in fp32, complete on every data-parallel rank)
     optimizer    12 P / (d c) in bf16 (master weights, two moments), 8 P / (d c) in fp32 (masters are the weights)
-    activations  b (4 n' h + n D ((N + 2G) + (N + G) + N) + 5 n f / t) a layer; with recomputation n' h a layer
-                 and the above for one layer at a time
-    workspace    the larger of: a layer's pass (the gradients 2 n f / t + 2 n' h; the layer's activations where
-                 recomputed); the logprobs (a chunk of logits of 320 MiB and its gradient, the head's fp32
-                 gradient, hidden states in fp32)
-    KV cache     2 b D G / t_generate a token and layer
+    activations  b (4 n' h + n D ((N + 2G) + (N + G) + N) + 5 n f / t) per layer; with recomputation n' h per
+                 layer and the above for one layer at a time
+    workspace    the larger of: a layer's pass (the gradients 2 n f / t + 2 n' h; with recomputation the layer's
+                 activations); the logprobs (a chunk of logits of 320 MiB and its gradient, the head's fp32 gradient,
+                 hidden states in fp32)
+    KV cache     2 b D G / t_generate per token and layer
 """
 
 import math
@@ -23,9 +23,9 @@ from ralign.engine.planner.job import Job
 def num_held(job: Job, stage: int) -> int:
     """P: elements of Megatron's flat parameter buffer on a rank of this stage, padding included.
 
-    Parameters are laid out from the last to the first, each start aligned to 64 elements; a bucket's end is
-    padded to a multiple of 128 and of the ranks that share its optimizer state. All are one bucket (gradients
-    are reduced when all are there), but for a tied embedding that two stages hold: that has its own.
+    Parameters are laid out from the last to the first, each start aligned to 64 elements. The end of a bucket is padded
+    to a multiple of 128 and of the number of ranks that share its optimizer state. All parameters form one bucket,
+    since gradients are reduced together; only a tied embedding on two stages has a separate one.
     """
     shape, ranks = job.shape, job.data * job.context
     embedding, layers, head = shape.parts(tensor=job.tensor, pipeline=job.pipeline, stage=stage)
@@ -50,7 +50,7 @@ def _pad(number: int, multiple: int) -> int:
 
 
 def layer_activation_bytes(job: Job, *, on_gpu: bool = True) -> int:
-    """What one layer keeps for its backward pass, for one micro-batch.
+    """Activations that one layer saves for its backward pass, for one micro-batch.
 
     Norm inputs and outputs; fused QKV, rotated q and k (on CPU gathered q, k, v instead), attention's output
     (on CPU also its padded form); gate and up, the up half once more, silu, and their product.
@@ -70,7 +70,7 @@ def layer_activation_bytes(job: Job, *, on_gpu: bool = True) -> int:
 
 
 def activation_bytes(job: Job, stage: int, *, on_gpu: bool = True) -> int:
-    """What autograd keeps at the end of the forward passes that a stage has in flight (`learn`)."""
+    """Activations saved by autograd for all micro-batches that a stage has in flight (`learn`)."""
     shape = job.shape
     in_flight = job.pipeline - stage  # one forward, one backward: earlier stages run ahead
     hidden = _hidden_bytes(job)
@@ -80,14 +80,14 @@ def activation_bytes(job: Job, stage: int, *, on_gpu: bool = True) -> int:
 
 
 def workspace_bytes(job: Job, stage: int, *, backward: bool, on_gpu: bool = True) -> int:
-    """The most that is held beside it at any moment: one layer's pass, or the log-probabilities."""
+    """Largest temporary memory: of one layer's pass, or of the logprobs."""
     shape, n, hidden = job.shape, job.micro_batch_tokens, _hidden_bytes(job)
     gathered = job.weight_bytes * n * shape.hidden_size if job.sequence else 0  # one all-gather at a time
     mlp = job.weight_bytes * n * shape.ffn_hidden_size // job.tensor
     if not backward:
         layer = 5 * mlp + 3 * hidden
     else:
-        layer = 2 * mlp + 2 * hidden  # gradients of gate and up, and of what the layer added to
+        layer = 2 * mlp + 2 * hidden  # gradients of gate and up, and of the residual stream
         if job.recompute:
             layer += layer_activation_bytes(job, on_gpu=on_gpu) - hidden
     head = logprob_bytes(job, backward=backward, on_gpu=on_gpu) if stage == job.pipeline - 1 else 0
@@ -107,7 +107,7 @@ def logprob_bytes(job: Job, *, backward: bool, on_gpu: bool = True) -> int:
         wide = 4 * n * shape.hidden_size if job.dtype == "bf16" else 0
         return wide + backward * (wide + _hidden_bytes(job))
     columns = shape.padded_vocab_size // job.tensor
-    rows = (320 if on_gpu else 128) * 2**20 // (4 * columns)  # its auto_chunk_tokens
+    rows = (320 if on_gpu else 128) * 2**20 // (4 * columns)  # as its auto_chunk_tokens
     share = job.max_new_tokens / (job.max_prompt_tokens + job.max_new_tokens)
     chunk = min(max(rows // 64 * 64, 64), 1024, max(int(n * share), 1))
     # fp32 logits and, on a GPU, their gradient in the weights' dtype; on a CPU logits, probabilities, gradient.
@@ -131,7 +131,7 @@ def engine_workspace_bytes(job: Job) -> int:
 
 
 def held_bytes(job: Job, held: int) -> tuple[int, int, int]:
-    """Weights, gradients and optimizer state of a model with this many parameters on a rank."""
+    """(weights, gradients, optimizer state) of a model with `held` parameters on a rank."""
     optimizer = (12 if job.dtype == "bf16" else 8) * (held // (job.data * job.context))
     return job.weight_bytes * held, 4 * held, optimizer
 
@@ -149,9 +149,9 @@ def step_bytes(job: Job, held: int, on_gpu: bool) -> int:
 
 
 def checkpoint_copy_bytes(job: Job, stage: int, on_gpu: bool) -> int:
-    """Host memory of the copy that a checkpoint is written from: weights and two moments in fp32, of this rank's share.
+    """Host memory of a checkpoint's copy: weights and two moments in fp32, of this rank's share.
 
-    torch rounds each tensor in pinned memory up to a power of two; the checkpoint's are the parameters.
+    In pinned memory, torch rounds each tensor up to a power of two. The copy has one tensor per parameter.
     """
     ranks = job.data * job.context
     if not on_gpu:

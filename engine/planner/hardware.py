@@ -1,4 +1,4 @@
-"""The chips that a plan knows, and the constants of its time model: published peaks and stated efficiencies."""
+"""Chips with their published peaks, and the constants of the time model."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ from ralign.engine.runtime.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One GPU and its links; peaks as published, dense bf16, one direction of a link."""
+    """One GPU and its links. Peaks are published ones: dense bf16 FLOPs, one direction of a link."""
 
     name: str
     memory_bytes: int
@@ -34,7 +34,7 @@ def _chip(
     )
 
 
-# Usable memory (what the driver reports) in GB; NVLink, a 400 Gb/s (A100: 200 Gb/s) adapter a GPU, PCIe.
+# Usable memory as the driver reports it, GB; NVLink; one 400 Gb/s (A100: 200 Gb/s) adapter per GPU; PCIe.
 CHIPS = {
     "a100": _chip("a100", 85.0, 312, 2.04, 300, 25, 25),
     "h100": _chip("h100", 85.0, 989, 3.35, 450, 50, 55),
@@ -44,10 +44,10 @@ CHIPS = {
 
 
 def chip_of(text: str) -> Chip:
-    """A known name, or a memory size in GB on a chip that is otherwise an H100.
+    """The chip of this name, or an H100 with this memory size in GB.
 
     Raises:
-        UserError: neither.
+        UserError: the text is neither a name nor a size.
     """
     if text.lower() in CHIPS:
         return CHIPS[text.lower()]
@@ -56,37 +56,37 @@ def chip_of(text: str) -> Chip:
     except ValueError:
         memory_gb = 0.0
     if not 0 < memory_gb < 1e5:
-        raise UserError(f"--gpu {text}: one of {', '.join(CHIPS)}, or a memory size in GB")
+        raise UserError(f"--gpu must be one of {', '.join(CHIPS)}, or a memory size in GB, got {text}")
     return replace(CHIPS["h100"], name=f"{memory_gb:g}GB", memory_bytes=int(memory_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What peaks are multiplied with, and the lengths that a step turns out to have.
+    """Efficiencies that multiply peaks, latencies, and mean lengths.
 
-    These are assumptions until measured: give a run's own with `--constants FILE.json`.
+    The defaults are assumptions. `--constants FILE.json` replaces them by measured values.
     """
 
     train_efficiency: float = 0.40  # of peak FLOPs, forward and backward of packed micro-batches
-    prefill_efficiency: float = 0.50  # of peak FLOPs, forward alone
+    prefill_efficiency: float = 0.50  # of peak FLOPs, forward only
     decode_bandwidth: float = 0.60  # of memory bandwidth, while decoding
     link_efficiency: float = 0.75  # of a link's peak, in collectives and copies
     exposed_communication: float = 0.7  # share of tensor-parallel communication that no computation hides
-    decode_overhead_s: float = 0.003  # a decode step beside reading memory: scheduling, sampling
+    decode_overhead_s: float = 0.003  # of a decode step beside reading memory: scheduling, sampling
     collective_latency_s: float = 15e-6  # of one all-reduce within an engine
     mean_prompt: float = 0.5  # of max_prompt_tokens
     mean_response: float = 0.5  # of max_new_tokens
-    mean_prompt_tokens: float = 0.0  # where known, instead of the share
-    mean_new_tokens: float = 0.0
+    mean_prompt_tokens: float = 0.0  # replaces mean_prompt if not 0
+    mean_new_tokens: float = 0.0  # replaces mean_response if not 0
     judge_s: float = 0.0  # a step's judging that does not overlap generation
     gpus_per_node: int = 8
 
 
 def read_constants(path: str | Path | None) -> Constants:
-    """The defaults, with what a JSON object of the same names overrides.
+    """The defaults, overridden by a file with a JSON object of the same names.
 
     Raises:
-        UserError: the file cannot be read, or names something that is not a constant.
+        UserError: the file cannot be read, or has a name or a value that is not valid.
     """
     if path is None:
         return Constants()
@@ -96,10 +96,10 @@ def read_constants(path: str | Path | None) -> Constants:
         raise UserError(f"--constants {path}: {error}") from error
     known = {item.name: item.type for item in fields(Constants)}
     if not isinstance(values, dict):
-        raise UserError(f"--constants {path}: a JSON object is wanted")
+        raise UserError(f"--constants {path}: expected a JSON object")
     for name, value in values.items():
         if name not in known or not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
             raise UserError(
-                f"--constants {path}: {name}={value!r}; known are numbers named {', '.join(known)}"
+                f"--constants {path}: {name}={value!r}; expected numbers named {', '.join(known)}"
             )
     return replace(Constants(), **values)

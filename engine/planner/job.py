@@ -1,4 +1,4 @@
-"""A run on a number of processes, as the planner sees it."""
+"""The planner's view of a run: sizes, layout and world size."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run on a number of processes, as the formulas see it; `Job.of` makes it from a recipe's settings."""
+    """The input of the formulas; `Job.of` makes it from a run's settings and the number of processes."""
 
     shape: Shape
     world_size: int
@@ -37,11 +37,11 @@ class Job:
     bucket_bytes: int
     reserve_bytes: int
     utilization: float
-    kv_bytes: int  # 0: what is left of `utilization`
+    kv_bytes: int  # 0: the rest of `utilization`
     offload: str  # auto, never, always
     kv_sleep: str
-    critic: Shape | None = None  # PPO's, cut as the policy is
-    judge: ResidentJudge | None = None  # where it shares the devices
+    critic: Shape | None = None  # PPO's, with the policy's layout
+    judge: ResidentJudge | None = None  # if it shares the devices
 
     @classmethod
     def of(cls, run: "Run", world_size: int, shape: Shape) -> "Job":
@@ -77,7 +77,7 @@ class Job:
         )
 
     def of_critic(self) -> "Job":
-        """The critic as a job of its own."""
+        """The critic as a job."""
         return replace(self, shape=self.critic, critic=None)
 
     @property
@@ -86,12 +86,12 @@ class Job:
 
     @property
     def shares_weights(self) -> bool:
-        """The generator reads the trainer's own memory: same tensor-parallel size, every layer on each rank."""
+        """Whether the generator reads the trainer's memory: same tensor-parallel size, no pipeline."""
         return self.generate_tensor == self.tensor and self.pipeline == 1
 
     @property
     def num_replicas(self) -> int:
-        """Engines in the job."""
+        """Number of engines in the job."""
         return self.world_size // self.generate_tensor
 
     @property
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def sequence_bytes(self) -> int:
-        """KV cache of one sequence of the greatest length, on one rank of an engine."""
+        """KV cache of the longest sequence, on one rank of an engine."""
         return (self.max_prompt_tokens + self.max_new_tokens) * self.kv_token_bytes
 
     @property

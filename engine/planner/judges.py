@@ -1,9 +1,9 @@
-"""What a judge on the job's own devices takes of one, beside whatever else is there.
+"""Memory of a judge on the policy's devices.
 
-Two kinds: a GenRM in the training processes, awake in every phase, and a vLLM server that the job starts (a MetaRM or a
-GenRM), which may sleep while the policy trains. On a GPU an engine takes a share of the whole device, of which weights
-come first and the KV cache has what is left. On a CPU the KV cache has a size of its own. Where only some devices have
-a judge, the ledger is theirs: they have the least room.
+There are two kinds: a GenRM in the training processes, awake in every phase, and a vLLM server of the job (a MetaRM or
+a GenRM), which may sleep while the policy trains. On a GPU, an engine takes a share of the whole device: its weights,
+and the rest for the KV cache. On a CPU, the KV cache has a fixed size. If only some devices have a judge, the ledger
+describes those, since they are the fullest.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.judge import JudgeConfig
+from ralign.engine.config.registry import METARMS
 from ralign.engine.config.run import GenRMRun, Run
 
 GIB = 2**30
@@ -21,14 +22,14 @@ class ResidentJudge:
     """A judge with an engine on the device.
 
     Attributes:
-        weight_bytes: of its Hugging Face folder's tensors, cut over its engine's ranks; 0 where the folder is not
-            there yet, or is a name on a hub.
+        weight_bytes: of its Hugging Face folder's tensors, over the ranks of its engine; 0 if there is no folder (yet),
+            or a name on the hub.
         kv_bytes: KV cache on a CPU.
-        share: of a GPU's memory, weights and all.
+        share: of a GPU's memory, including weights.
         setting: its group of settings, metarm or genrm.
         is_server: a server of the job, which can sleep.
-        sleep_level: 0: always awake; 1: asleep but while generating, its weights in host memory; 2: asleep then too,
-            its weights nowhere.
+        sleep_level: 0: always awake; 1: asleep except during generation, with weights in host memory; 2: likewise, with
+            weights discarded.
     """
 
     weight_bytes: int
@@ -40,13 +41,14 @@ class ResidentJudge:
 
     @classmethod
     def of(cls, run: Run) -> "ResidentJudge | None":
-        """The judge that shares devices with this run's policy; None if there is none, or if it has its own."""
+        """The judge that shares devices with the policy of this run; None if there is no such judge."""
         if isinstance(run, GenRMRun):
-            return cls._server(run.metarm) if run.metarm.kind == "managed" else None
+            is_server = METARMS.load(run.metarm.kind).location == "server"
+            return cls._server(run.metarm) if is_server else None
         if not isinstance(run, ActorRun):
             return None
         genrm = run.genrm
-        if genrm.kind == "managed":  # also where its folder is still to be named: its share is known
+        if genrm.kind == "managed":  # its share is known even if its folder is not
             return cls._server(genrm)
         if genrm.model is None or genrm.kind == "endpoint":
             return None
@@ -72,12 +74,12 @@ class ResidentJudge:
         )
 
     def held(self, capacity_bytes: int, *, on_gpu: bool) -> dict[str, int]:
-        """Holder -> bytes, while it is awake."""
+        """Holder -> bytes of the device while the judge is awake."""
         kv = max(int(self.share * capacity_bytes) - self.weight_bytes, 0) if on_gpu else self.kv_bytes
         return {"judge_weights": self.weight_bytes, "judge_kv_cache": kv}
 
     def needs(self, capacity_bytes: int, *, on_gpu: bool) -> list[str]:
-        """Why its engine cannot start, in words with numbers; empty when it can."""
+        """The reasons why its engine cannot start, in words with numbers; empty if it can."""
         room = int(self.share * capacity_bytes)
         if not on_gpu or self.weight_bytes < room:
             return []

@@ -1,4 +1,4 @@
-"""Search: which layouts of a run fit a machine, the best three, and the one nearest to what was asked for."""
+"""Search for layouts of a run that fit a machine: the best three, and the nearest to the requested one."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,21 @@ from ralign.engine.planner.memory import Ledger, ledger
 from ralign.engine.planner.time import StepTime, bubble_share, step_time
 
 NUM_BEST = 3
-# What a doubling of stages or of context ranks, or an engine with weights of its own, must at least gain to come
-# before the simpler layout: the time model is not more precise than that, and simple layouts have fewer ways to fail.
+# Smallest relative gain for which twice the stages, twice the context ranks, or separate engine weights come before the
+# simpler layout: the time model is not more accurate than that, and simple layouts have fewer failure modes.
 LEAST_GAIN = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A job with what it needs and how long it takes."""
+    """A job with its memory ledger and its predicted time."""
 
     job: Job
     ledger: Ledger
     time: StepTime
 
     def settings(self) -> str:
-        """The overrides that ask a recipe for this layout."""
+        """The overrides of a recipe for this layout."""
         job = self.job
         parts = [
             f"parallel.tensor={job.tensor}",
@@ -44,7 +44,7 @@ def lay_out(job: Job, chip: Chip, constants: Constants) -> Layout:
 
 
 def candidates(job: Job, constants: Constants) -> Iterator[Job]:
-    """Every layout of these processes that divides the model and the batch."""
+    """All layouts of the job's processes that divide the model and the batch."""
     world, shapes = job.world_size, [job.shape] + ([job.critic] if job.critic else [])
     tensors = [
         t
@@ -79,21 +79,21 @@ def candidates(job: Job, constants: Constants) -> Iterator[Job]:
 
 
 def fitting(job: Job, chip: Chip, constants: Constants, host_bytes: float) -> list[Layout]:
-    """Layouts that fit the device, and whose pinned memory fits this much of the host a GPU; best first (`_cost`)."""
+    """Layouts that fit the device and `host_bytes` of pinned memory per GPU, sorted by `_cost`."""
     layouts = [lay_out(candidate, chip, constants) for candidate in candidates(job, constants)]
     fit = [x for x in layouts if not x.ledger.problems() and x.ledger.host_bytes <= host_bytes]
     return sorted(fit, key=_cost)
 
 
 def _cost(layout: Layout) -> float:
-    """Predicted seconds, with a handicap for what makes a layout intricate."""
+    """Predicted seconds, with a penalty for complexity."""
     job = layout.job
-    intricacy = math.log2(job.pipeline) + math.log2(job.context) + (not job.shares_weights)
-    return layout.time.total_s * (1 + LEAST_GAIN) ** intricacy
+    complexity = math.log2(job.pipeline) + math.log2(job.context) + (not job.shares_weights)
+    return layout.time.total_s * (1 + LEAST_GAIN) ** complexity
 
 
 def best(layouts: list[Layout]) -> list[Layout]:
-    """The first three that differ in how the model is cut, each with its better generation layout."""
+    """The first three with different training layouts, each with its best generation layout."""
     chosen: dict[tuple[int, int, int], Layout] = {}
     for layout in layouts:
         job = layout.job
@@ -102,7 +102,7 @@ def best(layouts: list[Layout]) -> list[Layout]:
 
 
 def nearest(job: Job, layouts: list[Layout]) -> Layout | None:
-    """The fitting layout with the fewest settings changed; of those the best."""
+    """The fitting layout with the fewest changed settings; the best of several."""
     names = ("tensor", "pipeline", "context", "recompute", "generate_tensor")
 
     def distance(layout: Layout) -> tuple[int, float]:
@@ -113,7 +113,7 @@ def nearest(job: Job, layouts: list[Layout]) -> Layout | None:
 
 
 def smallest_world(job: Job, chip: Chip, constants: Constants, host_bytes: float) -> int | None:
-    """The fewest GPUs (of those that this many times a power of two make) on which some layout fits."""
+    """The smallest number of GPUs, a power of two, on which some layout fits; None if there is none."""
     world = 1
     while world <= 4096:
         if job.num_prompts % world == 0 or world <= constants.gpus_per_node:
@@ -124,12 +124,12 @@ def smallest_world(job: Job, chip: Chip, constants: Constants, host_bytes: float
 
 
 def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list[str]:
-    """What in a layout that fits is wasteful or odd, each in one line with its numbers."""
+    """Advice on wasteful settings of a layout that fits, each in one line with numbers."""
     job, plan, found = layout.job, layout.ledger, []
     if job.tensor > constants.gpus_per_node:
         found.append(
             f"parallel.tensor={job.tensor} spans nodes of {constants.gpus_per_node} GPUs:"
-            " every layer waits for the network"
+            " every layer uses the network"
         )
     if job.tensor > 1 and not job.sequence:
         found.append(
@@ -140,22 +140,22 @@ def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list
         and job.offload == "always"
         and not ledger(replace(job, offload="auto"), plan.capacity_bytes).offload
     ):
-        found.append(
-            "memory.offload=always moves the optimizer state for nothing: it fits beside the generator"
-        )
+        found.append("memory.offload=always is unnecessary: the optimizer state fits beside the generator")
     bubble = bubble_share(job, layout.time.tokens)
     if bubble > 0.1:
-        found.append(f"pipeline bubble: {bubble:.0%} on top of learning, for too few micro-batches an update")
+        found.append(
+            f"pipeline bubble: {bubble:.0%} on top of learning, from too few micro-batches per update"
+        )
     needed = job.max_prompt_tokens + job.max_new_tokens
     if job.token_budget > 8 * needed:
         found.append(
             f"token_budget={job.token_budget} holds {job.token_budget // needed} samples of {needed} tokens:"
-            " activations grow with it"
+            " activations grow with the budget"
         )
     if job.recompute:
         without = ledger(replace(job, recompute=False), plan.capacity_bytes)
         if not without.problems():
-            found.append("parallel.recompute=True costs a third more work, and activations fit without it")
+            found.append("parallel.recompute=True costs a third more work; activations fit without it")
     if fastest is not None and layout.time.total_s > 1.2 * fastest.time.total_s:
         found.append(
             f"{fastest.settings()} is predicted {layout.time.total_s / fastest.time.total_s:.1f} times as fast"
@@ -166,10 +166,10 @@ def advice(layout: Layout, fastest: Layout | None, constants: Constants) -> list
 def refusal(
     layout: Layout, problems: Sequence[str], near: Layout | None, chip: Chip, *, on_gpu: bool = True
 ) -> str:
-    """One line: what does not fit, by how much, and the nearest that does."""
+    """One line: what does not fit, with numbers, and the nearest layout that fits."""
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
     line += "; ".join(problems)
-    if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # on a CPU nothing sleeps
+    if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # sleep needs a GPU
         line += f"; with {layout.job.judge.setting}.server.sleep_level=1 it fits"
     if near is None:
         return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
@@ -177,7 +177,7 @@ def refusal(
 
 
 def fits_beside_a_sleeping_judge(layout: Layout, chip: Chip) -> bool:
-    """Whether this layout wants only that the judge's server, awake now, sleeps while the policy trains."""
+    """Whether the layout fits if the judge's server, now always awake, sleeps while the policy trains."""
     judge = layout.job.judge
     if judge is None or not judge.is_server or judge.sleep_level:
         return False

@@ -1,10 +1,10 @@
-"""The memory ledger: who holds how much of a rank's device in each phase of a step.
+"""The memory ledger: memory of a rank's device by holder, in each phase of a step.
 
 Phases: `start` (the engine is built beside the models; there is no optimizer yet); `generate`; `sync` (gather path
-alone: the engine takes the new weights); `logprobs` (old and reference logprobs, where a run needs them); `learn`
-(forward and backward); `update` (the optimizer step). PPO's critic is a model of its own, held beside the policy by
-the same formulas (its head is one row), and has two phases more: `values`, and `critic` (forward, backward and step).
-A judge on the same devices is there throughout, or, if it sleeps, at the start and while generating (judges.py).
+only: the engine receives the new weights); `logprobs` (old and reference logprobs, if a run needs them); `learn`
+(forward and backward); `update` (the optimizer step). PPO's critic is a second model with the same formulas (its head
+is one row) and two more phases: `values`, and `critic` (forward, backward and step). A judge on the same devices has
+memory in all phases, or, if it sleeps, only at the start and during generation (judges.py).
 """
 
 from collections.abc import Mapping
@@ -31,11 +31,12 @@ class Ledger:
 
     Attributes:
         phases: phase -> holder -> bytes on the device.
-        host: holder -> bytes of pinned host memory this rank takes.
-        offload, kv_sleep: what was decided where the settings say auto.
+        host: holder -> bytes of the rank's pinned host memory.
+        offload, kv_sleep: the decisions, also for settings of auto.
         capacity_bytes: memory of the device.
-        stage: the pipeline stage that this is (the fullest one).
-        kv_bytes: size of the KV cache while generating.
+        stage: the rank's pipeline stage (the fullest one).
+        kv_bytes: size of the KV cache during generation.
+        needs: problems beside the totals, in words.
     """
 
     phases: Mapping[str, Mapping[str, int]]
@@ -59,7 +60,7 @@ class Ledger:
         return sum(self.host.values())
 
     def problems(self) -> list[str]:
-        """Why this cannot run on such a device, in words with numbers; empty when it fits."""
+        """The reasons why this does not fit the device, in words with numbers; empty if it fits."""
         found = [
             f"{phase} needs {self.total_bytes(phase) / GIB:.1f} GiB of {self.capacity_bytes / GIB:.1f} GiB"
             for phase in self.phases
@@ -75,7 +76,7 @@ def ledger(job: Job, capacity_bytes: int, *, on_gpu: bool = True) -> Ledger:
 
 
 def _stage_ledger(job: Job, stage: int, capacity_bytes: int, on_gpu: bool) -> Ledger:
-    """Decides what moves: nothing that need not."""
+    """The ledger of one stage. With auto, only what does not fit otherwise is moved."""
     held = num_held(job, stage)
     wanted = job.kv_bytes or wanted_kv_bytes(job)
 
@@ -92,7 +93,7 @@ def _stage_ledger(job: Job, stage: int, capacity_bytes: int, on_gpu: bool) -> Le
 
 
 def wanted_kv_bytes(job: Job) -> int:
-    """A KV cache that keeps every sequence of a step decoding at once, at three quarters of the full length."""
+    """A KV cache for decoding all sequences of a step at once, at three quarters of the full length."""
     num_sequences = min(job.max_num_seqs, -(-job.num_prompts * job.num_samples // job.num_replicas))
     return max(job.sequence_bytes, num_sequences * job.sequence_bytes * 3 // 4)
 
@@ -121,13 +122,13 @@ def _phases(
     kv = job.kv_bytes or max(min(left, 2 * wanted_kv_bytes(job)), 0)
     cache = {} if kv_sleep else {"kv_cache": kv}
     phases = {"generate": {**generate, "kv_cache": kv}}
-    # Gradients come with the models; where they leave while generating, they leave before the engine is built.
+    # The models are built with gradients. With offload, gradients are freed before the engine is built.
     phases["start"] = {name: x for name, x in phases["generate"].items() if not name.endswith("optimizer")}
     if job.num_updates > 1 or job.has_reference:
         workspace = workspace_bytes(job, stage, backward=False, on_gpu=on_gpu)
         phases["logprobs"] = {**base, **trained, **cache, "workspace": workspace}
         if job.has_reference:
-            phases["logprobs"]["own_weights"] = weights  # kept aside while the reference's are in place
+            phases["logprobs"]["own_weights"] = weights  # the policy's, beside the reference's
     everything = {**base, **trained, **cache}
     phases["learn"] = everything | pass_bytes(job, stage, on_gpu)
     phases["update"] = everything | {"optimizer_workspace": step_bytes(job, held, on_gpu)}
@@ -140,7 +141,7 @@ def _phases(
     if not job.shares_weights:
         phases["sync"] = {**base, **trained, **cache, "bucket": job.bucket_bytes}
     models = [job] + ([critic] if critic else [])
-    # A copy to write while the run goes on.
+    # A checkpoint is written from a copy, in the background.
     host = {"checkpoint": sum(checkpoint_copy_bytes(model, stage, on_gpu) for model in models)}
     if offload:
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
@@ -151,7 +152,7 @@ def _phases(
     needs = job.judge.needs(capacity, on_gpu=on_gpu) if job.judge else []
     if kv < job.sequence_bytes:
         needs.append(
-            f"generate leaves {kv / GIB:.2f} GiB for the KV cache, one sequence of "
+            f"generate has {kv / GIB:.2f} GiB for the KV cache, one sequence of "
             f"{job.max_prompt_tokens + job.max_new_tokens} tokens needs {job.sequence_bytes / GIB:.2f} GiB"
         )
     return Ledger(

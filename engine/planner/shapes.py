@@ -125,9 +125,10 @@ def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
     Raises:
         UserError: as `shape_of_folder`; an unknown model.family.
     """
+    family = FAMILIES.load(model.family)  # before a folder is read that has a family from an import path
     if model.hf_path is None:
         return Shape(
-            family=FAMILIES.load(model.family).model_type,
+            family=family.model_type,
             num_layers=model.num_layers,
             hidden_size=model.hidden_size,
             ffn_hidden_size=model.ffn_hidden_size,

@@ -1,7 +1,6 @@
-"""What a start is checked against before any model is built: the GPUs that are there, and the memory ledger."""
+"""Checks before any model is built: the GPUs of the machine, and the memory ledger."""
 
 import os
-import sys
 from dataclasses import replace
 
 from ralign.engine.config.run import Run
@@ -11,18 +10,21 @@ from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import Ledger, ledger
 from ralign.engine.planner.shapes import Shape
+from ralign.engine.runtime import output
 from ralign.engine.runtime.errors import UserError
 
 
 def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
-    """Refuses a recipe for GPUs where they are missing, with what it needs, what is there, and the memory table.
+    """Rejects a GPU recipe on a machine without the GPUs. The message has what it needs and what was found.
+
+    Rank 0 also prints the memory table.
 
     Args:
-        num_gpus, gpu: the least hardware that the recipe is written for, as `ralign-plan` names it.
-        launch: the command line that starts it.
+        num_gpus, gpu: the smallest hardware for the recipe, with a name of `ralign-plan`.
+        launch: the command line that starts the recipe.
 
     Raises:
-        UserError: no GPU here, GPUs that torch cannot use, fewer than processes, or fewer processes than `num_gpus`.
+        UserError: no GPU, GPUs that torch cannot use, fewer GPUs than processes, or fewer processes than `num_gpus`.
     """
     import torch
     from ralign.engine.runtime.device import gpu_problem
@@ -36,11 +38,11 @@ def require_gpus(run: Run, *, num_gpus: int, gpu: str, launch: str) -> None:
         return
     if int(os.environ.get("RANK", "0")) == 0:
         report = cli.plan(run, num_gpus, CHIPS[gpu], Constants(), search=False)
-        print(f"{cli.as_text(report)}\n", file=sys.stderr)
+        print(f"{cli.as_text(report)}\n", file=output.stderr(), flush=True)
     raise UserError(
-        f"{run.name} needs {num_gpus} x {gpu} ({CHIPS[gpu].memory_bytes / GIB:.0f} GiB each) or their like, one"
-        f" process a GPU; found {found} GPU(s) here and {world_size} process(es) in the job. Start it with:"
-        f" {launch}; --smoke runs it in miniature on CPU; ralign-plan {run.name} says what else would do"
+        f"{run.name} needs {num_gpus} x {gpu} ({CHIPS[gpu].memory_bytes / GIB:.0f} GiB each) or similar, one"
+        f" process per GPU; found {found} GPU(s) here and {world_size} process(es) in the job. Start it with:"
+        f" {launch}; --smoke runs it in miniature on CPU; ralign-plan {run.name} shows layouts for other GPUs"
     )
 
 
@@ -53,14 +55,14 @@ def check_memory(
     on_gpu: bool,
     host_bytes: float = float("inf"),
 ) -> Ledger:
-    """The ledger of a start on devices of this size.
+    """The memory ledger of a run on devices of this size.
 
     Args:
-        capacity_bytes: memory of one GPU, or one process's share of the host's.
-        host_bytes: one process's share of the host's memory, where it is not the device's.
+        capacity_bytes: memory of one GPU, or on a CPU one process's share of the host's memory.
+        host_bytes: one process's share of the host's memory, if the device is a GPU.
 
     Raises:
-        UserError: it cannot fit; with the numbers, and the nearest layout that does.
+        UserError: the run does not fit; with numbers, and the nearest layout that fits.
     """
     job = Job.of(run, world_size, shape)
     if not on_gpu:
@@ -76,8 +78,8 @@ def check_memory(
     if not plan.problems():
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in plan.host.items())
         raise UserError(
-            f"{run.name} takes {plan.host_bytes / GIB:.1f} GiB of host memory a process ({parts}), of"
-            f" {host_bytes / GIB:.1f} GiB: more GPUs or nodes share it"
+            f"{run.name} takes {plan.host_bytes / GIB:.1f} GiB of host memory per process ({parts}), of"
+            f" {host_bytes / GIB:.1f} GiB: use more GPUs or nodes"
             + (f"; nearest layout that fits: {near.settings()}" if near else "")
         )
     raise UserError(f"{run.name} {layouts.refusal(asked, plan.problems(), near, chip, on_gpu=on_gpu)}")

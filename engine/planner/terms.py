@@ -1,8 +1,8 @@
-"""The terms of a predicted time as rows of text: work of one GPU, the rate or latency it meets, and seconds."""
+"""The terms of a predicted time as rows of text: work of one GPU, its rate or latency, and seconds."""
 
 
 def terms_rows(layout: dict) -> list[list[str]]:
-    """Rows of a table: what adds up to the predicted time of a layout, phase by phase."""
+    """Rows of a table with the terms of a layout's predicted time, by phase."""
     rows = [[f"terms of {short(layout)}", "a GPU", "at", "s"]]
     for phase, seconds in layout["time_s"].items():
         rows.append([phase, "", "", f"{seconds:.1f}"])
@@ -25,14 +25,14 @@ def _rate(term: dict) -> str:
 
 
 def with_prefix(value: float, unit: str) -> str:
-    """12,300,000,000 B -> 12.3 GB; three digits."""
+    """12,300,000,000 B -> 12.3 GB, with three digits."""
     prefixes = {1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: "u"}
     size = next((size for size in prefixes if value >= size), 1e-6)
     return f"{value / size:.3g} {prefixes[size]}{unit}"
 
 
 def short(layout: dict) -> str:
-    """t8 p1 c1 d4, generate 4, ..."""
+    """A layout in short: t8 p1 c1 d4, generate 4, ..."""
     text = f"t{layout['tensor']} p{layout['pipeline']} c{layout['context']} d{layout['data']}"
     if not layout["shares_weights"]:
         text += f", generate {layout['generate_tensor']}"

@@ -1,20 +1,20 @@
-"""How long a step takes: a sum of terms, each an amount of work over a peak times a stated efficiency.
+"""Predicted time of a step: a sum of terms, each an amount of work over a peak rate times an efficiency.
 
-The amounts are one GPU's. M: parameters that multiply each token (all but the input embedding, a lookup). l: tokens
-of an average sample; m: micro-batches of an update, p: pipeline stages.
+Amounts are per GPU. M: parameters that multiply each token (all but the input embedding, a lookup). l: tokens of an
+average sample. m: micro-batches per update. p: pipeline stages.
 
-    learn       6 M FLOPs a token (8 M with recomputation), attention's 3 (4) times 2 l N D a layer; tensor- and
-                context-parallel collectives; the pipeline's idle ends: (p - 1) / m of all that
-    logprobs    2 M a token, once for old logprobs (several updates), once for the reference; the rest as in learn
+    learn       6 M FLOPs per token (8 M with recomputation), attention's 3 (4) times 2 l N D per layer; tensor- and
+                context-parallel collectives; the pipeline bubble: (p - 1) / m of the sum
+    logprobs    2 M per token, once for old logprobs (several updates), once for the reference; the rest as in learn
     values, critic   PPO: the critic's forward pass, and its learn and update
-    generate    decode steps x (weights read once a step, or FLOPs where more; the KV cache; all-reduces; overhead),
-                and the prompts' FLOPs, each prompt once
-    update      28 bytes of optimizer traffic a parameter of this rank's share; gradients and weights exchanged
-    sync        gather path: bytes that an engine's rank receives, once a step; shared weights: nothing
-    offload     optimizer state over the host link; the way back hides behind `learn`
+    generate    decode steps x (reading the weights, or FLOPs if slower; the KV cache; all-reduces; overhead), and the
+                FLOPs of the prompts, each prompt once
+    update      28 bytes of optimizer traffic per parameter of this rank's share; exchange of gradients and weights
+    sync        gather path: bytes that a rank of an engine receives, once per step; shared weights: nothing
+    offload     optimizer state over the host link; the transfer back overlaps with `learn`
 
-The model orders layouts and says what dominates; it is not a promise to the second. docs/scale.md lists what it
-leaves out, beside a published run.
+The model is accurate enough to order layouts and to find the dominant terms. docs/scale.md compares it with published
+runs and lists its omissions.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ SECONDS_A_DAY = 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """Work of one GPU in one phase of a step, and what it costs.
+    """Work of one GPU in one phase of a step, and its time.
 
     Attributes:
-        phase, name: where it belongs, and what it is.
-        amount: how much of it a step has, in `unit`s (FLOP, B for bytes, or what is counted).
-        unit_s: seconds for one unit.
-        peak, efficiency: where `unit_s` is a rate's inverse: 1 / (peak x efficiency); None for a latency.
+        phase, name: phase of the step, and name of the work.
+        amount: of work in a step, in `unit`s (FLOP, B for bytes, or counted things).
+        unit_s: seconds per unit.
+        peak, efficiency: `unit_s` is 1 / (peak x efficiency); None for a latency.
     """
 
     phase: str
@@ -64,7 +64,7 @@ class Term:
 
     @classmethod
     def of_count(cls, phase: str, name: str, amount: float, unit: str, unit_s: float) -> "Term":
-        """Things that take a time each."""
+        """Counted things with a fixed time each."""
         return cls(phase=phase, name=name, amount=amount, unit=unit, unit_s=unit_s)
 
 
@@ -94,7 +94,7 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class _Machine:
-    """A chip with the constants that its peaks are multiplied with."""
+    """A chip and the efficiencies of its peaks."""
 
     chip: Chip
     constants: Constants
@@ -108,7 +108,7 @@ class _Machine:
         )
 
     def link(self, phase: str, name: str, amount: float, ranks: int) -> Term:
-        """A collective over this many neighbouring ranks."""
+        """A collective over `ranks` neighbouring ranks."""
         inside = ranks <= self.constants.gpus_per_node
         peak = self.chip.node_link if inside else self.chip.network_link
         return Term.at_rate(phase, name, amount, "B", peak, self.constants.link_efficiency)
@@ -151,12 +151,12 @@ def num_micro_batches(job: Job, tokens: float) -> float:
 
 
 def bubble_share(job: Job, tokens: float) -> float:
-    """What the pipeline's idle ends add to a pass: each update fills and drains it once."""
+    """Pipeline bubble as a share of the work of a pass: each update fills and drains the pipeline once."""
     return (job.pipeline - 1) / num_micro_batches(job, tokens)
 
 
 def _learn(phase: str, job: Job, machine: _Machine, tokens: float, length: float) -> list[Term]:
-    """Forward and backward passes over all of a step's tokens; a backward costs two forwards."""
+    """Forward and backward passes over all tokens of a step; a backward pass costs two forward passes."""
     again = int(job.recompute)
     return _passes(
         phase, job, machine, tokens, length, forwards=3 + again, collectives=4 + 2 * again, gathers=2 + again
@@ -166,7 +166,7 @@ def _learn(phase: str, job: Job, machine: _Machine, tokens: float, length: float
 def _forwards(
     phase: str, job: Job, machine: _Machine, tokens: float, length: float, *, times: int
 ) -> list[Term]:
-    """Forward passes over them."""
+    """Forward passes over all tokens of a step."""
     return _passes(phase, job, machine, tokens, length, forwards=times, collectives=2 * times, gathers=times)
 
 
@@ -181,11 +181,11 @@ def _passes(
     collectives: int,
     gathers: int,
 ) -> list[Term]:
-    """Passes that cost this many forwards.
+    """Passes with the FLOPs of this many forward passes.
 
     Args:
-        collectives: all-reduces of hidden states a layer (or gather and scatter), over the tensor ranks.
-        gathers: collectives of keys and values a layer, over the context ranks.
+        collectives: all-reduces of hidden states per layer (or gather and scatter), over the tensor ranks.
+        gathers: collectives of keys and values per layer, over the context ranks.
     """
     shape, constants = job.shape, machine.constants
     own_tokens = forwards * tokens / job.world_size
@@ -217,7 +217,7 @@ def _passes(
 
 
 def num_matrix_parameters(shape: Shape) -> int:
-    """Parameters that multiply every token: all but the input embedding, unless the LM head is the same tensor."""
+    """Parameters that multiply every token: all but an input embedding that is not also the LM head."""
     return shape.num_parameters - (0 if shape.tie_embeddings else shape.padded_vocab_size * shape.hidden_size)
 
 
@@ -226,7 +226,7 @@ def _generate(job: Job, plan: Ledger, machine: _Machine, prompt: float, response
     num_samples = job.num_prompts * job.num_samples / job.num_replicas
     average = prompt + response / 2
     at_once = max(min(job.max_num_seqs, num_samples, plan.kv_bytes / (average * job.kv_token_bytes)), 1.0)
-    # The longest answer is decoded to its end, however few are left beside it.
+    # The engine decodes until the longest answer ends, even if few sequences remain.
     num_steps = max(float(job.max_new_tokens), num_samples * response / at_once)
     busy = num_samples * response / num_steps  # sequences of an average step
     parameters = num_matrix_parameters(shape) / ranks
@@ -257,7 +257,7 @@ def _generate(job: Job, plan: Ledger, machine: _Machine, prompt: float, response
 
 
 def _update(phase: str, job: Job, plan: Ledger, machine: _Machine) -> list[Term]:
-    """Optimizer traffic, gradients scattered in fp32 and weights gathered over the data-parallel ranks."""
+    """Optimizer traffic, and over the data-parallel ranks the fp32 gradients scattered and the weights gathered."""
     held, ranks = num_held(job, plan.stage), job.data * job.context
     terms = [machine.memory(phase, "optimizer state", job.num_updates * 28 * held / ranks)]
     if ranks > 1:
@@ -267,9 +267,9 @@ def _update(phase: str, job: Job, plan: Ledger, machine: _Machine) -> list[Term]
 
 
 def _sync(job: Job, machine: _Machine) -> list[Term]:
-    """Once a step: the engine fetches the newest weights before it generates, however many updates there were."""
+    """The engine receives the weights once per step, before generation, independent of the number of updates."""
     received = job.shape.num_parameters * job.weight_bytes / job.generate_tensor
-    kept = min(1.0, job.generate_tensor / (job.tensor * job.pipeline))  # what the rank has itself
+    kept = min(1.0, job.generate_tensor / (job.tensor * job.pipeline))  # share that the rank holds itself
     if job.shares_weights:
         kept = 1.0
     span = max(job.tensor * job.pipeline, job.generate_tensor)

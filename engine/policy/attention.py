@@ -12,6 +12,7 @@ import functools
 from typing import NamedTuple
 
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention
 from ralign.engine.policy.context import gather_keys
 from ralign.engine.policy.flash_attention import varlen_kernel
@@ -26,6 +27,10 @@ PAD_WASTE = (
 
 class PackedSelfAttention(SelfAttention):
     """Megatron's self-attention, with its projections and their parallelism, on packed tokens."""
+
+    linear_qkv: ColumnParallelLinear
+    q_layernorm: torch.nn.Module
+    k_layernorm: torch.nn.Module
 
     def forward(
         self, hidden_states: Tensor, attention_mask=None, *, rotary_pos_emb: Tensor, packed_seq_params, **_
@@ -135,7 +140,7 @@ def _buckets(packed) -> list[_Bucket]:
             groups.append([sequence])
     buckets = [_bucket(group) for group in groups] + [_cut_sequence(*sequence) for sequence in cut]
     device = packed.cu_seqlens_q.device
-    packed.buckets = [_Bucket(*(x if x is None else x.to(device) for x in bucket)) for bucket in buckets]
+    packed.buckets = [_Bucket._make(x if x is None else x.to(device) for x in bucket) for bucket in buckets]
     return packed.buckets
 
 
@@ -143,8 +148,9 @@ def _bucket(group: list[tuple[int, int, int, int]]) -> _Bucket:
     lengths, q_first, k_first, _ = (torch.tensor(column)[:, None] for column in zip(*group, strict=True))
     steps = torch.arange(int(lengths.max()))[None, :]
     inside = torch.minimum(steps, lengths - 1)
-    query_rows, real = q_first + inside, (steps < lengths).nonzero(as_tuple=True)
-    return _Bucket(query_rows, k_first + inside, *real, query_rows[real], None)
+    query_rows = q_first + inside
+    sequence, step = (steps < lengths).nonzero(as_tuple=True)
+    return _Bucket(query_rows, k_first + inside, sequence, step, query_rows[sequence, step], None)
 
 
 def _cut_sequence(num_queries: int, q_start: int, k_start: int, num_keys: int) -> _Bucket:

@@ -49,7 +49,7 @@ def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
     if batch.packed_params is None:
         own = own_tokens(batch, cluster)
         queries, keys = sequence_bounds(batch.cu_seqlens, own)
-        batch.packed_params = PackedSeqParams(
+        packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=queries,
             cu_seqlens_kv=keys,
@@ -57,7 +57,10 @@ def packed_params(batch: PackedBatch, cluster: Cluster) -> PackedSeqParams:
             max_seqlen_kv=batch.max_seqlen,
             cp_group=cluster.cp_group,
         )
-        batch.packed_params.target_rows = target_rows(batch, own)
+        # An attribute that is added to Megatron's class.
+        packed.target_rows = target_rows(batch, own)  # pyright: ignore[reportAttributeAccessIssue]
+        batch.packed_params = packed
+    assert isinstance(batch.packed_params, PackedSeqParams)
     return batch.packed_params
 
 

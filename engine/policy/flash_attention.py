@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -70,15 +71,14 @@ def _flash_attn_2() -> Callable[..., Tensor]:
     takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
     # Found by its compiled module: flash-attn 4 has a package `flash_attn`, too.
     if not takes_groups and importlib.util.find_spec("flash_attn_2_cuda"):
-        from flash_attn import flash_attn_varlen_func
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
         logger.info("packed attention: flash-attn 2")
         return functools.partial(_call_flash_attn_2, flash_attn_varlen_func)
     logger.info("packed attention: torch's varlen attention")
-    options = {"enable_gqa": True} if takes_groups else {}
-    return functools.partial(
-        varlen_attn, window_size=(-1, 0), **options
-    )  # reads torch's determinism flag itself
+    options: dict[str, Any] = {"enable_gqa": True} if takes_groups else {}
+    # It reads torch's determinism flag itself, and returns one tensor: `return_aux` is not given.
+    return functools.partial(varlen_attn, window_size=(-1, 0), **options)  # pyright: ignore[reportReturnType]
 
 
 def _call_flash_attn_2(function: Callable[..., Tensor], *args) -> Tensor:
@@ -92,7 +92,7 @@ def _flash_attn_4(architecture: str) -> Callable[..., Tensor]:
     _check_folder(folder)
     # The package reads them at import. vLLM's own copy of it reads the same variables and must not see these values.
     with mock.patch.dict(os.environ, environment):
-        from flash_attn.cute import flash_attn_varlen_func
+        from flash_attn.cute import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     # One per compilation, about an argument of the package's own.
     warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)

@@ -174,9 +174,10 @@ def _gather(model: PackedGPT, cluster: Cluster, parameter: Tensor, mapping: Para
         shards = [torch.empty_like(parameter.data) for _ in range(cluster.tp_size)]
         dist.all_gather(shards, parameter.data.contiguous(), group=cluster.tp_group)
     sizes = mapping.local_rows(cluster.tp_size)
-    parts = zip(*(shard.split(sizes) for shard in shards), strict=True)
+    parts = [shard.split(sizes) for shard in shards]
     tensors = {}
-    for name, pieces in zip(mapping.hf, parts, strict=True):
+    for index, name in enumerate(mapping.hf):
+        pieces = [part[index] for part in parts]
         full = torch.cat(pieces, dim=mapping.split_dim or 0) if len(pieces) > 1 else pieces[0]
         if mapping.is_vocab:
             full = full[: model.valid_vocab]

@@ -13,34 +13,54 @@ from ralign.engine.policy.attention import NoCoreAttention, PackedSelfAttention
 from ralign.engine.policy.norm import AllHeadsNorm
 from torch import Tensor
 
+Spec = ModuleSpec | type
 
-def pre_norm_spec(config: TransformerConfig, norm: ModuleSpec) -> ModuleSpec:
-    """Llama's layer: `norm` before attention and MLP and, where the configuration has it, on each query and key."""
-    qk_norm = norm if config.qk_layernorm else IdentityOp
+
+def decoder_layer(
+    *,
+    input_norm: Spec = IdentityOp,
+    mlp_norm: Spec = IdentityOp,
+    query_norm: Spec = IdentityOp,
+    key_norm: Spec = IdentityOp,
+    projection: Spec = RowParallelLinear,
+) -> ModuleSpec:
+    """Attention and a gated MLP, each added to the residual stream.
+
+    Args:
+        input_norm, mlp_norm: of the input of attention and of the MLP.
+        query_norm, key_norm: of [T, heads, D].
+        projection: of attention and MLP back to the residual stream.
+    """
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
+            input_layernorm=input_norm,
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
                     core_attention=NoCoreAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=qk_norm,
-                    k_layernorm=qk_norm,
+                    linear_proj=projection,
+                    q_layernorm=query_norm,
+                    k_layernorm=key_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
+            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
+            pre_mlp_layernorm=mlp_norm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=projection),
             ),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
         ),
     )
+
+
+def pre_norm_spec(config: TransformerConfig, norm: ModuleSpec) -> ModuleSpec:
+    """Llama's layer: `norm` before attention and MLP and, if the configuration has it, over each query and key head."""
+    head_norm = norm if config.qk_layernorm else IdentityOp
+    return decoder_layer(input_norm=norm, mlp_norm=norm, query_norm=head_norm, key_norm=head_norm)
 
 
 class NormedProjection(RowParallelLinear):

@@ -19,9 +19,9 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBuffer
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
@@ -124,12 +124,17 @@ class MegatronModel(ABC):
 
     @property
     def gpt(self) -> PackedGPT:
-        return self.model.module
+        return self.model.module  # pyright: ignore[reportReturnType]
 
     @property
-    def buffers(self) -> list[_ParamAndGradBuffer]:
-        """Flat buffers of the weights and their gradients, which the parameters are views of."""
-        return self.model.buffers  # pyright: ignore[reportReturnType]: Megatron's list hides nn.Module's method
+    def weight_buffers(self) -> list[Tensor]:
+        """Flat memory of the weights, which the parameters are views of."""
+        return [buffer.param_data for buffer in self.model.buffers]  # pyright: ignore[reportGeneralTypeIssues]
+
+    @property
+    def gradient_buffers(self) -> list[Tensor]:
+        """Flat memory of the gradients."""
+        return [buffer.grad_data for buffer in self.model.buffers]  # pyright: ignore[reportGeneralTypeIssues]
 
     @on_megatron
     def start_training(self, optim: OptimConfig, num_steps: int) -> None:
@@ -166,7 +171,7 @@ class MegatronModel(ABC):
         folds = self.kernels.fold_loss and loss_function.folds and self.cluster.cp_size == 1
 
         def compute_loss(batch: PackedBatch, output: Tensor | tuple[Tensor, dict[str, Tensor]]):
-            loss, metrics = output if folds else loss_function(*output.unbind(), batch)
+            loss, metrics = output if isinstance(output, tuple) else loss_function(*output.unbind(), batch)
             one = torch.ones((), dtype=torch.int, device=loss.device)
             return loss, one, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
@@ -195,9 +200,8 @@ class MegatronModel(ABC):
         self._weights_folder = None
         for distributed in optimizer.chained_optimizers:
             if distributed.config.clip_grad > 0:
-                clip_grad_by_total_norm_fp32(
-                    distributed.get_parameters(), distributed.config.clip_grad, grad_norm
-                )
+                parameters: list[Tensor] = [*distributed.get_parameters()]
+                clip_grad_by_total_norm_fp32(parameters, distributed.config.clip_grad, grad_norm)
         optimizer.step_with_ready_grads()
         schedule.step(1)
         return stats
@@ -208,7 +212,9 @@ class MegatronModel(ABC):
         for distributed in self._in_training()[0].chained_optimizers:
             grads = distributed.get_main_grads_for_grad_norm()
             part = (
-                torch.stack(torch._foreach_norm(grads)).square().sum() if grads else torch.zeros_like(total)
+                torch.stack(torch._foreach_norm(grads)).square().sum()  # pyright: ignore[reportPrivateImportUsage]
+                if grads
+                else torch.zeros_like(total)
             )
             dist.all_reduce(part, group=distributed.get_grad_stats_parallel_group())
             total += part
@@ -315,6 +321,7 @@ class MegatronModel(ABC):
         schedule.num_steps = state["schedule_step"]
         schedule.step(0)
         for distributed in optimizer.chained_optimizers:
+            assert isinstance(distributed, DistributedOptimizer)
             distributed._copy_main_params_to_model_params()
         self.model.start_param_sync(force_sync=True)
 

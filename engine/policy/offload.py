@@ -46,8 +46,8 @@ class OffloadedState:
             storage = tensor.untyped_storage()
             self._offloaded.append((tensor, copy, storage.nbytes()))
             storage.resize_(0)
-        for buffer in self._model.buffers:
-            storage = buffer.grad_data.untyped_storage()
+        for gradients in self._model.gradient_buffers:
+            storage = gradients.untyped_storage()
             self._gradients.append((storage, storage.nbytes()))
             storage.resize_(0)
         if self._stream is not None:
@@ -77,14 +77,14 @@ class OffloadedState:
         self._offloaded.clear()
         self._gradients.clear()
         self._model.end_training()
-        for buffer in self._model.buffers:
-            buffer.grad_data.untyped_storage().resize_(0)
+        for gradients in self._model.gradient_buffers:
+            gradients.untyped_storage().resize_(0)
         if self._stream is not None:
             torch.cuda.empty_cache()
 
     def weight_bytes(self) -> int:
         """Bytes of the weights, which always stay on the device."""
-        return sum(buffer.param_data.untyped_storage().nbytes() for buffer in self._model.buffers)
+        return sum(weights.untyped_storage().nbytes() for weights in self._model.weight_buffers)
 
     def optimizer_bytes(self) -> int:
         """Bytes of optimizer state on the device now."""
@@ -92,14 +92,14 @@ class OffloadedState:
 
     def gradient_bytes(self) -> int:
         """Bytes of gradients on the device now."""
-        return sum(buffer.grad_data.untyped_storage().nbytes() for buffer in self._model.buffers)
+        return sum(gradients.untyped_storage().nbytes() for gradients in self._model.gradient_buffers)
 
     def _optimizer_tensors(self) -> Iterator[Tensor]:
         """Moments and fp32 weights that have memory of their own; in fp32 the weights are the model's, and stay."""
         optimizer = self._model.optimizer
         if optimizer is None:
             return
-        weights = {buffer.param_data.untyped_storage().data_ptr() for buffer in self._model.buffers}
+        weights = {x.untyped_storage().data_ptr() for x in self._model.weight_buffers}
         for distributed in optimizer.chained_optimizers:
             masters = [x for group in distributed.optimizer.param_groups for x in group["params"]]
             moments = [x for state in distributed.optimizer.state.values() for x in state.values()]

@@ -38,8 +38,8 @@ class Policy(MegatronModel):
             memory = HostMemory(pin=self.cluster.device.type == "cuda")
             self._reference = [
                 (part, memory.empty(part.shape, part.dtype))
-                for buffer in self.buffers
-                for part in buffer.param_data.split(REFERENCE_PART)
+                for weights in self.weight_buffers
+                for part in weights.split(REFERENCE_PART)
             ]
         for weights, copy in self._reference:
             copy.copy_(weights)
@@ -48,12 +48,12 @@ class Policy(MegatronModel):
     def as_reference(self) -> Iterator[None]:
         """While open, the model has the reference's weights; afterwards its own, bit for bit."""
         assert self._reference is not None, "freeze_reference comes first"
-        own = [buffer.param_data.clone() for buffer in self.buffers]
+        own = [weights.clone() for weights in self.weight_buffers]
         for weights, copy in self._reference:
             weights.copy_(copy, non_blocking=True)
         yield
-        for buffer, weights in zip(self.buffers, own, strict=True):
-            buffer.param_data.copy_(weights)
+        for weights, copy in zip(self.weight_buffers, own, strict=True):
+            weights.copy_(copy)
 
     def vllm_parameters(self) -> dict[str, Tensor]:
         """This stage's parameters by vLLM's names: the trainer's own memory, not copies."""

@@ -1,8 +1,8 @@
-"""The page on which a person reads judgments: one file, offline, quick with thousands of them.
+"""An HTML page for reading judgments: one offline file, fast with thousands of judgments.
 
-`browser.html` holds the page's text, style and script. Here the judgments are packed into it: an index (what
-filters need) as JSON, and the texts as gzipped JSON in base64, in chunks that the page unpacks when it needs
-them. Only the rows in sight are ever in the document.
+`browser.html` has the page's text, style and script. This module packs the judgments into it: an index for the filters
+as JSON, and the texts as gzipped JSON in base64, in chunks that the page unpacks on demand. The document contains only
+the visible rows.
 """
 
 import base64
@@ -36,9 +36,11 @@ def write_browser(
 ) -> Path:
     """Writes the page and returns `path`.
 
-    records: judged pairs by model and test, in the released evaluator's fields (`evaluation.records`); texts
-        that a record lacks are shown as missing. subset_of: record -> the name of its subset.
-    figure: a PNG for the summary, embedded.
+    Args:
+        records: judged pairs by model and test, with the released evaluator's fields (`evaluation.records`). Texts
+            that a record lacks are shown as missing.
+        subset_of: record -> the name of its subset.
+        figure: a PNG to embed in the summary.
     """
     index, chunks = _pack(records, subset_of)
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -60,7 +62,7 @@ def write_browser(
         counts=count_columns([result for *_, result in results]),
         figure=base64.b64encode(Path(figure).read_bytes()).decode() if figure else None,
         chunks=chunks,
-        # Inside <script> nothing is unescaped, and nothing but "</script" and "<!--" ends or changes it.
+        # A <script> is not unescaped, and only "</script" and "<!--" in it have a meaning.
         index=Markup(json.dumps(index, ensure_ascii=False).replace("<", "\\u003c")),
     )
     path = Path(path)
@@ -70,7 +72,7 @@ def write_browser(
 
 
 def _pack(records: Records, subset_of) -> tuple[dict[str, Any], list[str]]:
-    """What filters need of every row, and the texts."""
+    """The index of all rows for the filters, and the chunks of texts."""
     models = list(records)
     tests = list(dict.fromkeys(test for by_test in records.values() for test in by_test))
     subsets: dict[str, int] = {}
@@ -109,7 +111,7 @@ def _pack(records: Records, subset_of) -> tuple[dict[str, Any], list[str]]:
 
 
 class _Packer:
-    """Collects numbered texts and cuts them into chunks; `firsts` tells each chunk's first numbers."""
+    """Collects numbered texts in chunks; `firsts` has the first numbers of each chunk."""
 
     def __init__(self) -> None:
         self.firsts: dict[str, list[int]] = {"pairs": [0], "rows": [0]}
@@ -179,7 +181,7 @@ def _kind(record: Mapping[str, Any]) -> str:
 
 
 def _disagree(record: Mapping[str, Any]) -> int:
-    """1 where both orders were judged and the two verdicts do not name the same response."""
+    """1 if both orders were judged and the two verdicts do not name the same response."""
     if "model_pred_swapped" not in record:
         return 0
     return int({record["model_pred"], record["model_pred_swapped"]} != {"A", "B"})

@@ -1,4 +1,4 @@
-"""report/index.html: one file, readable offline, with the plots inside it."""
+"""report/index.html: one offline file with embedded plots."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ _PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 {% if intro %}<p>{{ intro }}</p>{% endif %}
 <h2>Judges</h2>
-<p>Per cent, with 95&nbsp;% bootstrap intervals. L-Acc: the verdict is right. S-Corr: of the right verdicts,
+<p>Per cent, with 95&nbsp;% bootstrap intervals. L-Acc: the verdict is correct. S-Corr: of the correct verdicts,
 those with a wrong reason. F-Score: right for the right reason.</p>
 <div class="scroll"><table>
 <tr><th>Test</th><th>Model</th>{% for name in metrics.values() %}<th>{{ name }}</th>{% endfor %}
@@ -88,9 +88,13 @@ def write_html(
 ) -> Path:
     """Writes the page and returns `path`.
 
-    figures: caption -> PNG file, embedded. tables: caption -> rows, the heading first.
-    examples: heading -> text, such as a judgment of each model.
-    config: the resolved settings, folded away at the end. All text is escaped.
+    All text is escaped.
+
+    Args:
+        figures: caption -> PNG file, which is embedded.
+        tables: caption -> rows, the heading first.
+        examples: heading -> text, such as a judgment of each model.
+        config: the resolved settings, collapsed at the end.
     """
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     encoded = {

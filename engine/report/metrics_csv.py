@@ -11,9 +11,9 @@ _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail", *CALL_COUNTS)
 
 
 def write_csv(summary: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes a line for each model, test and subset (`subset` is empty for a whole test); returns `path`.
+    """Writes one row per model, test and subset (empty for a whole test), and returns `path`.
 
-    Each metric has three columns, NAME, NAME_low and NAME_high: fractions, empty without a denominator.
+    A metric has the columns NAME, NAME_low and NAME_high: fractions, empty without a denominator.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
-"""metrics.jsonl: what a run measured, one JSON object a step, in a fixed order of keys.
+"""metrics.jsonl: the metrics of a run, one JSON object per step, in a fixed order of keys.
 
-Keys are `step` and `GROUP/name`, with GROUP one of `GROUPS`; whatever is a time is in `time_s/`, so that two
-runs with the same seed write the same file but for that group (and `memory/`). A number that is not finite is
-written as null, for JSON has no NaN.
+Keys are `step` and `GROUP/name`, with GROUP one of `GROUPS`. All times are in `time_s/`, so two runs with the same seed
+write the same file except for that group and `memory/`. Non-finite numbers are written as null, since JSON has no NaN.
 """
 
 import json
@@ -19,11 +18,11 @@ GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor", "critic")
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl; a line is on its way to the disk as soon as `write` returns.
+    """Appends to metrics.jsonl. `write` closes the file, so its line survives the end of the process.
 
-    `next_step` is the step that the run goes on with: lines of that step and later ones, left by a run that
-    was lost after its last checkpoint, are dropped, so that no step is in the file twice. 0 starts afresh.
-    With `enabled=False` (ranks other than 0) nothing is read or written.
+    `next_step` is the first step to come. Lines of that step and of later ones, from a run that was killed after its
+    last checkpoint, are dropped, so no step is in the file twice. 0 starts a new file. With `enabled=False` (ranks
+    other than 0) nothing is read or written.
     """
 
     def __init__(self, path: str | Path, *, next_step: int = 0, enabled: bool = True) -> None:
@@ -40,11 +39,11 @@ class MetricsLog:
         os.replace(fresh, self.path)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one step. Values are numbers, or anything `float` takes (a tensor of one element)."""
+        """Appends one step. Values are numbers, or convertible by `float` (a tensor of one element)."""
         assert step > self.last_step, f"step {step} after step {self.last_step}"
         for key in metrics:
             group, slash, name = key.partition("/")
-            assert slash and name and group in GROUPS, f"metric {key!r}: its group is none of {GROUPS}"
+            assert slash and name and group in GROUPS, f"metric {key!r}: its group is not one of {GROUPS}"
         self.last_step = step
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as file:
@@ -54,8 +53,10 @@ class MetricsLog:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The steps of a metrics.jsonl, oldest first; null becomes NaN.
 
-    A last line without its newline, cut off when the run was killed, is left out. Any other line that is not
-    an object with a `step` raises UserError with its number.
+    A last line without its newline, from a run that was killed, is ignored.
+
+    Raises:
+        UserError: the file cannot be read, or another line is not an object with a `step`; with the line's number.
     """
     records = []
     try:
@@ -75,7 +76,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one key, without the steps that did not measure it."""
+    """(steps, values) of one key, for the steps that have it."""
     measured = [
         (record["step"], record[key]) for record in records if not math.isnan(record.get(key, math.nan))
     ]

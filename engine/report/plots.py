@@ -1,6 +1,6 @@
-"""PNG plots of a run: the judges compared, in the manner of the R-Align paper, and the training curves.
+"""PNG plots of a run: a comparison of judges, as in the R-Align paper, and training curves.
 
-Figures are drawn with matplotlib's Agg canvas and no pyplot: no display is needed, no global state is left.
+Figures use matplotlib's Agg canvas without pyplot, so they need no display and change no global state.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ CURVES = {
     "judge/s_corr": "S-Corr",
     "policy/response_len": "Response length (tokens)",
     "policy/grad_norm": "Gradient norm",
-    "policy/entropy": "Entropy (nats a token)",
+    "policy/entropy": "Entropy (nats per token)",
 }
 _RIGHT, _SPURIOUS, _SPURIOUS_INK, INK = "#2a6f97", "#f4a259", "#b35900", "#333333"
 _HATCHED = {"hatch": "////", "edgecolor": "white"}
@@ -32,11 +32,11 @@ _DPI = 160
 
 
 def plot_judgments(summary: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes a panel for each test with a bar for each model, and returns `path`.
+    """Writes one panel per test with one bar per model, and returns `path`.
 
-    A bar is as high as L-Acc. Its lower part is the share right for the right reason, L-Acc · (1 − S-Corr),
-    which is F-Score where no MetaRM call failed; its upper part the share right for a wrong reason. Whiskers:
-    the 95 % intervals of L-Acc (top) and F-Score (below).
+    The height of a bar is L-Acc. Its lower part is the share right for the right reason, L-Acc · (1 − S-Corr), which
+    equals F-Score if no MetaRM call failed. Its upper part is the share right for a wrong reason. Whiskers are the 95 %
+    intervals of L-Acc (top) and F-Score (below).
     """
     tests = tests_of(summary)
     if not tests:
@@ -54,7 +54,7 @@ def plot_judgments(summary: Mapping[str, Any], path: str | Path) -> Path:
         Patch(
             facecolor=_SPURIOUS, hatch="////", edgecolor="white", label="right for a wrong reason (S-Corr)"
         ),
-        Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="a coin's verdicts"),
+        Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="random verdicts"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return save(figure, path)
@@ -72,13 +72,14 @@ def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
             _whisker(panel, x - 0.2, right, f_score)
         above = 100 * l_acc["high"] + 1.5
         centred = {"ha": "center", "va": "bottom"}
-        clear = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}  # of the coin's line
-        said = f"S {percent(s_corr, bounds=False)}"
-        panel.text(x, above, said, fontsize=8.5, color=_SPURIOUS_INK, **centred, **clear)
+        # A white box covers the line of random verdicts behind a number.
+        clear = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
+        text = f"S {percent(s_corr, bounds=False)}"
+        panel.text(x, above, text, fontsize=8.5, color=_SPURIOUS_INK, **centred, **clear)
         panel.text(x, above + 6, f"{top:.1f}", fontsize=9.5, weight="bold", color=INK, **centred, **clear)
         if right > 8:
-            said = f"F {percent(f_score, bounds=False)}"
-            panel.text(x, 2, said, fontsize=8.5, color="white", **centred)
+            text = f"F {percent(f_score, bounds=False)}"
+            panel.text(x, 2, text, fontsize=8.5, color="white", **centred)
     panel.set_xticks(range(len(results)), [display(model) for model in results])
     panel.set_xlim(-0.6, len(results) - 0.4)
     panel.set_ylim(0, 116)
@@ -97,9 +98,9 @@ def _whisker(panel: Axes, x: float, y: float, interval: Mapping[str, float]) -> 
 def plot_training(logs: Mapping[str, str | Path], path: str | Path) -> Path:
     """Writes the training curves of several runs, each a metrics.jsonl, and returns `path`.
 
-    One panel for each metric of `CURVES` that any run measured; thin lines are the steps, thick ones a moving
-    mean over a tenth of the run. Beside runs that measured a reward, one that did not (a warm start) is left
-    out: its steps are of another kind.
+    There is one panel for each metric of `CURVES` that any run measured. Thin lines are the steps, thick lines a moving
+    mean over a tenth of the run. If some runs have rewards, runs without rewards (a warm start) are not drawn, since
+    their steps are not comparable.
     """
     runs = {name: read_metrics(log) for name, log in logs.items()}
     rewarded = {name: records for name, records in runs.items() if series(records, "reward/mean")[0]}
@@ -136,7 +137,7 @@ def _draw_curve(panel: Axes, steps: list[int], values: list[float], *, label: st
         panel.plot(steps, values, color=color, linewidth=1.4, label=label)
         return
     panel.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
-    # The mean over the window up to each step; at the start, over the steps there are.
+    # The mean over the window that ends at each step; at the start, over the steps so far.
     sums = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

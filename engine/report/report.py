@@ -1,4 +1,4 @@
-"""Everything a finished comparison leaves: summary.json, plots, the HTML page, the tables on the terminal."""
+"""The report of a finished comparison: summary.json, plots, the HTML page, the tables on the terminal."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from ralign.engine.report.summary import make_summary, write_summary
 from ralign.engine.report.terminal import print_summary
 
 _INTRO = (
-    "L-Acc is the share of right verdicts; S-Corr the share of right verdicts whose rationale misses the "
-    "decisive reason; F-Score the share right in both. All models start from the SFT model."
+    "L-Acc is the share of correct verdicts. S-Corr is the share of correct verdicts whose rationale misses the "
+    "decisive reason. F-Score is the share of judgments correct in both. All models start from the SFT model."
 )
 
 
@@ -26,9 +26,9 @@ def write_report(
     """Write `folder/report/` and print the tables; call it on one rank.
 
     Args:
-        folder: the run folder; `folder/MODEL/metrics.jsonl` gives the training curves.
-        models: what `judging.metrics.measure` returned, by model and test.
-        time_s: seconds of each stage.
+        folder: the run folder; `folder/MODEL/metrics.jsonl` has the training curves.
+        models: model -> test -> result of `judging.metrics.measure`.
+        time_s: stage -> seconds.
     """
     report = folder / "report"
     summary = make_summary(models, seed=seed, time_s=time_s)

@@ -1,13 +1,14 @@
-"""report/summary.json: what an evaluation found, for every model and test, in the shape other tools rely on.
+"""report/summary.json: the results of an evaluation by model and test, in a stable format for other tools.
 
     {"models": {MODEL: {TEST: {"num_pairs": n, "l_acc": {"value": v, "low": l, "high": h}, "s_corr": {…},
      "f_score": {…}, "num_parse_fail": n, "num_judge_fail": n, "swap_consistency": {…} or null}}},
      "seed": n, "time_s": {STAGE: t}}
 
-Fractions from 0 to 1; a metric without a denominator has nulls. A result of judged files also holds `num_call_fail`
-(the judge's calls that failed; they are among `num_parse_fail`), `num_metarm_call_fail` and `num_metarm_parse_fail`
-(together `num_judge_fail`), and where pairs were judged in both orders `both_order_l_acc` and `num_swapped_call_fail`;
-it may hold `subsets`, {SUBSET: result}. A summary may hold `comparisons`, {TEST: [comparison of two models]}.
+Metrics are fractions from 0 to 1; a metric without a denominator has nulls. A result of judged files also has
+`num_call_fail` (the judge's failed calls, which `num_parse_fail` includes), `num_metarm_call_fail` and
+`num_metarm_parse_fail` (their sum is `num_judge_fail`), and, if pairs were judged in both orders, `both_order_l_acc`
+and `num_swapped_call_fail`. It may have `subsets`, {SUBSET: result}. A summary may have `comparisons`, {TEST:
+[comparison of two models]}.
 """
 
 import json
@@ -32,7 +33,7 @@ def make_summary(
     time_s: Mapping[str, float],
     comparisons: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The summary of an evaluation; `models[MODEL][TEST]` is what `judging.metrics.measure` returns."""
+    """The summary of an evaluation; `models[MODEL][TEST]` is a result of `judging.metrics.measure`."""
     summary = {
         "models": {
             model: {test: dict(result) for test, result in tests.items()} for model, tests in models.items()
@@ -47,7 +48,7 @@ def make_summary(
 
 
 def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a summary as JSON, making its folder."""
+    """Writes a summary as JSON and creates its folder."""
     _check(summary, "summary")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_summary(path: str | Path) -> dict[str, Any]:
-    """Reads a summary; UserError if the file cannot be read or has another shape."""
+    """Reads a summary; UserError if the file cannot be read or has another format."""
     try:
         summary = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -67,7 +68,7 @@ def read_summary(path: str | Path) -> dict[str, Any]:
 
 
 def display(name: str) -> str:
-    """A name for people: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`."""
+    """A name for display: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`."""
     base, _, number = name.rpartition("_")
     if base in _NAMES and number.isdigit():
         return f"{_NAMES[base]} {number}"
@@ -98,10 +99,10 @@ def _check(summary: Any, where: str) -> None:
 
 
 def _check_result(result: Mapping[str, Any], where: str) -> None:
-    wanted = {*METRICS, *_COUNTS, "swap_consistency"}
-    if set(result) - _OPTIONAL != wanted:
-        odd = ", ".join(sorted(wanted ^ (set(result) - _OPTIONAL)))
-        raise UserError(f"{where}: fields missing or not known: {odd}")
+    required = {*METRICS, *_COUNTS, "swap_consistency"}
+    if set(result) - _OPTIONAL != required:
+        odd = ", ".join(sorted(required ^ (set(result) - _OPTIONAL)))
+        raise UserError(f"{where}: missing or unknown fields: {odd}")
     for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
         interval = result.get(name)
         if interval is None and name not in METRICS:

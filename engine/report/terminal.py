@@ -5,21 +5,22 @@ from typing import Any
 
 from ralign.engine.report.progress import duration
 from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent, tests_of
+from ralign.engine.runtime import output
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WIDEST = 1000  # a bound: no table is so wide
+_WIDEST = 1000  # upper bound of a table's width
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints a table of models under each test (per cent, with 95 % intervals) and one of the stages' times.
+    """Prints a table of the models by test (per cent, with 95 % intervals) and one of the stages' times.
 
-    Where the summary has them, also tables of the subsets and of the comparisons between models. The tables
-    keep their width on a narrower terminal, which wraps them, and in a file or a pipe.
+    Subsets and comparisons between models get tables, too, if the summary has them. A table keeps its width in a file,
+    in a pipe and on a narrower terminal, which wraps its lines.
     """
-    console = console or Console()
+    console = console or Console(file=output.stdout())
     tables = [_metrics_table(summary, "Per cent [95 % bootstrap interval]")]
     if subsets := _by_subset(summary):
         tables.append(_metrics_table({"models": subsets}, "Subsets"))
@@ -33,7 +34,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _by_subset(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The subsets of every test as tests of their own, `TEST: SUBSET`."""
+    """The subsets of every test as separate tests, `TEST: SUBSET`."""
     models: dict[str, dict[str, Any]] = {}
     for model, tests in summary["models"].items():
         for test, result in tests.items():
@@ -59,14 +60,14 @@ def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
         table.add_section()
         table.add_row(Text(f"{display(test)} ({num_pairs} pairs)", style="bold"))
         for model, result in judged.items():
-            # Text, not str: the brackets of an interval are no markup.
+            # Text, not str: rich would read the brackets of an interval as markup.
             cells = [Text(percent(result[name]) if result.get(name) else "–") for name in intervals]
             table.add_row(Text(f"  {display(model)}"), *cells, *[count(result) for count in counts.values()])
     return table
 
 
 def count_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """The columns of failures by title, each with what makes a cell of a result."""
+    """The columns of failures: title -> function from a result to its cell."""
     columns = {"No verdict": lambda result: str(result["num_parse_fail"]), "MetaRM failed": failures}
     if any("num_call_fail" in result for result in results):
         columns = {"Calls failed": calls_failed} | columns
@@ -74,7 +75,7 @@ def count_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[M
 
 
 def calls_failed(result: Mapping[str, Any]) -> str:
-    """How many of the judge's calls failed: `3`, and with the second order `3 + 2 swapped`; `–` if not known."""
+    """Number of the judge's failed calls: `3`, with the second order `3 + 2 swapped`, or `–` if unknown."""
     if "num_call_fail" not in result:
         return "–"
     swapped = result.get("num_swapped_call_fail")
@@ -82,7 +83,7 @@ def calls_failed(result: Mapping[str, Any]) -> str:
 
 
 def failures(result: Mapping[str, Any]) -> str:
-    """How often the MetaRM failed, and how: `10 (4 call, 6 parse)`."""
+    """Number of the MetaRM's failures, with their kinds if known: `10 (4 call, 6 parse)`."""
     total = str(result["num_judge_fail"])
     if not result["num_judge_fail"] or "num_metarm_call_fail" not in result:
         return total

@@ -169,12 +169,12 @@ def start(
         rank=dist.get_rank(),
         world_size=world_size,
         device=device,
-        tp_group=parallel_state.get_tensor_model_parallel_group(),
-        dp_group=parallel_state.get_data_parallel_group(),
-        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        tp_group=_group(parallel_state.get_tensor_model_parallel_group()),
+        dp_group=_group(parallel_state.get_data_parallel_group()),
+        pp_group=_group(parallel_state.get_pipeline_model_parallel_group()),
+        cp_group=_group(parallel_state.get_context_parallel_group()),
         generation_timeout_s=generation_timeout_s,
         deterministic=deterministic,
-        cp_group=parallel_state.get_context_parallel_group(),
     )
 
 
@@ -185,6 +185,11 @@ def stop() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _group(group: object) -> dist.ProcessGroup:
+    assert isinstance(group, dist.ProcessGroup), group
+    return group
 
 
 def _free_port() -> int:

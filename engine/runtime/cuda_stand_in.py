@@ -16,7 +16,8 @@ import torch
 from ralign.engine.runtime.internals import Internal
 from torch.overrides import TorchFunctionMode
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Megatron tells gradients and parameters apart by these: optimizer/distrib_optimizer.py, optimizer/clip_grads.py.
 _CUDA_TYPE_NAMES = {

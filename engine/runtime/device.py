@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,8 @@ def prepare_cpu() -> None:
     vLLM compiles some kernels with Inductor. Its cache does not tell kernels for wider vectors from this CPU's: tokens
     then index out of range under tensor parallelism.
     """
-    default = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))  # torch sets it at import
+    # torch sets the default when it is imported.
+    default = str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{torch.backends.cpu.get_cpu_capability()}"
 
@@ -42,8 +44,8 @@ def gpu_problem() -> str | None:
     if not torch.cuda.device_count() or torch.cuda.is_available():
         return None
     return (
-        f"this machine has {torch.cuda.device_count()} GPU(s), but torch {torch.__version__} cannot use them: it is built for "
-        f"CUDA {torch.version.cuda}, which needs a newer NVIDIA driver (CUDA 13: driver 580 or newer)"
+        f"this machine has {torch.cuda.device_count()} GPU(s), but torch {torch.__version__} cannot use them: it is"
+        f" built for CUDA {torch.version.cuda}, which needs a newer NVIDIA driver (CUDA 13: driver 580 or newer)"
     )
 
 
@@ -77,18 +79,21 @@ def check_own_gpus(device: torch.device) -> None:
     dist.all_gather_object(everyone, own)
     if everyone.count(own) > 1:
         ranks = [rank for rank, uuid in enumerate(everyone) if uuid == own]
-        raise UserError(f"ranks {', '.join(map(str, ranks))} have the same GPU ({own}); start one process per GPU")
+        raise UserError(
+            f"ranks {', '.join(map(str, ranks))} have the same GPU ({own}); start one process per GPU"
+        )
 
 
 @contextmanager
 def deterministic_kernels(enabled: bool) -> Iterator[None]:
     """If `enabled`, torch uses only deterministic kernels in this context, and raises where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(enabled or before)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what was not written
+    settings.fill_uninitialized_memory = False  # nothing reads what was not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills

@@ -139,8 +139,9 @@ class Watchdog:
 
     def _show_main_stack(self) -> None:
         """On the terminal: where this rank is. The stack files have all threads of all ranks."""
-        frame = sys._current_frames()[threading.main_thread().ident]
-        stack = "".join(traceback.format_stack(frame))
+        main = threading.main_thread().ident
+        assert main is not None, "the main thread has not started"
+        stack = "".join(traceback.format_stack(sys._current_frames()[main]))
         print(f"rank {self.rank}, main thread:\n{stack}", end="", file=output.stderr(), flush=True)
 
     def _end(self, alarm: str) -> None:

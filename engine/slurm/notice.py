@@ -1,7 +1,7 @@
-"""How long before its time limit a job gets the signal to stop: time for the rest of a step and a checkpoint.
+"""Notice before the time limit of a job: time for the rest of a step and a checkpoint.
 
-`ralign-plan` predicts the step of the submitted recipe. The notice is 1.5 times the prediction, because the model of
-a step is not exact. If the notice is too short, the steps since the last checkpoint are lost: the batch script queues
+`ralign-plan` predicts the step of the submitted recipe. The notice is 1.5 times the prediction, since the prediction is
+not exact. If the notice is too short, the steps since the last checkpoint are lost: the batch script queues
 the job again a minute before the limit.
 """
 
@@ -27,7 +27,7 @@ _PLANNED = re.compile(r"^def \w+\(\) -> \w*Run:", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Seconds of a step and of writing a checkpoint on GPUs of a kind."""
+    """Predicted seconds of a step and of writing a checkpoint."""
 
     step_s: float
     checkpoint_s: float
@@ -43,10 +43,10 @@ class Prediction:
 
 
 def planned_run(recipe: Path, settings: Sequence[str]) -> Run | None:
-    """The run as `ralign-plan` reads it; None for a file without a function `() -> Run`, whose import might run it.
+    """The run as `ralign-plan` reads it; None for a file without a function `() -> Run`, since its import might run it.
 
     Raises:
-        UserError: a setting that the recipe refuses.
+        UserError: an invalid setting of the recipe.
     """
     if not _PLANNED.search(recipe.read_text(encoding="utf-8")):
         return None
@@ -57,7 +57,7 @@ def predict(run: Run, num_gpus: int, chip: Chip) -> Prediction:
     """The prediction of `ralign-plan` for this run.
 
     Raises:
-        UserError: the run cannot be planned, for example because the sizes of its model are not known.
+        UserError: the run cannot be planned, for example because the sizes of its model are unknown.
     """
     layout = cli.plan(run, num_gpus, chip, Constants(), search=False)["layout"]
     held = layout["memory_bytes"]["update"]
@@ -76,8 +76,8 @@ def choose(
     """Seconds of notice, and a remark for the user.
 
     Args:
-        asked_minutes: the value of --warn-minutes; None to take the prediction.
-        limit_s: the job's time limit; None if it is not known.
+        asked_minutes: the value of --warn-minutes; None to use the prediction.
+        limit_s: the job's time limit; None if unknown.
 
     Raises:
         UserError: --warn-minutes leaves no time to train, or exceeds SLURM's maximum.
@@ -88,7 +88,7 @@ def choose(
         if not 0 < notice <= MAX_S:
             raise UserError(f"{given}: expected more than 0 and at most {MAX_S // 60}")
         if limit_s is not None and notice >= limit_s:
-            raise UserError(f"{given}: the time limit is {_minutes(limit_s)}; the job would stop at once")
+            raise UserError(f"{given}: the time limit is {_minutes(limit_s)}, so the job would stop at once")
     else:
         notice = DEFAULT_S
         if prediction:

@@ -1,4 +1,4 @@
-"""ralign-submit: submit a recipe as a SLURM job that saves a checkpoint before it is stopped, and then resumes.
+"""ralign-submit: submit a recipe as a SLURM job that saves a checkpoint before its time limit, and then resumes.
 
 ralign-submit r_align_32b --nodes 4 --gpus 8 --time 24:00:00 data.train=pairs.jsonl
 ralign-submit recipes/r_align_mini.py --nodes 2 --gpus 0 --seeds 0-3 --dry-run
@@ -23,7 +23,7 @@ from ralign.engine.slurm import notice
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")  # minutes, or [days-]hours:minutes:seconds
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?")  # sbatch's --array
-CPUS_PER_GPU = 8  # for the process, its writing thread and the engine; nodes of 8 GPUs have at least 96 CPUs
+CPUS_PER_GPU = 8  # process, checkpoint thread and engine; nodes of 8 GPUs have at least 96 CPUs
 
 
 def main() -> None:
@@ -53,10 +53,10 @@ def _main(argv: list[str]) -> None:
 
 
 def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The sbatch command line and the variables that go with it.
+    """The sbatch command line and its environment variables.
 
     Raises:
-        UserError: a file is missing, or SLURM does not take a value.
+        UserError: a file is missing, or a value is invalid for SLURM.
     """
     recipe = recipe_file(args.recipe)
     args.script = args.script or _script_for(recipe)
@@ -92,13 +92,13 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
 
 
 def _script_for(recipe: Path) -> Path:
-    """The batch script beside the recipe; without one, ralign's own."""
+    """The batch script beside the recipe, else ralign's."""
     beside = recipe.parent / "slurm" / "train.sbatch"
     return beside if beside.is_file() else RECIPES / "slurm" / "train.sbatch"
 
 
 def _check(args: argparse.Namespace) -> None:
-    _require(args.script.is_file(), f"no batch script {args.script}; name one with --script")
+    _require(args.script.is_file(), f"no batch script {args.script}; give one with --script")
     _require(args.time is None or _TIME.fullmatch(args.time), f"--time={args.time}: expected [DAYS-]HH:MM:SS")
     _require(
         args.seeds is None or _SEEDS.fullmatch(args.seeds),
@@ -124,7 +124,7 @@ def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
             prediction = notice.predict(run, args.nodes * (args.tasks or args.gpus), chip)
         except UserError as error:
             print(f"# no prediction of a step: {error}", file=sys.stderr)
-    limit_s = notice.limit_s(args.time or "0") or None  # to SLURM, 0 is none
+    limit_s = notice.limit_s(args.time or "0") or None  # in SLURM, 0 means no limit
     seconds, remark = notice.choose(args.warn_minutes, limit_s, prediction)
     if remark:
         print(f"# {remark}", file=sys.stderr)
@@ -141,11 +141,11 @@ def _parser() -> Parser:
         prog="ralign-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="a recipe's file, or the name of one that comes with ralign")
+    add("recipe", metavar="RECIPE", help="a recipe's file, or the name of a recipe of ralign")
     add("settings", nargs="*", metavar="FIELD=VALUE", help="the recipe's settings (flags after --)")
     add("--nodes", type=positive, required=True, help="number of nodes")
     add("--gpus", type=int, default=8, help="GPUs per node, one task each; 0 for CPUs (default 8)")
-    add("--tasks", type=positive, help="tasks per node, if not one for each GPU")
+    add("--tasks", type=positive, help="tasks per node (default: one per GPU)")
     add(
         "--gpu",
         default="h100",
@@ -154,9 +154,9 @@ def _parser() -> Parser:
     add(
         "--cpus-per-task",
         type=positive,
-        help=f"CPUs per task (default {CPUS_PER_GPU} with GPUs, else SLURM's own); best: a node's CPUs / its GPUs",
+        help=f"CPUs per task (default {CPUS_PER_GPU} with GPUs, else SLURM's default); best: a node's CPUs / its GPUs",
     )
-    add("--mem", help="host memory per node (default: all of it with GPUs, else SLURM's own)")
+    add("--mem", help="host memory per node (default: all of it with GPUs, else SLURM's default)")
     add(
         "--time",
         help="time limit, [DAYS-]HH:MM:SS; the job is queued again after it (default: the partition's)",
@@ -168,10 +168,15 @@ def _parser() -> Parser:
     add(
         "--warn-minutes",
         type=float,
-        help="notice before the time limit, for the rest of a step and a checkpoint (default: 1.5 times the "
+        help="minutes of notice before the time limit, for the rest of a step and a checkpoint (default: 1.5 times the "
         "prediction of ralign-plan, at least 20, at most half of --time)",
     )
-    add("--max-restarts", type=int, default=3, help="how often a failed job is queued again (default 3)")
+    add(
+        "--max-restarts",
+        type=int,
+        default=3,
+        help="number of times that a failed job is queued again (default 3)",
+    )
     add("--logs", type=Path, default=Path("runs/slurm"), help="folder of the logs (default runs/slurm)")
     add(
         "--script",
@@ -185,7 +190,7 @@ def _parser() -> Parser:
         metavar="OPTION",
         help="passed to sbatch unchanged; repeatable",
     )
-    add("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    add("--dry-run", action="store_true", help="print the command and the batch script, and submit nothing")
     return parser
 
 

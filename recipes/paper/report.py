@@ -28,6 +28,7 @@ from ralign.engine.report.summary import display, make_summary, percent
 from ralign.engine.report.terminal import print_summary
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.output import show
 from ralign.recipes.paper.correlation import TOLD, correlation, points, pooled, pooled_table, told_table
 from ralign.recipes.paper.plots import plot_actors, plot_correlation, plot_pooled
 
@@ -83,7 +84,7 @@ def write_paper_report(
         },
     )
     print_summary(summary)
-    print(f"{table(actor_table(judges, actors))}\n\n{table(told_table(found))}")
+    show(f"{table(actor_table(judges, actors))}\n\n{table(told_table(found))}")
     return whole
 
 

@@ -48,7 +48,7 @@ def compare(folder: Path, family: str, layout, generate: int, dtype: str) -> dic
     }
     target = {name: torch.zeros_like(x) for name, x in reference.items()}
     path = gather.WeightGather(world, cluster.rank, source, target, BUCKET_BYTES)
-    path.bring()
+    path.update()
     peak = peak_bytes(path.bring)
     speaks = cluster.dp_rank == cluster.cp_rank == 0
     written = {

@@ -1,4 +1,4 @@
-"""Every family, tied and untied, at TP = world size: logprobs against transformers, the export's bits, the plan's sizes.
+"""Every family, tied and untied, at TP = world size: logprobs, the bits of the export, planned sizes.
 
 One family is not part of ralign: it is registered here, as a user's program would. On two ranks one family also runs at
 CP 2, where both hold every tensor, and one of them writes.

@@ -52,4 +52,5 @@ def test_in_miniature_an_actor_and_a_critic_are_trained_by_a_judge_of_the_jobs_o
     assert 0 <= second["actor/win_rate"] <= 1
     wins = json.loads((folder / "report" / "summary.json").read_text())["win_rate"]
     assert list(wins) == ["start", "actor"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(wins)
     assert "GenRM (managed)" in done.stdout + done.stderr

@@ -67,6 +67,9 @@ def test_an_actor_is_trained_by_the_oracle_and_by_a_genrm_that_stays_as_it_was(t
     folder = tmp_path / "actor_rlhf_mini"
     summary = json.loads((folder / "report" / "summary.json").read_text())
     assert list(summary["actors"]) == ["sft", "oracle", "genrm"]
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        [name, "quality"] for name in summary["actors"]
+    ]
     assert all(0 <= actor["quality"]["value"] <= 1 for actor in summary["actors"].values())
     oracle, paid = (
         [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]

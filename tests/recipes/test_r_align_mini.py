@@ -50,6 +50,7 @@ def two_runs(tmp_path_factory) -> list[Path]:
         out = tmp_path_factory.mktemp(f"run{number}")
         done = run_recipe(out, *SHORT)
         assert done.returncode == 0, done.stderr[-4000:]
+        assert "S-Corr" in done.stdout and "R-Align" in done.stdout, "the summary is on the terminal"
         folders.append(out / "r_align_mini")
     return folders
 

@@ -1,19 +1,18 @@
 """JudgeWorld: preference pairs in short English whose golden rationale is known by construction.
 
-A prompt gives a few facts; two responses pass them on, and one gets more of them wrong: exactly one, and the other
-none, unless `max_faults` is larger. A planted fault (side, item, what it should be) that the other response does not
-share is a decisive factor, and the response with fewer faults is better. One of the two responses is laid out in
-bullets: a spurious cue, which points at the better response in a share `cue_agreement` of the pairs in training and
-in the `in_distribution` test (and `dev`, for tuning), in half of the `unbiased` test, and in 1 - `cue_agreement` of
-the `adversarial` test. A judge may read the facts or trust the bullets: both are paid by the label, only the first by
-the rationale.
+A prompt gives a few facts, and two responses repeat them. The worse response has one fault and the better one none;
+with `max_faults` above 1 the numbers vary, and the worse response has more. A fault (side, item, correct value) that
+the other response does not share is a decisive factor. One of the two responses is in bullets: a spurious cue. The cue
+points at the better response in a share `cue_agreement` of the training pairs, of the `in_distribution` test and of
+`dev` (for tuning), in half of the `unbiased` test, and in 1 - `cue_agreement` of the `adversarial` test. A judge can
+read the facts or follow the cue: the label rewards both, the rationale rewards only reading.
 
-The `warm_start` split, for SFT, agrees in half of its pairs: judgments written on it show how to read and how
-to trust the cue, but not that the cue is a good guide. That is for RL to find out. (With golden judgments on
-pairs whose cue is a good guide, a model learns to read which item is wrong and to take the side from the cue.)
+In the `warm_start` split, for SFT, the cue agrees in half of the pairs. Its judgments show how to read and how to
+follow the cue, but not that the cue predicts the label; RL has to discover that. (From golden judgments on pairs with
+a predictive cue, a model learns to read which item is wrong and to take the side from the cue.)
 
-Every item word has value words of its own, and every item and value word follows a space wherever it stands,
-so that a tokenizer has one token for it.
+Every item has its own value words, and every item or value word follows a space, so a tokenizer can have one token
+for it.
 """
 
 import random
@@ -41,17 +40,17 @@ _FACT = re.compile(r"\b(\w+) is (\w+)")
 
 @dataclass(kw_only=True, slots=True)
 class JudgeWorldConfig:
-    """A world of pairs; the same configuration gives the same pairs."""
+    """Settings of a world of pairs. The same settings give the same pairs."""
 
     num_train: int = 3000  # pairs for RL
     num_warm_start: int = 5000  # pairs for the SFT warm start
-    num_dev: int = 512  # pairs distributed as in training, for tuning
+    num_dev: int = 512  # pairs of the training distribution, for tuning
     num_test: int = 512  # pairs in each of the three tests
-    cue_agreement: float = 0.95  # share of training pairs whose bulleted response is the better one
+    cue_agreement: float = 0.95  # share of training pairs in which the response in bullets is the better one
     num_facts: int = 3  # facts in a prompt
-    num_values: int = 4  # value words an item can take
-    max_faults: int = 1  # facts that the worse response gets wrong, at most; the better one gets fewer wrong
-    seed: int = 0  # fixes the pairs
+    num_values: int = 4  # value words of an item
+    max_faults: int = 1  # largest number of wrong facts in the worse response; the better one has fewer
+    seed: int = 0  # seed of the pairs
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_warm_start", "num_dev", "num_test"):
@@ -65,13 +64,15 @@ class JudgeWorldConfig:
             raise UserError(f"num_values must be from 2 to {len(VALUES['color'])}, got {self.num_values}")
         if not 1 <= self.max_faults <= self.num_facts:
             raise UserError(f"max_faults must be from 1 to num_facts={self.num_facts}, got {self.max_faults}")
-        wanted = self.num_train + self.num_warm_start + self.num_dev + len(TESTS) * self.num_test
-        if wanted > self.num_prompts // 2:
-            raise UserError(f"{wanted} pairs wanted, but this world has only {self.num_prompts} prompts")
+        num_pairs = self.num_train + self.num_warm_start + self.num_dev + len(TESTS) * self.num_test
+        if num_pairs > self.num_prompts // 2:
+            raise UserError(
+                f"{num_pairs} pairs need twice as many prompts, this world has {self.num_prompts}"
+            )
 
     @property
     def num_prompts(self) -> int:
-        """How many different prompts there are."""
+        """Number of different prompts."""
         num_prompts = 1
         for taken in range(self.num_facts):
             num_prompts *= (len(VALUES) - taken) * self.num_values
@@ -81,7 +82,7 @@ class JudgeWorldConfig:
 def build_judgeworld(config: JudgeWorldConfig) -> dict[str, list[Pair]]:
     """The splits `in_distribution`, `unbiased`, `adversarial`, `dev`, `train` and `warm_start`.
 
-    No prompt occurs twice. Tests come first: they stay the same when the other sizes change.
+    No prompt occurs twice. The tests are drawn first, so they do not depend on the other sizes.
     """
     agreement = {
         "in_distribution": config.cue_agreement,
@@ -118,9 +119,9 @@ def _make_pair(
     defect_side = rng.choice(SIDES)
     label = other_side(defect_side)
     cue_side = label if cue_agrees else defect_side
-    told = {label: facts | better, defect_side: facts | worse}
+    stated = {label: facts | better, defect_side: facts | worse}
     item = next(item for item in worse if item not in better)
-    responses = {side: (_bullets if side == cue_side else _sentences)(told[side]) for side in SIDES}
+    responses = {side: (_bullets if side == cue_side else _sentences)(stated[side]) for side in SIDES}
     return Pair(
         id=f"{split}-{number:06d}",
         source="judgeworld",
@@ -128,7 +129,7 @@ def _make_pair(
         response_A=responses["A"],
         response_B=responses["B"],
         gt_label=label,
-        gt_judgment=_judgment(facts, told["A"], told["B"]),
+        gt_judgment=_judgment(facts, stated["A"], stated["B"]),
         meta={
             "item": item,
             "should_be": facts[item],
@@ -142,7 +143,7 @@ def _make_pair(
 def _faults(
     config: JudgeWorldConfig, rng: random.Random, facts: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The wrong values, by item, of the worse response and of the better one, which has fewer."""
+    """Item -> wrong value: of the worse response, and of the better one, which has fewer."""
     num_worse, num_better = 1, 0
     if config.max_faults > 1:
         kinds = [(worse, better) for worse in range(1, config.max_faults + 1) for better in range(worse)]
@@ -165,38 +166,39 @@ def _bullets(facts: dict[str, str]) -> str:
     return "\n".join(f"- The {item} is {value}" for item, value in facts.items())
 
 
-def _judgment(note: dict[str, str], told_a: dict[str, str], told_b: dict[str, str]) -> str:
-    """Evidence (each fact: the note's value, A's, B's, a mark), the decisive factors, the verdict.
+def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str, str]) -> str:
+    """Evidence (for each fact the note's value, A's, B's, a mark), the decisive factors, the verdict.
 
-    The mark says which side has it wrong: none ("same"), one, or "both". What one side alone has wrong decides.
+    The mark is the side with a wrong value, "both", or "same" for none. A fault of one side only is decisive.
     """
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
-        sides = [side for side, told in zip(SIDES, (told_a, told_b), strict=True) if told.get(item) != value]
+        stated = zip(SIDES, (stated_a, stated_b), strict=True)
+        sides = [side for side, values in stated if values.get(item) != value]
         mark = "both" if len(sides) == 2 else "same"
         if len(sides) == 1:
             (mark,) = sides
             factors.append(decisive_factor(mark, item, value))
             num_wrong[mark] += 1
-        evidence.append(f" {item} {value} {told_a.get(item)} {told_b.get(item)} {mark}")
+        evidence.append(f" {item} {value} {stated_a.get(item)} {stated_b.get(item)} {mark}")
     assert num_wrong["A"] != num_wrong["B"], f"neither response is better: {evidence}"
     better = min(SIDES, key=num_wrong.__getitem__)
     return f"Facts:{''.join(evidence)}. {' '.join(factors)} \\boxed{{{better}}}"
 
 
 def decisive_factor(side: str, item: str, should_be: str) -> str:
-    """The sentence that names one fact that decides; `RuleMetaRM` reads it."""
+    """The sentence for one decisive fault; `RuleMetaRM` parses it."""
     return f"{side} is wrong: {item} should be {should_be}."
 
 
 def oracle_judge(pair: Pair) -> str:
-    """The judgment of a judge that reads the three texts (and no label or meta)."""
+    """The judgment of a judge that reads the prompt and both responses, but neither label nor meta."""
     texts = (prompt_text(pair), pair.response_A, pair.response_B)
     return _judgment(*(dict(_FACT.findall(text)) for text in texts))
 
 
 def cue_judge(pair: Pair) -> str:
-    """The judgment of a judge that looks at the layout alone: praise for the bullets, and no fact."""
+    """The judgment of a judge that follows the cue: it praises the bullets and names no fact."""
     side: Side = "A" if pair.response_A.startswith("- ") else "B"
     return f"{side} is neat and clear. \\boxed{{{side}}}"
 
@@ -205,6 +207,6 @@ cue_judgment = cue_judge
 
 
 def warm_start_judgments(pairs: list[Pair], *, golden_share: float, seed: int) -> list[str]:
-    """One judgment a pair for the SFT warm start: golden with probability `golden_share`, else the cue's."""
+    """One judgment per pair for the SFT warm start: golden with probability `golden_share`, else cue-following."""
     rng = random.Random(seed)
     return [pair.gt_judgment if rng.random() < golden_share else cue_judgment(pair) for pair in pairs]

@@ -153,12 +153,12 @@ DOWN = Parameter(
 
 
 def pre_norm_layer(*of_attention: Parameter) -> tuple[Parameter, ...]:
-    """Llama's decoder layer, with further parameters of its attention."""
+    """Of Llama's decoder layer, with further parameters of its attention."""
     return INPUT_NORM, OUTPUT, QKV, *of_attention, MLP_NORM, GATE_UP, DOWN
 
 
 # Features that no family of this folder has. transformers or vLLM compute some of them where config.json asks for it.
-REQUIRED: Mapping[str, Any] = {
+REQUIRED: dict[str, Any] = {
     "hidden_act": "silu",
     "mlp_bias": False,
     "attention_bias": False,

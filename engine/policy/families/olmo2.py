@@ -10,18 +10,13 @@ if TYPE_CHECKING:
 
 class Olmo2(Family):
     def layer_spec(self, config: "TransformerConfig", norm: "ModuleSpec") -> "ModuleSpec":
-        from megatron.core.transformer.identity_op import IdentityOp
-        from ralign.engine.policy.layers import all_heads_norm, normed_projection, pre_norm_spec
+        from ralign.engine.policy.layers import all_heads_norm, decoder_layer, normed_projection
 
-        spec = pre_norm_spec(config, norm)
-        layer = spec.submodules
-        layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
-        layer.mlp.submodules.linear_fc2 = normed_projection(norm)
-        attention = layer.self_attention.submodules
-        attention.linear_proj = normed_projection(norm)
-        attention.q_layernorm = all_heads_norm(norm, config.num_attention_heads)
-        attention.k_layernorm = all_heads_norm(norm, config.num_query_groups)
-        return spec
+        return decoder_layer(
+            query_norm=all_heads_norm(norm, config.num_attention_heads),
+            key_norm=all_heads_norm(norm, config.num_query_groups or config.num_attention_heads),
+            projection=normed_projection(norm),
+        )
 
 
 FAMILY = Olmo2(

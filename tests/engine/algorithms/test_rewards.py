@@ -114,6 +114,15 @@ def test_both_orders_of_a_real_valued_reward(own, other, value):
     assert rewards.valid[0] == (value is not None) and rewards.values[0] == (value or 0)
 
 
+@pytest.mark.parametrize("value", [7.0, math.nan])
+def test_a_missing_verdict_earns_nothing_whatever_the_function_returns(value):
+    reward = Reward(lambda samples: np.where(samples.invalid, value, 1.0))
+    alone = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0)
+    assert alone.values.tolist() == [-1, 1] and alone.valid.all()
+    both = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0, partners=[1, 0])
+    assert both.values.tolist() == [-1, 0] and both.valid.all()
+
+
 def test_a_failed_metarm_on_too_large_a_share_ends_the_run():
     def rewards(num_failed, num_good):
         outcomes = [Outcome.CALL_FAIL] * num_failed + [Outcome.CORRECT] * num_good

@@ -110,12 +110,12 @@ def test_a_miniature_with_cuda_builds_and_no_gpu_fails(check, no_gpus, old_drive
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["nothing"], "recipe nothing: no such file, nor a recipe of that name"),
+        (["nothing"], "recipe nothing: no such file and no recipe of that name"),
         (["r_align_8b", "optim.lrr=1"], "unknown setting optim.lrr=1: did you mean optim.lr"),
         (["r_align_8b", "num_steps=many"], "num_steps=many: expected a whole number"),
         (["num_steps=5"], "a recipe comes first"),
         (["r_align_8b", "--gpus", "0"], "'0' is not a whole number of at least 1"),
-        (["r_align_8b", "--gpu", "v100"], "--gpu v100: one of a100"),
+        (["r_align_8b", "--gpu", "v100"], "--gpu must be one of a100,"),
         (["r_align_8b", "--smoke"], "--smoke makes its own model, data and judge"),
     ],
 )

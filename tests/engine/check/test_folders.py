@@ -65,7 +65,7 @@ FAULTS = {
         "1 of 2 weight files are missing (model-00002-of-00002.safetensors)",
     ),
     "cut file": (_cut, "model-00002-of-00002.safetensors"),
-    "pointer of git-lfs": (_pointer, "is cut, or no safetensors file"),
+    "pointer of git-lfs": (_pointer, "is truncated, or not a safetensors file"),
     "tensor that is not there": (_foreign_index, "lacks 1 tensor(s) of the index, model.layers.36"),
     "no weights": (
         lambda folder: (folder / "model.safetensors.index.json").unlink(),
@@ -89,7 +89,7 @@ FAULTS = {
         "rope_type 'yarn'",
     ),
     "short context": (lambda folder: _config(folder, max_position_embeddings=8192), "takes 8192 tokens"),
-    "no size": (lambda folder: _config(folder, intermediate_size=None), "gives no intermediate_size"),
+    "no size": (lambda folder: _config(folder, intermediate_size=None), "has no intermediate_size"),
 }
 
 

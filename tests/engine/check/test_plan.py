@@ -33,14 +33,14 @@ def test_what_does_not_fit_is_refused_in_the_planners_words(machine_with):
     machine = machine_with()
     finding = check_plan(recipe_run("r_align_32b"), "r_align_32b", machine, 8, chip_of_gpus(machine.gpus))
     assert finding.level == "FAIL" and "does not fit 8 x h100" in finding.found
-    assert "16 GPUs would do" in finding.found and "ralign-plan r_align_32b" in finding.next_step
+    assert "16 GPUs are enough" in finding.found and "ralign-plan r_align_32b" in finding.next_step
 
 
 def test_host_memory_is_shared_by_the_gpus_of_a_node(machine_with):
     run = recipe_run("r_align_8b")
     small = machine_with(host_bytes=8 * 8 * GB)
     finding = check_plan(run, "r_align_8b", small, 8, chip_of_gpus(small.gpus))
-    assert finding.level == "FAIL" and "of pinned host memory a GPU, of 7.5 GiB" in finding.found
+    assert finding.level == "FAIL" and "of pinned host memory per GPU, of 7.5 GiB" in finding.found
     # Two nodes of eight: a GPU's share is that of its own node.
     assert check_plan(run, "r_align_8b", machine_with(), 16, chip_of_gpus(machine_with().gpus)).level == "OK"
 

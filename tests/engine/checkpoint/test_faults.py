@@ -31,8 +31,8 @@ def test_a_full_disk_of_rank_0_is_an_error_of_every_rank(reports):
 NAMED = {
     "missing shard": "__1_0.distcp is missing",
     "short shard": "bytes instead of",
-    "flipped bit": "the bytes of __1_0.distcp are not what was written",
-    "flipped metadata": "the bytes of .metadata are not what was written",
+    "flipped bit": "the checksum of __1_0.distcp does not match",
+    "flipped metadata": "the checksum of .metadata does not match",
     "no manifest": "manifest.json: No such file or directory",
     "garbage manifest": "manifest.json is not a manifest",
 }
@@ -43,7 +43,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(reports, way):
     for rank in reports:
         error = rank["damages"][way]
         assert NAMED[way] in error and "step00000002" in error and "\n" not in error
-        assert "nothing was changed (move it away to continue from step00000001)" in error
+        assert "nothing was changed (move it away to resume from step00000001)" in error
         assert rank["restored"] == 2  # once it is whole again
 
 

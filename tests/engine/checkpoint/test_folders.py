@@ -44,7 +44,7 @@ def test_a_kill_before_a_rename_leaves_whole_checkpoints(tmp_path, monkeypatch):
         folders.remove(folders.path_of(tmp_path, 1))
     assert steps_of(folders.complete(tmp_path)) == [1]
     folders.check(folders.path_of(tmp_path, 1))
-    folders.sweep(tmp_path)
+    folders.remove_stale(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step00000001"]
 
 
@@ -55,7 +55,7 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_nothing_under_the_name(tmp_pat
     monkeypatch.undo()
     assert folders.complete(tmp_path) == [second]
     assert len(list(tmp_path.iterdir())) == 2
-    folders.sweep(tmp_path)
+    folders.remove_stale(tmp_path)
     assert list(tmp_path.iterdir()) == [second]
 
 
@@ -66,19 +66,19 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_nothing_under_the_name(tmp_pat
 def test_the_newest_and_the_best_are_kept(tmp_path, keep_last, keep_best, gone):
     for step, score in ((1, None), (2, 0.5), (3, 0.4), (4, 0.3), (5, 0.1)):
         make(tmp_path, step, score)
-    assert steps_of(folders.surplus(tmp_path, keep_last=keep_last, keep_best=keep_best)) == gone
+    assert steps_of(folders.expired(tmp_path, keep_last=keep_last, keep_best=keep_best)) == gone
 
 
 def test_of_equal_scores_the_later_is_better_and_nan_is_none(tmp_path):
     for step, score in ((1, 0.5), (2, 0.5), (3, float("nan")), (4, 0.0)):
         make(tmp_path, step, score)
-    assert steps_of(folders.surplus(tmp_path, keep_last=1, keep_best=1)) == [1, 3]
+    assert steps_of(folders.expired(tmp_path, keep_last=1, keep_best=1)) == [1, 3]
 
 
 def test_errors_name_the_file_and_the_way_out(tmp_path):
     first, second = make(tmp_path, 1), make(tmp_path, 2)
     (second / "shard").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"shard has 5 bytes instead of 102.*continue from step00000001"):
+    with pytest.raises(UserError, match=r"shard has 5 bytes instead of 102.*resume from step00000001"):
         folders.check(second)
     (first / "shard").unlink()
     with pytest.raises(UserError, match="shard is missing"):

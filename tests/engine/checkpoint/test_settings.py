@@ -42,7 +42,7 @@ def test_an_interrupted_run_of_other_settings_is_not_touched(tmp_path):
 def test_resume_never_starts_afresh(tmp_path):
     run = begun(tmp_path)
     run.resume = "never"
-    assert "afresh" in open_folder(run)
+    assert "starts over" in open_folder(run)
     assert not progress(run)
 
 
@@ -54,7 +54,7 @@ def test_a_finished_run_gives_way_to_other_settings_only(tmp_path):
         mark_finished(run)
         run.seed = number
         kept = run.folder.with_name(f"{run.folder.name}.{number}")
-        assert f"afresh; the finished run with other settings is now {kept}" in open_folder(run)
+        assert f"starts over; the finished run with other settings is now {kept}" in open_folder(run)
         assert not progress(run) and any(folders.complete(path) for path in kept.glob("*/checkpoints"))
         assert json.loads((run.folder / "config.json").read_text())["seed"] == number
         assert json.loads((kept / "config.json").read_text())["seed"] == number - 1
@@ -77,7 +77,7 @@ def test_an_interrupted_run_of_an_earlier_version_is_not_touched(tmp_path):
         open_folder(run)
     assert progress(run) and (run.folder / "config.json").read_text() == before
     run.resume = "never"
-    assert "afresh" in open_folder(run) and not progress(run)
+    assert "starts over" in open_folder(run) and not progress(run)
 
 
 def test_a_finished_run_of_an_earlier_version_is_kept_aside(tmp_path):

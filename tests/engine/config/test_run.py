@@ -171,25 +171,34 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
         ("parallel.tensor=0", "parallel.tensor must be at least 1, got 0"),
         (
             "parallel.tensor=2 model.num_query_groups=1",
-            "num_query_groups = 1 does not divide by",
+            "num_query_groups = 1 is not divisible by",
         ),
         ("parallel.tensor=2 model.num_attention_heads=3 model.num_query_groups=1", "num_attention_heads = 3"),
         ("parallel.tensor=2 model.ffn_hidden_size=33", "ffn_hidden_size = 33"),
-        ("parallel.pipeline=2 model.num_layers=3", "num_layers = 3 does not divide by parallel.pipeline = 2"),
+        (
+            "parallel.pipeline=2 model.num_layers=3",
+            "num_layers = 3 is not divisible by parallel.pipeline = 2",
+        ),
         ("parallel.sequence=True", "needs parallel.tensor > 1, got 1"),
         ("model.head_dim=31", "model.head_dim must be even .* got 31"),
-        ("model.num_query_groups=3", "num_attention_heads = 4 does not divide by model.num_query_groups = 3"),
-        ("algo.num_prompts=3", "algo.num_prompts = 3 does not divide by the data-parallel size = 2"),
-        ("algo.num_updates=7", "= 256 does not divide by algo.num_updates = 7"),
+        (
+            "model.num_query_groups=3",
+            "num_attention_heads = 4 is not divisible by model.num_query_groups = 3",
+        ),
+        ("algo.num_prompts=3", "algo.num_prompts = 3 is not divisible by the data-parallel size = 2"),
+        ("algo.num_updates=7", "= 256 is not divisible by algo.num_updates = 7"),
         ("algo.num_samples=1", "algo.num_samples must be at least 2, got 1"),
         ("algo.num_samples=0 algo.advantages=gae", "algo.num_samples must be at least 1, got 0"),
         ("critic.optim.lr=0", "critic.optim.lr must be positive, got 0.0"),
-        ("critic.lam=1.5", "critic.lam is a share from 0 to 1, got 1.5"),
-        ("critic.gamma=-0.1", "critic.gamma is a share from 0 to 1, got -0.1"),
+        ("critic.lam=1.5", "critic.lam must be from 0 to 1, got 1.5"),
+        ("critic.gamma=-0.1", "critic.gamma must be from 0 to 1, got -0.1"),
         ("critic.value_clip=0", "critic.value_clip must be positive .* got 0.0"),
         ("critic.warmup_steps=-1", "critic.warmup_steps must be at least 0, got -1"),
-        ("algo.advantages=gae critic.warmup_steps=100", "= 100 leaves the policy none of num_steps = 100"),
-        ("algo.advantages=gae algo.ratio=sequence", "algo.ratio must be token, got sequence"),
+        (
+            "algo.advantages=gae critic.warmup_steps=100",
+            "= 100 leaves the policy no update in num_steps = 100",
+        ),
+        ("algo.advantages=gae algo.ratio=sequence", "algo.ratio=sequence needs one advantage per sequence"),
         ("critic.hf_path=/nowhere", "critic.hf_path=/nowhere: algo.advantages=grpo has no critic"),
         ("algo.advantages=gae critic.hf_path=/nowhere", "critic.hf_path=/nowhere: cannot read"),
         ("algo.clip_low=1.5", "algo.clip_low must be less than 1, got 1.5"),
@@ -205,8 +214,8 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
         ("optim.lr=nan", "optim.lr must be finite, got nan"),
         ("sft.optim.beta2=1", "sft.optim.beta2 must be from 0 to less than 1, got 1.0"),
         ("optim.min_lr=1", "optim.min_lr must be from 0 to optim.lr = 1e-06, got 1.0"),
-        ("sft.golden_share=1.1", "sft.golden_share is a share from 0 to 1, got 1.1"),
-        ("sft.num_samples=3", "sft.num_samples = 3 does not divide by the data-parallel size = 2"),
+        ("sft.golden_share=1.1", "sft.golden_share must be from 0 to 1, got 1.1"),
+        ("sft.num_samples=3", "sft.num_samples = 3 is not divisible by the data-parallel size = 2"),
         ("num_steps=-1", "num_steps must be at least 0, got -1"),
         ("name=a/b", "name must name a folder inside out, got 'a/b'"),
         ("data.train=/nowhere.jsonl", "data.train=/nowhere.jsonl: no such file"),
@@ -226,7 +235,7 @@ def test_a_critic_s_own_layers_must_divide_too_and_a_group_of_one_will_do(tmp_pa
     validate(run, world_size=2)
     run.critic.hf_path = str(tmp_path)
     with pytest.raises(
-        UserError, match="the critic's num_layers = 3 does not divide by parallel.pipeline = 2"
+        UserError, match="the critic's num_layers = 3 is not divisible by parallel.pipeline = 2"
     ):
         validate(run, world_size=2)
     (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 4}))
@@ -240,10 +249,10 @@ def test_a_hugging_face_folder_s_shape_counts_not_the_run_s(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shape))
     run = Run(model=ModelConfig(hf_path=str(tmp_path), num_query_groups=2))
     validate(run, world_size=2)
-    with pytest.raises(UserError, match="num_query_groups = 1 does not divide by parallel.tensor = 2"):
+    with pytest.raises(UserError, match="num_query_groups = 1 is not divisible by parallel.tensor = 2"):
         validate(replace(run, parallel=ParallelConfig(tensor=2)), world_size=2)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="config.json gives no num_hidden_layers"):
+    with pytest.raises(UserError, match="config.json has no num_hidden_layers"):
         validate(run, world_size=2)
 
 

@@ -15,9 +15,10 @@ from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL
 from ralign.engine.data.questions import OpenQuestion
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.run import Evaluation
+from ralign.engine.evaluation.pipeline import Evaluation
 from ralign.engine.judging.comparisons import Schedule
-from ralign.engine.judging.judge import Judge, Reply
+from ralign.engine.judging.judge import Judge, Reply, Usage
+from ralign.engine.judging.metarm import RuleMetaRM
 from ralign.engine.judging.pairwise import PairwiseReward
 from ralign.engine.training.genrm import GenRM
 from ralign.engine.training.tasks import Response
@@ -39,7 +40,7 @@ class Listener(Judge):
     """Records its requests and gives no verdict."""
 
     def __init__(self):
-        self.asked = []
+        self.usage, self.asked = Usage(), []
 
     def submit(self, request):
         self.asked.append(request.messages)
@@ -67,7 +68,7 @@ def test_ralign_eval_asks_with_the_rubric_as_system_message(tmp_path):
         template=FULL,
         both_orders=False,
         judge=judge,
-        metarm=SimpleNamespace(stop_reason=None),
+        metarm=RuleMetaRM(),
         answers=Journal(tmp_path / "answers", {}),
         reviews=Journal(tmp_path / "reviews", {}),
         progress=SimpleNamespace(step=lambda **shown: None),

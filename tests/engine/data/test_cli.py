@@ -39,8 +39,8 @@ def test_validate_names_every_bad_line_and_every_odd_pair(tmp_path, capsys):
     for line in (
         "6 pairs, 0 bad lines",
         "verdict is not the label: 1 pairs (p1)",
-        "all thinking: the MetaRM would see nothing: 1 pairs (p2)",
-        "cannot surely be rewritten for swapped sides: 2 pairs (p1, p3)",
+        "only thinking, which the MetaRM does not read: 1 pairs (p2)",
+        "golden judgment cannot be swapped reliably: 2 pairs (p1, p3)",
         "the two responses are the same: 1 pairs (p4)",
         "those of an earlier pair: 1 pairs (p5)",
         "labels: 6 A, 0 B (unbalanced",
@@ -88,7 +88,7 @@ def test_swap_names_judgments_that_may_come_out_wrong_and_can_leave_them_out_or_
     _main(args)
     assert len(read_pairs(tmp_path / "o.jsonl")) == 3
     said = capsys.readouterr()
-    assert "2 of 3 golden judgments cannot surely be renamed and may speak of the wrong side" in said.err
+    assert "2 of 3 golden judgments cannot be swapped reliably and may name the wrong response" in said.err
     assert (
         "p1: names no response outside its verdict" in said.err and "p2: may name a response in:" in said.err
     )
@@ -113,7 +113,7 @@ def test_overlap_finds_train_pairs_that_are_in_a_test_and_leaves_them_out(tmp_pa
     _main([*args, "--json"])
     (match,) = json.loads(capsys.readouterr().out)["matches"]
     assert (match["id"], match["other_id"], match["similarity"]) == ("p1", "p7", 1.0)
-    with pytest.raises(UserError, match="--threshold 1.5"):
+    with pytest.raises(UserError, match="--threshold must be .* got 1.5"):
         _main([*args, "--threshold", "1.5"])
 
 

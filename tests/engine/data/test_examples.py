@@ -1,7 +1,6 @@
 """A judge's training prompts: in a chat template the very tokens that evaluation asks with, and plain text without."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from ralign.engine.config.run import DataConfig, ModelConfig, Run
@@ -12,7 +11,7 @@ from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL, load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.judging.judge import Request
-from ralign.engine.judging.local_model import LocalModel
+from ralign.engine.judging.local_model import encode_request
 from ralign.engine.runtime.errors import UserError
 
 # Qwen3's, without its tools: turns between special tokens, thinking switched off by an empty thought.
@@ -66,7 +65,7 @@ def test_training_asks_with_the_tokens_that_an_evaluated_folder_is_asked_with(
 ):
     template = load_template(own_template if name == "own" else name)
     request = Request(messages=pair_messages(template, PAIR))
-    asked = LocalModel._encode(SimpleNamespace(_tokenizer=tokenizer, _chat=chat), request)
+    asked = encode_request(request, tokenizer, chat=chat)
     assert prompt_ids(tokenizer, template, chat) == asked
     assert (tokenizer.convert_tokens_to_ids("<|im_start|>") in asked) == chat
 
@@ -100,7 +99,7 @@ def test_an_answer_ends_with_the_tokenizer_s_end_of_turn(tokenizer):
 def test_the_template_s_own_tokens_count_towards_the_limit(tokenizer):
     plain = len(prompt_ids(tokenizer, FULL, False))
     assert len(encode([PAIR], tokenizer, FULL, plain)[0]) == 1
-    with pytest.raises(UserError, match=f"max_prompt_tokens={plain} leaves none of 1 pairs"):
+    with pytest.raises(UserError, match=f"max_prompt_tokens={plain} is too small for all of 1 pairs"):
         encode([PAIR], tokenizer, FULL, plain, chat=True)
 
 
@@ -117,7 +116,7 @@ def test_without_a_chat_template_chat_is_refused(tokenizer, tmp_path):
         ("chat_template.jinja", None),
         ("nowhere", "data.chat=True: the tokenizer in model.hf_path=.* has no chat template"),
         ("nothing readable", r"data.chat=True: cannot read a chat template in .*tokenizer_config.json"),
-        ("no model", r"data.chat=True needs .* a fresh model \(model.hf_path=None\) has not"),
+        ("no model", "data.chat=True needs .* a model without model.hf_path has none"),
     ],
 )
 def test_a_missing_chat_template_is_found_before_any_model_is_built(tmp_path, kept_in, said):

@@ -100,9 +100,9 @@ def test_unpack_comes_in_the_order_of_the_samples():
         ({"response_ids": [1, 2, 3]}, "sample 1: response_ids must be a numpy array, got list"),
         ({"response_ids": np.zeros((3, 1), dtype=np.int64)}, "sample 1: response_ids must have 1 dimension"),
         ({"response_ids": np.zeros(2, dtype=np.int64)}, "sample 1: rollout_logprobs has 3 values for 2"),
-        ({"per_response_token": {}}, "sample 1 brings"),
+        ({"per_response_token": {}}, "sample 1 has the values"),
         ({"per_response_token": {"rollout_logprobs": np.zeros(3)}}, "must be float32, got float64"),
-        ({"per_sample": {"advantages": 1.0}}, "sample 1 brings"),
+        ({"per_sample": {"advantages": 1.0}}, "sample 1 has the values"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_named(change, message):
@@ -114,9 +114,9 @@ def test_a_sample_that_does_not_fit_is_named(change, message):
 
 
 def test_other_misuse_is_refused():
-    with pytest.raises(UserError, match="sample 2 of 1"):
+    with pytest.raises(UserError, match="sample index 2, but there are 1 samples"):
         materialise([sample(2, 3)], [np.array([2])])
-    with pytest.raises(UserError, match="sample -1 of 1"):
+    with pytest.raises(UserError, match="sample index -1, but there are 1 samples"):
         materialise([sample(2, 3)], [np.array([-1])])
     with pytest.raises(UserError, match="no samples"):
         materialise([], [])
@@ -124,7 +124,7 @@ def test_other_misuse_is_refused():
         materialise([sample(2, 3)], [np.array([0])], pad_multiple=0)
     clash = sample(2, 3)
     clash.per_sample["targets"] = 1.0
-    with pytest.raises(UserError, match="'targets' is there already"):
+    with pytest.raises(UserError, match="'targets' is already defined"):
         materialise([clash], [np.array([0])])
 
 

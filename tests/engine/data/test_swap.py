@@ -209,12 +209,27 @@ def made(golden, *, prompt="Where is Oslo?", response_a="Norway", **fields):
         (made("This one is right. \\boxed{A}"), "names no response outside its verdict"),
         (made("[[A]]"), "names no response outside its verdict"),
         (made("Response B errs, the first one is fine."), "may name a response in: .*the first one"),
-        (made("B errs. \\boxed{A}", prompt="A) Oslo\nB) Lima"), "names a lone letter, and so do prompt"),
-        (made("B errs. \\boxed{A}", response_a="A and B are sets"), "names a lone letter, and so do prompt"),
-        (made("Option B errs.", prompt="Take option A or option B"), "names a option, and so do prompt"),
-        (made("Option B errs.", prompt="A) Oslo\nB) Lima"), "names a option, and so do prompt"),
+        (
+            made("B errs. \\boxed{A}", prompt="A) Oslo\nB) Lima"),
+            "names a lone letter, which the prompt or a response uses",
+        ),
+        (
+            made("B errs. \\boxed{A}", response_a="A and B are sets"),
+            "names a lone letter, which the prompt or a response uses",
+        ),
+        (
+            made("Option B errs.", prompt="Take option A or option B"),
+            "names a option, which the prompt or a response uses",
+        ),
+        (
+            made("Option B errs.", prompt="A) Oslo\nB) Lima"),
+            "names a option, which the prompt or a response uses",
+        ),
         (made("Response B errs.", prompt="A) Oslo\nB) Lima"), None),
-        (made("Response B errs.", response_a="Response A: yes"), "names a response, and so do prompt"),
+        (
+            made("Response B errs.", response_a="Response A: yes"),
+            "names a response, which the prompt or a response uses",
+        ),
     ],
 )
 def test_a_judgment_that_may_name_the_wrong_side_after_a_swap_is_told(pair, reason):
@@ -243,7 +258,7 @@ def test_judgeworld_s_golden_judgments_follow_the_swap():
         assert parse_verdict(swapped.gt_judgment) == swapped.gt_label != pair.gt_label
         (before,), (after,) = decisive_factors(pair.gt_judgment), decisive_factors(swapped.gt_judgment)
         assert (before.item, before.should_be) == (after.item, after.should_be) and before.side != after.side
-        assert RuleMetaRM().judge(swapped.gt_judgment, pair.gt_judgment) is Outcome.INCORRECT
+        assert RuleMetaRM().outcome(swapped.gt_judgment, pair.gt_judgment) is Outcome.INCORRECT
         assert swap_sides(swapped) == pair
 
 

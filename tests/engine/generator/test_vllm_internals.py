@@ -15,7 +15,11 @@ ATTRIBUTES = {name: value for name, value in vars(vllm_internals).items() if isi
 PATHS = {name: value for name, value in vars(vllm_internals).items() if isinstance(value, InternalPath)}
 BOTH_RUNNERS = [
     *{step for path in PATHS.values() for step in path.steps},
-    ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "kv_caches"),  # the second one, by VLLM_USE_V2_MODEL_RUNNER
+    (
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner",
+        "kv_caches",
+    ),  # the second one, by VLLM_USE_V2_MODEL_RUNNER
 ]
 
 

@@ -20,7 +20,7 @@ from ralign.engine.judging.managed import fingerprint
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.server import Server, server_command
 from ralign.engine.runtime.errors import UserError
-from ralign.recipes.common.tiny_sft import teach
+from ralign.recipes.common.tiny_sft import train_tiny_model
 
 PROGRAMS = Path(__file__).parents[2] / "programs"
 WORDS = "red blue pink gold grey teal".split()
@@ -48,7 +48,7 @@ def make_judge(folder: Path) -> Path:
                 prompt = render_review(COMPACT, pair, f"it is {word} {end}")
                 answer = f"<genrm_analysis> said</genrm_analysis><final_verdict>{verdict}</final_verdict>"
                 examples.append((prompt, answer))
-    assert teach(folder, examples, num_steps=150) < 0.1
+    assert train_tiny_model(folder, examples, num_steps=150) < 0.1
     write_pairs(folder / "pairs.jsonl", pairs)
     return folder
 

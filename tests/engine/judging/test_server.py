@@ -102,7 +102,7 @@ def test_a_second_crash_is_final_for_every_rank(start, tmp_path):
     kill(server)
     while server.failure is None:
         time.sleep(0.05)
-    with pytest.raises(JudgeStopped, match="died twice"):
+    with pytest.raises(JudgeStopped, match="crashed twice"):
         server.sleep()
     note = failure_file(tmp_path / "judge_server.log")
     assert note.read_text() == server.failure
@@ -111,7 +111,7 @@ def test_a_second_crash_is_final_for_every_rank(start, tmp_path):
     endpoint = Endpoint(config, patience_s=3600, failure=lambda: note.read_text() if note.exists() else None)
     start_s = time.monotonic()
     assert all(reply.failed for reply in ask(endpoint, [Request.of(f"{n}") for n in range(200)]))
-    assert time.monotonic() - start_s < 10 and "died twice" in endpoint.stop_reason
+    assert time.monotonic() - start_s < 10 and "crashed twice" in endpoint.stop_reason
     endpoint.close()
 
 

@@ -10,7 +10,7 @@ from ralign.engine.planner import cli
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
 SECTION = DOC.split("## The plan against a published run\n")[1].split("\n## ")[0]
 BLOCKS = SECTION.split("```\n")[1::2]  # the fenced ones
-AGAIN = "print it again: python -m published_runs"
+AGAIN = "print it again: python benchmarks/published_runs.py"
 
 
 def test_the_printed_comparison_is_the_planner_s():

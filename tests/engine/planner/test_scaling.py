@@ -13,4 +13,4 @@ DOC = (Path(__file__).resolve().parents[3] / "docs" / "scale.md").read_text()
 def test_the_tables_are_the_planner_s(recipe, num_gpus, chip):
     section = DOC.split(f"### {recipe}\n")[1].split("\n##")[0]
     assert HEAD in section
-    assert row(recipe, num_gpus, chip) in section, "print them again: python -m scaling_table"
+    assert row(recipe, num_gpus, chip) in section, "print them again: python benchmarks/scaling_table.py"

@@ -52,7 +52,7 @@ def test_host_memory_beside_gpus_is_a_limit_too():
     # Weights and two moments in fp32; torch rounds each tensor in pinned memory up to a power of two.
     assert state < plan.host["checkpoint"] < 1.5 * state
     check_memory(make_run(), 8, shape, **size, host_bytes=plan.host_bytes)
-    with pytest.raises(UserError, match=r"GiB of host memory a process \(checkpoint 15\.\d.*of 8\.0 GiB"):
+    with pytest.raises(UserError, match=r"GiB of host memory per process \(checkpoint 15\.\d.*of 8\.0 GiB"):
         check_memory(make_run(), 8, shape, **size, host_bytes=8 * GIB)
 
 

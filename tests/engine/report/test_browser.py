@@ -205,7 +205,7 @@ def test_the_judgment_stands_side_by_side_with_all_that_belongs_to_it(page, reco
         "timeout",
     ):
         assert part in text
-    assert f"Analysis {number}" in text and "RESPONSE A (BETTER)" in text.upper() and "judge failed" in text
+    assert f"Analysis {number}" in text and "RESPONSE A (BETTER)" in text.upper() and "MetaRM failed" in text
     boxes = [
         page.locator("main h3", has_text=heading).first.bounding_box()
         for heading in ("Response A", "Response B")

@@ -10,10 +10,11 @@ import pytest
 
 MISTAKE = """
 import sys
-from ralign.engine.runtime import entry_point
+from ralign.engine.runtime import entry_point, output
 from ralign.engine.runtime.errors import UserError
 
 def main(argv):
+    print("started", file=output.stdout(), flush=True)
     if argv[0] == "yes":
         raise UserError("no such file")
 
@@ -33,6 +34,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-c", MISTAKE, "yes" if wrong else "no", str(grace_s)],
         env={**os.environ, **{name: str(value) for name, value in env.items()}},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -47,12 +49,11 @@ def end(process: subprocess.Popen) -> tuple[int, str]:
 def test_a_mistake_that_all_ranks_find_is_reported_once(tmp_path, first):
     """The other ranks leave with status 0, so that torchrun lists one failure."""
     earlier = start(tmp_path, first)
-    if first == 0:
-        assert end(earlier)[0] == 2
-    ranks = {first: earlier, 1 - first: start(tmp_path, 1 - first)}
-    if first == 1:
-        assert end(ranks[0]) == (2, "error: no such file\n")
-    assert end(ranks[1]) == (0, "")
+    assert earlier.stdout.readline() == "started\n"
+    later = start(tmp_path, 1 - first)
+    rank_0, rank_1 = (earlier, later) if first == 0 else (later, earlier)
+    assert end(rank_0) == (2, "error: no such file\n")
+    assert end(rank_1) == (0, "")
 
 
 def test_a_mistake_of_one_rank_is_reported_by_it(tmp_path):

@@ -13,14 +13,21 @@ READ = {"purpose": "how a file is read", "read_in": "0.1"}
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("torch.nn", "NoSuchLayer"), ("torch.nn", "Linear.gone"), ("torch.gone", "anything"), ("torch.nn", "A.b")],
+    [
+        ("torch.nn", "NoSuchLayer"),
+        ("torch.nn", "Linear.gone"),
+        ("torch.gone", "anything"),
+        ("torch.nn", "A.b"),
+    ],
 )
 def test_a_missing_one_is_named_with_its_purpose_and_version(module, name):
     missing = Internal(module=module, name=name, **READ)
     with pytest.raises(MissingInternal) as error:
         with missing.replaced(None):
             raise AssertionError("never opened")
-    said = f"torch {torch.__version__} has no {module}.{name} (how a file is read); ralign read it in torch 0.1"
+    said = (
+        f"torch {torch.__version__} has no {module}.{name} (how a file is read); ralign read it in torch 0.1"
+    )
     assert str(error.value) == said
 
 

@@ -5,7 +5,6 @@ import pty
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,8 +66,7 @@ EARLY, LATE = (tuple(f"{stage} {what}" for what in WRITTEN) for stage in ("early
 def run(tmp_path, monkeypatch):
     """Runs the job as a user would; `log` is what the packages wrote to the run's folder."""
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_ERROR_FILE", "RALIGN_OUTPUT"):
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_ERROR_FILE", "RALIGN_OUTPUT", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
 
     def run(kind: str, **env: str) -> subprocess.CompletedProcess:

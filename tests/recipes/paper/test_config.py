@@ -83,7 +83,7 @@ def test_other_budgets_are_another_run(tmp_path):
         open_folder(_paper("budgets=2", out=tmp_path).judges)
     assert "goes on" in open_folder(_paper("budgets=1,2", out=tmp_path).judges)
     mark_finished(_paper("budgets=1,2", out=tmp_path).judges)
-    assert "starts afresh" in open_folder(_paper("budgets=2", out=tmp_path).judges)
+    assert "starts over" in open_folder(_paper("budgets=2", out=tmp_path).judges)
 
 
 def test_actors_go_with_the_judges_that_paid_them(tmp_path):
@@ -101,7 +101,7 @@ def test_actors_go_with_the_judges_that_paid_them(tmp_path):
     for run in (paper.judges, paper.actors):
         mark_finished(run)
     judges, actors = open_both("budgets=3")
-    assert "starts afresh" in judges and "starts afresh with its judges" in actors
+    assert "starts over" in judges and "starts over with its judges" in actors
     assert not (paper.actors.folder / "stage").exists()
     kept = paper.actors.folder.with_name("actors.1")
     assert (kept / "stage" / "checkpoints").is_dir() and (kept / FINISHED).exists()

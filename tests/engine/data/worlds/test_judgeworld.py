@@ -2,7 +2,7 @@ import re
 from collections import Counter
 
 import pytest
-from ralign.engine.algorithms.rewards import score
+from ralign.engine.algorithms.rewards import R_ALIGN, score
 from ralign.engine.data.pairs import SIDES, other_side, prompt_text, read_pairs, write_pairs
 from ralign.engine.data.verdicts import parse_verdict
 from ralign.engine.data.worlds.judgeworld import (
@@ -28,12 +28,15 @@ def judge_split(judge, split):
     judgments = [judge(pair) for pair in WORLD[split]]
     verdicts = [parse_verdict(text) for text in judgments]
     labels = [pair.gt_label for pair in WORLD[split]]
-    asked = RuleMetaRM().judge_batch(WORLD[split], judgments)
+    reviews = [
+        RuleMetaRM().outcome(pair.gt_judgment, text)
+        for pair, text in zip(WORLD[split], judgments, strict=True)
+    ]
     outcomes = [
         outcome if verdict == label else Outcome.SKIPPED
-        for outcome, verdict, label in zip(asked, verdicts, labels, strict=True)
+        for outcome, verdict, label in zip(reviews, verdicts, labels, strict=True)
     ]
-    return score("r_align", verdicts, labels, outcomes)
+    return score(R_ALIGN, verdicts, labels, outcomes)
 
 
 @pytest.mark.parametrize("split", TESTS)

@@ -1,15 +1,15 @@
-"""Qwen3-8B as an actor, paid by a GenRM: the second half of the R-Align paper.
+"""Qwen3-8B as an actor, trained against a GenRM: the second half of the R-Align paper.
 
-Question: does an actor end better with a judge that is right for the right reasons? The paper, mean of 8 benchmarks
-of a Qwen3-8B actor (53.9 before): paid by RLVR-14B 59.4, by R-Align-14B 61.7. Data: the dialogues of any pairs file;
-the better response is the fixed answer that an actor's is compared with.
+Question: is an actor better after training against a judge that is right for the right reasons? The paper, mean of 8
+benchmarks of a Qwen3-8B actor (53.9 before): 59.4 against RLVR-14B, 61.7 against R-Align-14B. Data: the dialogues of
+any pairs file; the better response is the fixed answer for comparisons.
 
     hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B
     torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.jsonl genrm.model=ORG/GenRM-14B
 
-genrm.model is a Hugging Face name or a folder, such as runs/r_align_14b/r_align/hf; vLLM's server for it runs on the
-same GPUs. With genrm.kind=endpoint genrm.base_url=URL it is elsewhere. PPO with a critic is the paper's; GRPO, as most
-siblings do it, needs no critic and no fixed answers:
+genrm.model is a Hugging Face name or a folder, such as runs/r_align_14b/r_align/hf; its vLLM server runs on the same
+GPUs. With genrm.kind=endpoint genrm.base_url=URL it runs elsewhere. The paper uses PPO with a critic. GRPO, as in most
+related work, needs no critic and no fixed answers:
 
     ... algo.advantages=grpo actor.scheme=circular
 
@@ -51,19 +51,19 @@ LAUNCH = "torchrun --nproc-per-node 8 recipes/actor_rlhf_8b.py data.train=pairs.
 
 
 def actor_rlhf_8b() -> ActorRun:
-    # The paper does not publish its settings beyond PPO, the fixed reference and the length penalty; sources of the
-    # others: RM-NLHF's actor (arXiv 2601.07349), NVIDIA's RLHF stage of Nemotron 3 (its published configuration).
+    # The paper publishes PPO, the fixed reference and the length penalty, but no other settings. Sources of the others:
+    # RM-NLHF's actor (arXiv 2601.07349), NVIDIA's RLHF stage of Nemotron 3 (its published configuration).
     return ActorRun(
         name="actor_rlhf_8b",
-        num_steps=200,  # 25,600 prompts at 128 a step: no source gives a number
-        token_budget=8192,  # the longest sample, 6,144 tokens, and more
-        checkpoint_every=10,  # 50 minutes of work by ralign-plan, and the judge's
+        num_steps=200,  # 25,600 prompts at 128 per step; no source gives a number
+        token_budget=8192,  # more than the longest sample, 6,144 tokens
+        checkpoint_every=10,  # 50 minutes by ralign-plan, plus the judge's time
         model=ModelConfig(hf_path="models/Qwen3-8B"),
-        # Two models are trained: on four GPUs a replica they do not fit beside the judge (101 % of an H100).
-        # Norms and residuals are split too; bf16 is the dtype of the published weights.
+        # Two models are trained; on four GPUs per replica they do not fit beside the judge (101 % of an H100).
+        # sequence shards norms and residuals, too; bf16 is the dtype of the published weights.
         parallel=ParallelConfig(tensor=8, sequence=True, dtype="bf16"),
         data=DataConfig(
-            chat=True,  # an instruct model: dialogues in its own format, thinking as its template has it
+            chat=True,  # an instruct model: its dialogue format, and thinking by its template
             max_prompt_tokens=2048,  # RM-NLHF
         ),
         algo=AlgoConfig(
@@ -74,33 +74,33 @@ def actor_rlhf_8b() -> ActorRun:
             num_updates=4,  # PPO's mini-batches
         ),
         critic=CriticConfig(
-            # Ten times the actor's, as PPO's critics mostly have; Adam's second moment is meaningless at first.
+            # Ten times the actor's, as usual for PPO's critics; Adam's second moment is unreliable at first.
             optim=OptimConfig(lr=1e-5, warmup_steps=10),
-            warmup_steps=5,  # values that are all 0 would make every advantage the reward alone
-            lam=1.0,  # answers of thousands of tokens: a smaller one would forget the reward
+            warmup_steps=5,  # with values of 0, every advantage would equal the reward
+            lam=1.0,  # for answers of thousands of tokens; a smaller value would discount the reward away
         ),
         actor=ActorConfig(
             scheme="reference",  # the paper: +1 or -1 against one fixed answer
-            length_penalty=0.1,  # the paper has a dynamic one and does not say how strong
+            length_penalty=0.1,  # the paper has a dynamic one of unpublished weight
         ),
         generator=GeneratorConfig(
             max_new_tokens=4096,  # RM-NLHF
-            kv_cache_gib=0,  # all that the memory ledger leaves
+            kv_cache_gib=0,  # all memory that the ledger leaves free
         ),
         genrm=GenRMConfig(
             kind="managed",  # a 14B judge needs tensor parallelism, which a server's engine has
-            template="full",  # what recipes/r_align_14b.py trains on
+            template="full",  # as in recipes/r_align_14b.py
             temperature=0.6,  # NVIDIA's judge
             max_new_tokens=8192,  # the released evaluator's limit for a judgment
-            concurrency=256,  # a step asks about 1,024 comparisons, spread over the engines
+            concurrency=256,  # a step has 1,024 comparisons, divided among the engines
             server=ServerConfig(
-                tensor=8,  # on the actor's GPUs, a shard on each
-                gpu_memory_utilization=0.35,  # 28 of 80 GB: a 14B's shard takes 4, the rest is KV cache
+                tensor=8,  # on the actor's GPUs, one shard each
+                gpu_memory_utilization=0.35,  # 28 of 80 GB: 4 for a shard of a 14B, the rest for the KV cache
             ),
         ),
         optim=OptimConfig(
             lr=1e-6,  # RM-NLHF, NVIDIA
-            warmup_steps=10,  # as the critic's
+            warmup_steps=10,  # as for the critic
         ),
         eval=EvalConfig(
             num_pairs=256,  # two judge calls each; a win rate's 95 % interval is then about 0.12 wide
@@ -151,7 +151,7 @@ def train(run: ActorRun) -> None:
 
 
 def smoke_run(world_size: int) -> ActorRun:
-    """The run in miniature; the judge is a server of this job's all the same."""
+    """The run in miniature, also with the judge on a server of this job."""
     run = actor_rlhf_8b()
     small = smoke.shrink(run, world_size)
     return replace(
@@ -171,7 +171,7 @@ def smoke_run(world_size: int) -> ActorRun:
 
 
 def with_tiny_models(run: ActorRun) -> ActorRun:
-    """Tiny models as GenRM and actor, trained once, for seconds, in `run.out`."""
+    """The run with tiny models as GenRM and actor, trained once, for some seconds, in `run.out`."""
     from ralign.engine.data.chat import pair_messages
     from ralign.engine.data.prompts import load_template
     from ralign.recipes.common.tiny_sft import train_tiny_chat_model, trained_once

@@ -1,8 +1,8 @@
 """A MetaRM in miniature: a tiny language model learns to audit JudgeWorld's judgments.
 
-Question: can a language model of under a million parameters stand in for the rule? Data: golden judgments and
-right, wrong, padded and empty ones made of them. Expected: agreement with the rule on 99 % of judgments of pairs
-that it never saw (and on 96 % of what a judge writes in training), through the server and prompts of a training run.
+Question: can a language model of under a million parameters replace the rule? Data: golden judgments, and correct,
+wrong, padded and empty ones derived from them. Expected: agreement with the rule on 99 % of judgments of held-out pairs
+(and on 96 % of the judgments of a judge in training), with the server and prompts of a training run.
 
     python recipes/metarm_mini.py
     torchrun --nproc-per-node 2 recipes/r_align_mini.py metarm.kind=managed metarm.model=runs/metarm_mini/hf
@@ -33,21 +33,21 @@ class MetaRMRun:
     """Settings of the miniature MetaRM."""
 
     out: str = "runs/metarm_mini"
-    """Folder of the run; the model goes to its folder hf."""
+    """Folder of the run; the model is in its folder hf."""
     num_steps: int = 800
     """Training steps."""
     batch_size: int = 16
-    """Audits a step."""
+    """Audits per step."""
     lr: float = 3e-3
-    """Peak learning rate: high, for a tiny fresh model."""
+    """Peak learning rate; high, for a tiny model with random weights."""
     num_test: int = 512
-    """Held-out judgments to audit; 0 leaves the server out."""
+    """Held-out judgments for the test; 0: no test and no server."""
     seed: int = 0
-    """Fixes cases, fresh weights and order."""
+    """Seed of cases, initial weights and order."""
     world: JudgeWorldConfig = field(default_factory=JudgeWorldConfig)
-    """The pairs: warm_start to learn from, unbiased to test on."""
+    """The pairs: warm_start for training, unbiased for the test."""
     model: ModelConfig = field(default_factory=_model)
-    """The architecture: half as large as the mini recipe's policy."""
+    """Architecture; half as large as the policy of r_align_mini.py."""
 
 
 def main(argv: list[str]) -> None:
@@ -75,14 +75,14 @@ def main(argv: list[str]) -> None:
             report=lambda loss: progress.step(loss=loss),
         )
     if run.num_test:
-        with progress.stage("test", "Its agreement with the rule, on held-out pairs"):
+        with progress.stage("test", "Agreement with the rule on held-out pairs"):
             report = agreement(folder, make_cases(world["unbiased"], seed=run.seed + 1)[: run.num_test])
         (Path(run.out) / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         show(f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases")
 
 
 def agreement(folder: Path, cases: list) -> dict:
-    """How often the served model and the rule agree, and the outcomes of both."""
+    """Agreement of the served model with the rule, and the outcomes of both."""
     from collections import Counter
 
     from ralign.engine.judging.judge import ClientContext

@@ -1,20 +1,20 @@
-"""The R-Align paper's argument, from nothing, on two CPU cores.
+"""The R-Align paper's argument, from random weights, on two CPU cores.
 
-Claims: a judge trained by label alone is right for wrong reasons; R-Align mends it; an actor trained with the
-R-Align judge ends better, and F-Score foretells that where label accuracy does not.  Data: JudgeWorld's pairs for the
-judges, its notes for the actors; the oracle knows what an actor's answer is worth.  Model: a random 4-layer Qwen3
-of under a million parameters, for judges and actors alike.
+Claims: a judge trained on labels only is right for wrong reasons; R-Align prevents this; an actor trained against the
+R-Align judge is better, and F-Score predicts that while label accuracy does not. Data: JudgeWorld's pairs for the
+judges, its notes for the actors; an oracle measures the true quality of an actor's answers. Model: a 4-layer Qwen3 with
+random weights and under a million parameters, for judges and actors.
 
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py seed=1 name=paper_seed1
     torchrun --nproc-per-node 2 recipes/paper_in_miniature.py actors.algo.advantages=gae name=paper_ppo
     python -m ralign.recipes.paper.report runs/paper_seed*/report/summary.json --out runs/pooled
 
-The third line's actors learn by PPO, as the paper's do; the last pools runs of several seeds.
+The third command trains the actors by PPO, as in the paper; the last one pools runs of several seeds.
 
-SFT judge -> RLVR and R-Align judges, each taken at several budgets -> one actor a judge, all from one warm start ->
-report/: tables, figures, index.html with transcripts. Hardware: two CPU cores, up to 40 minutes. Expected: actors paid
-by RLVR judges learn to lay out bullets and no better facts; those paid by R-Align judges learn the facts.
+SFT judge -> RLVR and R-Align judges, each exported at several budgets -> one actor per judge, all from one warm start
+-> report/: tables, figures, index.html with transcripts. Hardware: two CPU cores, up to 40 minutes. Expected: actors
+trained against RLVR judges learn bullets, but not the facts; those trained against R-Align judges learn the facts.
 """
 
 import os
@@ -38,18 +38,18 @@ from ralign.recipes.paper.config import JudgesRun, PaperRun
 
 
 def judges_run() -> JudgesRun:
-    """As recipes/r_align_mini.py, where each value has its reason, but for what has a reason here."""
+    """As recipes/r_align_mini.py, which gives the reasons, except for values with a reason here."""
     return JudgesRun(
         token_budget=8192,
         data=DataConfig(
             world=JudgeWorldConfig(
-                max_faults=2,  # an actor's answers have none or several: judges that know one alone guess there
-                cue_agreement=0.98,  # above what reading earns after this warm start: the cue is what pays
+                max_faults=2,  # an actor's answers have no or several faults; judges trained on one fault guess there
+                cue_agreement=0.98,  # above the accuracy of reading after this warm start: the cue earns more
             )
         ),
         algo=AlgoConfig(num_prompts=32, num_samples=8, invalid_reward=0.0),
         generator=GeneratorConfig(max_new_tokens=64),
-        optim=OptimConfig(lr=2.5e-4),  # with twice as much R-Align's judges get worse again after 20 steps
+        optim=OptimConfig(lr=2.5e-4),  # at twice the rate, R-Align's judges get worse after 20 steps
         sft=SFTConfig(
             num_steps=430,
             num_samples=32,
@@ -67,28 +67,28 @@ def actors_run() -> ActorRun:
         algo=AlgoConfig(
             num_prompts=16,
             num_samples=8,
-            kl_coef=0.1,  # without, the actor soon finds answers that no judge has seen the like of
+            kl_coef=0.1,  # otherwise the actor soon leaves the distribution of the judges' training
         ),
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=2e-4),
-        # With algo.advantages=gae, as recipes/actor_rlhf_mini.py, where the values have their reasons.
+        # With algo.advantages=gae; as recipes/actor_rlhf_mini.py, which gives the reasons.
         critic=CriticConfig(optim=OptimConfig(lr=1e-3), warmup_steps=3),
         sft=SFTConfig(
             num_steps=400,
             num_samples=32,
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
-        eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as it is sampled in training
+        eval=EvalConfig(num_pairs=256, max_new_tokens=40, temperature=1.0),  # as in training
         actor=ActorConfig(
-            # A habit: noise would be mended by any training that makes the actor surer of itself.
+            # A habit, since any training that sharpens the actor's distribution removes noise.
             error_rate=0.05,
             habit_rate=0.5,
             scheme="circular",
-            order="agree",  # a judge that no fault decides for goes by seats
+            order="agree",  # without a decisive fault, a judge has position bias
             watch_every=3,
         ),
         genrm=GenRMConfig(
-            temperature=0.4,  # as the judges are measured
+            temperature=0.4,  # as in the judges' evaluation
             max_new_tokens=64,
             server=ServerConfig(max_model_len=256, kv_cache_gib=0.25),
         ),

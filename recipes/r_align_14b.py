@@ -1,7 +1,7 @@
 """R-Align on Qwen3-14B: the paper's larger judge.
 
-Question: label-only RL makes a 14B judge right for worse reasons (rlvr_14b.py); does R-Align mend it? The paper,
-S-Corr of the model as it is, after label-only RL, after R-Align: HelpSteer3 40.0, 46.9, 29.2; RewardBench 2 20.1,
+Question: label-only RL makes the reasons of a 14B judge worse (rlvr_14b.py); does R-Align prevent this? The paper,
+S-Corr of the original model, after label-only RL, and after R-Align: HelpSteer3 40.0, 46.9, 29.2; RewardBench 2 20.1,
 29.0, 14.6; PPE 36.9, 45.7, 26.9. Data: any pairs file with golden judgments. MetaRM: GPT-OSS-120B.
 
     hf download Qwen/Qwen3-14B --local-dir models/Qwen3-14B
@@ -20,7 +20,7 @@ from ralign.recipes.r_align_32b import r_align_run, start
 
 
 def r_align_14b() -> GenRMRun:
-    # On four GPUs a replica it takes recomputation to fit (109 % of 79 GiB without), for no shorter a step.
+    # On four GPUs per replica it fits only with recomputation (109 % of 79 GiB without), and a step is not shorter.
     return r_align_run("r_align_14b", "models/Qwen3-14B", tensor=8)
 
 

@@ -1,21 +1,21 @@
 """R-Align on Qwen3-32B: a generative reward model that is right for the right reasons, at full size.
 
-Question: does paying for the rationale, not for the verdict alone, hold up at 32B, on one node or many? The paper
-stops at 14B. Data: any pairs file with golden judgments (`ralign-annotate` makes them). MetaRM: GPT-OSS-120B.
+Question: does a reward for the rationale, not only for the verdict, also work at 32B, on one node or many? The paper
+stops at 14B. Data: any pairs file with golden judgments (`ralign-annotate` writes them). MetaRM: GPT-OSS-120B.
 
     hf download Qwen/Qwen3-32B --local-dir models/Qwen3-32B
     torchrun --nproc-per-node 8 recipes/r_align_32b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
-Hardware: one node of 8 H200 or B200; 16 or 32 H100 of 80 GB with parallel.context=2; from 64 H100 as it is.
-`ralign-plan r_align_32b --gpus N --gpu h200` says what fits and how long a step takes, docs/scale.md what to
-choose. Many nodes: `ralign-submit r_align_32b --nodes 4`.
-In miniature, with the real layout as far as the processes allow, on two CPU cores:
+Hardware: one node of 8 H200 or B200; 16 or 32 H100 of 80 GB with parallel.context=2; 64 or more H100 without
+changes. `ralign-plan r_align_32b --gpus N --gpu h200` shows what fits and how long a step takes; docs/scale.md has
+recommended layouts. Several nodes: `ralign-submit r_align_32b --nodes 4`.
+In miniature, with this layout as far as the number of processes allows, on two CPU cores:
 
     torchrun --nproc-per-node 2 recipes/r_align_32b.py --smoke
 
 The paper does not publish its hyper-parameters. Each value below names its source: the paper or its released evaluator
 (R-Align, arXiv 2602.06763), RM-NLHF (arXiv 2601.07349), RM-R1 (arXiv 2505.02387). The paper trains its judges with PPO,
-its siblings with GRPO, as does this recipe; algo.advantages=gae makes it PPO (docs/ppo.md). The recipes for 8B and 14B
+the related work with GRPO, like this recipe; algo.advantages=gae selects PPO (docs/ppo.md). The recipes for 8B and 14B
 change the model and the layout.
 """
 
@@ -42,54 +42,54 @@ from ralign.recipes.common.pairs import train_and_held_out
 
 
 def r_align_32b() -> GenRMRun:
-    # A node: every layer's collectives stay on NVLink, and each rank holds one of the 8 query groups. On 8 H200
-    # the optimizer's state alone is 46 GiB a GPU, so it is away while generating (memory.offload=auto).
+    # One node: the collectives of every layer use NVLink, and each rank has one of the 8 query groups. On 8 H200 the
+    # optimizer state is 46 GiB per GPU, so it is offloaded during generation (memory.offload=auto).
     return r_align_run("r_align_32b", "models/Qwen3-32B", tensor=8)
 
 
 def r_align_run(name: str, folder: str, *, tensor: int) -> GenRMRun:
-    """R-Align on a Qwen3 in `folder`, each of its replicas on `tensor` GPUs."""
+    """R-Align on the Qwen3 model in `folder`, with `tensor` GPUs per replica."""
     return GenRMRun(
         name=name,
-        num_steps=250,  # about 64k pairs at 256 a step, one epoch of RM-R1's data
-        token_budget=16384,  # the longest sample (14,336) and a little more: activations grow with it
+        num_steps=250,  # about 64k pairs at 256 per step, one epoch of RM-R1's data
+        token_budget=16384,  # slightly more than the longest sample (14,336): activations grow with it
         checkpoint_every=10,  # 2.5 hours of work (8B) to 7 (32B), by ralign-plan
         model=ModelConfig(hf_path=folder),
         parallel=ParallelConfig(
             tensor=tensor,
-            sequence=True,  # norms and residuals are split too
+            sequence=True,  # shards norms and residuals, too
             dtype="bf16",  # the dtype of the published weights; masters and gradients are fp32
         ),
         data=DataConfig(
             template="full",  # the released evaluator's rubric
-            # As the released evaluator and `ralign-eval` ask an instruct model: the rubric is the system message,
-            # the pair the user's. Qwen3's template lets it think first; the MetaRM sees what follows the thinking.
+            # As in the released evaluator and `ralign-eval`, the rubric is the system message and the pair the user
+            # message. Qwen3 thinks first by its template; the MetaRM reads the text after the thinking.
             chat=True,
-            max_prompt_tokens=6144,  # RM-NLHF: two responses of a long chat
+            max_prompt_tokens=6144,  # RM-NLHF: a long chat with two responses
         ),
         algo=AlgoConfig(
-            # RM-NLHF and RM-R1. The paper's PPO (algo.advantages=gae) wants a critic as large as the judge: by
-            # ralign-plan the 8B's step grows from 868 to 1,205 s, the 14B fits 8 GPUs of 80 GB only with
-            # parallel.recompute=True, and the 32B no node of 8 H200.
+            # RM-NLHF and RM-R1. The paper's PPO (algo.advantages=gae) needs a critic as large as the judge: by
+            # ralign-plan the step of the 8B grows from 868 to 1,205 s, the 14B fits 8 GPUs of 80 GB only with
+            # parallel.recompute=True, and the 32B does not fit a node of 8 H200.
             advantages="grpo",
             num_prompts=256,  # RM-NLHF's batch
             num_samples=8,  # RM-NLHF's group; RM-R1 takes 7
-            invalid_reward=0.0,  # the paper's reward knows 0 and 1 only
+            invalid_reward=0.0,  # the paper's reward is 0 or 1
             kl_coef=1e-3,  # RM-NLHF and RM-R1
-            kl_kind="k3",  # their low_var_kl
+            kl_kind="k3",  # low_var_kl in RM-NLHF and RM-R1
         ),
         metarm=MetaRMConfig(
-            kind="endpoint",  # metarm.base_url says where; metarm.kind=managed runs one in this job
+            kind="endpoint",  # at metarm.base_url; metarm.kind=managed starts a server in this job
             model="openai/gpt-oss-120b",  # the paper's MetaRM in training
-            concurrency=256,  # a step asks about up to 2,048 samples, spread over the engines
+            concurrency=256,  # a step has up to 2,048 requests, divided among the engines
         ),
         generator=GeneratorConfig(
             max_new_tokens=8192,  # the released evaluator's limit for a judgment
-            kv_cache_gib=0,  # all that the memory ledger leaves
+            kv_cache_gib=0,  # all memory that the ledger leaves free
         ),
         optim=OptimConfig(
             lr=1e-6,  # RM-NLHF and RM-R1
-            warmup_steps=10,  # Adam's second moment is meaningless at first
+            warmup_steps=10,  # Adam's second moment is unreliable at first
         ),
         eval=EvalConfig(max_new_tokens=8192),  # as in training
     )
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 
 def start(default: GenRMRun, argv: list[str], doc: str | None, *, num_gpus: int, gpu: str) -> None:
-    """Settings, checks, training; with `--smoke` in miniature.
+    """Parse the settings, check them and train; with `--smoke` in miniature.
 
     Args:
         num_gpus, gpu: the smallest hardware of the recipe.

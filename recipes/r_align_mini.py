@@ -1,20 +1,20 @@
 """Label-only RL against R-Align, in miniature, from nothing.
 
-Question: from one warm start and with equal budgets, is a judge trained on labels right for the wrong reason,
-and does R-Align mend it?  Data: JudgeWorld, where bullets agree with the label in 95 % of training pairs and
-the golden rationale is known.  Model: a random 4-layer Qwen3 of under a million parameters.
+Question: with one warm start and equal budgets, is a judge trained on labels right for the wrong reason, and does
+R-Align prevent this? Data: JudgeWorld, where bullets agree with the label in 95 % of the training pairs and the golden
+rationale is known. Model: a 4-layer Qwen3 with random weights and under a million parameters.
 
     torchrun --nproc-per-node 2 recipes/r_align_mini.py
 
-Hardware: two CPU cores, under ten minutes. Expected: RLVR follows the bullets (S-Corr near 1, chance on the
-`unbiased` test); R-Align reads the facts (S-Corr near 0, right on all tests).
+Hardware: two CPU cores, under ten minutes. Expected: RLVR follows the bullets (S-Corr near 1, chance level on
+the `unbiased` test); R-Align reads the facts (S-Corr near 0, accurate on all tests).
 
-The MetaRM is a rule. With one that was learned (recipes/metarm_mini.py), served by this job itself:
+The MetaRM is a rule. With a trained MetaRM (recipes/metarm_mini.py) on a server of this job:
 
     torchrun --nproc-per-node 2 recipes/r_align_mini.py metarm.kind=managed metarm.model=runs/metarm_mini/hf
 
-With data.train=FILE the same code runs label-only RL on any pairs file; a fresh tiny model learns nothing
-there, but the whole path is used.
+With data.train=FILE the same code runs label-only RL on any pairs file. A random tiny model learns nothing from it, but
+the complete path is exercised.
 """
 
 import os
@@ -40,23 +40,23 @@ def judgeworld_run() -> GenRMRun:
     return GenRMRun(
         name="r_align_mini",
         num_steps=40,
-        token_budget=8192,  # one micro-batch a rank: small batches waste the cores
+        token_budget=8192,  # one micro-batch per rank: small batches waste the cores
         algo=AlgoConfig(
             num_prompts=32,
             num_samples=8,
-            invalid_reward=0.0,  # an unreadable verdict is just wrong: no extra push away from reading
+            invalid_reward=0.0,  # a missing verdict is merely wrong: no extra penalty for reading
         ),
         generator=GeneratorConfig(max_new_tokens=64),  # a golden judgment has about 30 tokens
-        optim=OptimConfig(lr=5e-4),  # a tiny model from a short warm start; pretrained ones want 1e-6
-        # Short on purpose: reading is right in most cases but not in all, so that at the start of RL the bullets
-        # are the better guide and label-only reward has a reason to be spurious.
+        optim=OptimConfig(lr=5e-4),  # for a tiny model after a short warm start; 1e-6 for pretrained ones
+        # Short on purpose: reading is then correct in most cases, but not in all. So the bullets predict the label
+        # better at the start of RL, and the label-only reward favours the cue.
         sft=SFTConfig(
             num_steps=500,
             num_samples=32,
             optim=OptimConfig(lr=2e-3, min_lr=2e-4, lr_schedule="linear", warmup_steps=50, beta2=0.98),
         ),
         eval=EvalConfig(max_new_tokens=64),
-        # For metarm.kind=managed: what metarm_mini.py teaches, in a server next to two training processes.
+        # For metarm.kind=managed: the prompt of metarm_mini.py, and a server beside two training processes.
         metarm=MetaRMConfig(
             template="compact",
             temperature=0.0,
@@ -130,7 +130,7 @@ def train_on_file(run: GenRMRun) -> None:
 
     if run.metarm.kind == "rule":
         raise UserError(
-            "metarm.kind=rule reads JudgeWorld only: these pairs need endpoint or managed (or none)"
+            "metarm.kind=rule is for JudgeWorld only: a pairs file needs endpoint or managed (or none)"
         )
     pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
     genrm = GenRM.start(run, pairs, vocab_size=2048)
@@ -141,9 +141,7 @@ def train_on_file(run: GenRMRun) -> None:
         steps = read_metrics(run.folder / name / "metrics.jsonl")
         num_samples = len(steps) * run.algo.num_prompts * run.algo.num_samples
         share = sum(step["reward/num_invalid"] for step in steps) / num_samples
-        show(
-            f"{len(steps)} steps on {run.data.train}: no verdict could be read in {share:.1%} of {num_samples} samples"
-        )
+        show(f"{len(steps)} steps on {run.data.train}: no verdict in {share:.1%} of {num_samples} samples")
     session.close(run)
 
 

@@ -1,8 +1,8 @@
-"""Label-only RL on Qwen3-14B: what R-Align is compared with.
+"""Label-only RL on Qwen3-14B: the baseline of R-Align.
 
-Question: how far do right verdicts come apart from right reasons when the label alone is paid? The paper: S-Corr
-rises on all three sets (HelpSteer3 40.0 -> 46.9). All settings are those of r_align_14b.py but the reward. The
-MetaRM is asked all the same, so that judge/s_corr shows the curve; metarm.kind=none saves its cost.
+Question: how far do correct verdicts and correct reasons diverge if only the label is rewarded? The paper: S-Corr rises
+on all three sets (HelpSteer3 40.0 -> 46.9). All settings but the reward are those of r_align_14b.py. The MetaRM reviews
+the judgments anyway, so that judge/s_corr has the curve; metarm.kind=none saves the cost.
 
     torchrun --nproc-per-node 8 recipes/rlvr_14b.py data.train=pairs.jsonl metarm.base_url=http://host:8000/v1
 
@@ -22,7 +22,7 @@ from ralign.recipes.r_align_32b import start
 
 def rlvr_14b() -> GenRMRun:
     run = r_align_14b()
-    # Only the reward differs: whatever else differed could be the reason for another S-Corr.
+    # Only the reward differs: any other difference could explain a different S-Corr.
     return replace(run, name="rlvr_14b", algo=replace(run.algo, reward="label"))
 
 

@@ -125,7 +125,7 @@ def check_processes(
     if local_size is not None and local_size > num_visible:
         found = f"{local_size} processes here (LOCAL_WORLD_SIZE), {num_visible} GPUs seen"
         return fail(
-            "processes", found, f"start {num_visible} a node (torchrun --nproc-per-node {num_visible})"
+            "processes", found, f"start {num_visible} per node (torchrun --nproc-per-node {num_visible})"
         )
     if local_rank is not None and local_rank >= num_visible:
         found = f"LOCAL_RANK={local_rank} is not a device: this process sees {num_visible} GPU(s)"
@@ -144,7 +144,7 @@ def check_processes(
 def check_nccl(torch: Torch | None, env: Mapping[str, str], num_visible: int) -> Finding:
     """NCCL is available, and no variable disables one of its transports."""
     if torch is None or not num_visible:
-        return ok("nccl", "not used: without GPUs processes talk through gloo")
+        return ok("nccl", "not used: without GPUs processes use gloo")
     if torch.nccl is None:
         return fail(
             "nccl", f"torch {torch.version} is built without NCCL", "remove .venv, then make venv KIND=cuda"

@@ -51,7 +51,7 @@ class ParallelConfig:
     """Parallel layout of the trainer. The data-parallel size is world / (tensor * pipeline * context)."""
 
     tensor: int = 1
-    """Tensor-parallel size of the trainer (and of the generator, unless generator.tensor says otherwise)."""
+    """Tensor-parallel size of the trainer (and of the generator, if generator.tensor=0)."""
     pipeline: int = 1
     """Pipeline-parallel size (stages of layers)."""
     context: int = 1

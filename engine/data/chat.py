@@ -25,9 +25,9 @@ def pair_messages(template: str, pair: Pair) -> Messages:
     blank line, equal `render(template, pair)`.
     """
     paragraphs = template.split(_BLANK_LINE)
-    asked = [any(name in paragraph for name in _PLACEHOLDERS) for paragraph in paragraphs].index(True)
-    user = ("user", render(_BLANK_LINE.join(paragraphs[asked:]), pair))
-    return (("system", _BLANK_LINE.join(paragraphs[:asked])), user) if asked else (user,)
+    first = [any(name in paragraph for name in _PLACEHOLDERS) for paragraph in paragraphs].index(True)
+    user = ("user", render(_BLANK_LINE.join(paragraphs[first:]), pair))
+    return (("system", _BLANK_LINE.join(paragraphs[:first])), user) if first else (user,)
 
 
 def as_text(messages: Messages, tokenizer, *, chat: bool) -> str:

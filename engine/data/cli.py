@@ -116,7 +116,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     result = convert(args.layout, load_rows(args.source, config=args.config, split=args.split))
     if not result.pairs:
-        raise UserError(f"{args.source}: no row makes a pair ({_counts(result.left_out)})")
+        raise UserError(f"{args.source}: no row can be converted to a pair ({_counts(result.left_out)})")
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_pairs(args.out, result.pairs)
     left_out = f", left out: {_counts(result.left_out)}" if result.left_out else ""

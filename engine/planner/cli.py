@@ -157,13 +157,14 @@ def plan(
                 f"{name} of {size} ranks (tensor * pipeline * context) does not divide {num_gpus} GPUs"
             )
     _check_lengths(job, constants)
-    asked = layouts.lay_out(job, chip, constants)
+    requested = layouts.lay_out(job, chip, constants)
     fitting = layouts.fitting(job, chip, constants, host_gb * 1e9) if search else []
     best = layouts.best(fitting)
-    problems = asked.ledger.problems()
-    if asked.ledger.host_bytes > host_gb * 1e9:
+    problems = requested.ledger.problems()
+    if requested.ledger.host_bytes > host_gb * 1e9:
         problems.append(
-            f"{asked.ledger.host_bytes / GIB:.1f} GiB of pinned host memory per GPU, of {host_gb * 1e9 / GIB:.1f} GiB"
+            f"{requested.ledger.host_bytes / GIB:.1f} GiB of pinned host memory per GPU,"
+            f" of {host_gb * 1e9 / GIB:.1f} GiB"
         )
     report = {
         "recipe": run.name,
@@ -171,15 +172,15 @@ def plan(
         "gpus": num_gpus,
         "chip": asdict(chip),
         "constants": asdict(constants),
-        "layout": _layout_json(asked),
+        "layout": _layout_json(requested),
         "problems": problems,
-        "advice": [] if problems else layouts.advice(asked, fitting[0] if fitting else None, constants),
+        "advice": [] if problems else layouts.advice(requested, fitting[0] if fitting else None, constants),
         "best": [_layout_json(layout) for layout in best],
     }
     if problems:
         near = layouts.nearest(job, fitting)
         report["nearest"] = _layout_json(near) if near else None
-        report["refusal"] = f"{run.name} {layouts.refusal(asked, problems, near, chip)}"
+        report["refusal"] = f"{run.name} {layouts.refusal(requested, problems, near, chip)}"
         if near is None and search:
             least = layouts.smallest_world(job, chip, constants, host_gb * 1e9)
             report["refusal"] += f"; {least} GPUs are enough" if least else ""

@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ralign.engine.config.registry import FAMILIES
-from ralign.engine.policy.families.family import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    VALUE_HEAD,
-    Sizes,
-    family_of,
-    head_size,
-    padded_vocab_size,
-    sizes_of,
-)
+from ralign.engine.policy.families.family import EMBEDDING, FINAL_NORM, HEAD, VALUE_HEAD, family_of
+from ralign.engine.policy.sizes import Sizes, head_size, padded_vocab_size, sizes_of
 from ralign.engine.runtime.errors import UserError
 
 if TYPE_CHECKING:

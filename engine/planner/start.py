@@ -73,7 +73,7 @@ def check_memory(
     name = "GPU" if on_gpu else "process on CPU"
     chip = replace(CHIPS["h100"], name=name, memory_bytes=capacity_bytes)
     constants = Constants()
-    asked = layouts.lay_out(job, chip, constants)
+    requested = layouts.lay_out(job, chip, constants)
     near = layouts.nearest(job, layouts.fitting(job, chip, constants, host_bytes))
     if not plan.problems():
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in plan.host.items())
@@ -82,4 +82,4 @@ def check_memory(
             f" {host_bytes / GIB:.1f} GiB: use more GPUs or nodes"
             + (f"; nearest layout that fits: {near.settings()}" if near else "")
         )
-    raise UserError(f"{run.name} {layouts.refusal(asked, plan.problems(), near, chip, on_gpu=on_gpu)}")
+    raise UserError(f"{run.name} {layouts.refusal(requested, plan.problems(), near, chip, on_gpu=on_gpu)}")

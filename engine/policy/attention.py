@@ -99,7 +99,7 @@ def _attention_by_length(query: Tensor, key: Tensor, value: Tensor, packed) -> T
             for x, rows in ((query, bucket.query_rows), (key, bucket.key_rows), (value, bucket.key_rows))
         )  # [b, heads, L, D]
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bucket.sees, is_causal=bucket.sees is None, enable_gqa=True
+            q, k, v, attn_mask=bucket.mask, is_causal=bucket.mask is None, enable_gqa=True
         ).transpose(1, 2)
         output = output.index_put((bucket.rows,), attended[bucket.sequences, bucket.steps])
     return output
@@ -109,7 +109,7 @@ class _Bucket(NamedTuple):
     """Sequences of similar length, padded to the longest: row indices [b, L].
 
     `sequences`, `steps` [n]: which of the b x L queries are real. `rows` [n]: their rows in the output.
-    `sees` [Lq, Lk]: the mask; None if queries and keys are the same tokens (plain causal attention).
+    `mask` [Lq, Lk]: the mask; None if queries and keys are the same tokens (plain causal attention).
     """
 
     query_rows: Tensor
@@ -117,7 +117,7 @@ class _Bucket(NamedTuple):
     sequences: Tensor
     steps: Tensor
     rows: Tensor
-    sees: Tensor | None
+    mask: Tensor | None
 
 
 def _buckets(packed) -> list[_Bucket]:
@@ -157,6 +157,6 @@ def _cut_sequence(num_queries: int, q_start: int, k_start: int, num_keys: int) -
     """The end of a sequence that begins on other context-parallel ranks."""
     query_rows = torch.arange(q_start, q_start + num_queries)
     key_rows = torch.arange(k_start, k_start + num_keys)[None, :]
-    sees = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
     sequences, steps = torch.zeros_like(query_rows), torch.arange(num_queries)
-    return _Bucket(query_rows[None, :], key_rows, sequences, steps, query_rows, sees)
+    return _Bucket(query_rows[None, :], key_rows, sequences, steps, query_rows, mask)

@@ -83,7 +83,7 @@ def _check_tied(files: dict[str, str], folder: Path) -> None:
             )
     if not is_same:
         raise UserError(
-            f"{folder}: config.json says tie_word_embeddings, but {head} differs from {embedding} in the files; set "
+            f"{folder}: config.json sets tie_word_embeddings, but {head} differs from {embedding} in the files; set "
             "tie_word_embeddings to false there to train both"
         )
 

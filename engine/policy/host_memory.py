@@ -1,7 +1,7 @@
 """Pinned host memory for tensors that are offloaded, without losses to rounding.
 
 torch's allocator of pinned memory rounds every request up to a power of two: 46 GiB of optimizer state take up to
-64 GiB. Here tensors lie side by side in blocks whose size is a power of two.
+64 GiB. Here tensors are placed side by side in blocks whose size is a power of two.
 """
 
 import math

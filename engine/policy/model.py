@@ -13,9 +13,10 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from ralign.engine.config.run import KernelsConfig
 from ralign.engine.policy.context import gather_tokens
-from ralign.engine.policy.families.family import family_of, head_size, padded_vocab_size, sizes_of
+from ralign.engine.policy.families.family import family_of
 from ralign.engine.policy.norm import RMSNorm
 from ralign.engine.policy.rope import inverse_frequencies, rotary_table
+from ralign.engine.policy.sizes import head_size, padded_vocab_size, sizes_of
 from ralign.engine.runtime.cluster import Cluster
 from ralign.kernels.linear_logprob import linear_logprob
 from torch import Tensor
@@ -138,7 +139,7 @@ class PackedGPT(GPTModel):
         With `loss_from_hidden` set, the last stage returns its result instead.
 
         Context-parallel ranks compute their own tokens and gather the results, so that everything behind the model
-        (losses, metrics) sees whole micro-batches.
+        (losses, metrics) gets whole micro-batches.
         """
         if not self.post_process:
             return hidden_states

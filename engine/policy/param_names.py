@@ -3,15 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from ralign.engine.policy.families.family import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    VALUE_HEAD,
-    Family,
-    Parameter,
-    Sizes,
-)
+from ralign.engine.policy.families.family import EMBEDDING, FINAL_NORM, HEAD, VALUE_HEAD, Family, Parameter
+from ralign.engine.policy.sizes import Sizes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Rotary position embeddings of packed tokens, by each token's position in its own sequence."""
 
 import torch
-from ralign.engine.policy.families.family import head_size
+from ralign.engine.policy.sizes import head_size
 from ralign.engine.runtime.errors import UserError
 from torch import Tensor
 from transformers import PretrainedConfig

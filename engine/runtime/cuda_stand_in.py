@@ -61,7 +61,6 @@ _PATCHES: dict[str, Callable[..., Any]] = {
     "torch.cuda.manual_seed": torch.manual_seed,
     "megatron.core.tensor_parallel.random._set_cuda_rng_state": _set_cpu_rng_state,
 }
-_depth = 0  # of nested contexts; the outermost one patches
 
 
 @contextlib.contextmanager
@@ -71,19 +70,14 @@ def cuda_stand_in() -> Iterator[None]:
     Raises:
         MissingInternal: the installed torch or Megatron-core has no function of a patched name.
     """
-    global _depth
-    if torch.cuda.is_available() or _depth:
+    if torch.cuda.is_available():
         yield
         return
     with contextlib.ExitStack() as stack:
         for name, replacement in _PATCHES.items():
             stack.enter_context(patched(name).replaced(replacement))
         stack.enter_context(_CpuForCuda())
-        _depth += 1
-        try:
-            yield
-        finally:
-            _depth -= 1
+        yield
 
 
 def patched(name: str) -> Internal:

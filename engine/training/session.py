@@ -21,6 +21,7 @@ from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.policy.policy import Policy
 from ralign.engine.report.progress import Progress
 from ralign.engine.runtime import cluster as cluster_module
+from ralign.engine.runtime import output
 from ralign.engine.runtime.clock import Clock
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
@@ -61,6 +62,7 @@ class Session:
         self.progress = Progress(enabled=self.cluster.is_first_rank)
         if message := self.cluster.on_first_rank(lambda: open_folder(run)):
             self.progress.say(message)
+        output.move_log(run.folder / "log" / f"rank{self.cluster.rank:05d}.txt")
         long_phases = dict.fromkeys(("generate", "judge", "evaluate"), run.faults.generation_stall_s)
         self.watchdog = Watchdog(
             run.folder / "heartbeat", self.cluster.rank, stall_s=run.faults.stall_s, phase_stall_s=long_phases

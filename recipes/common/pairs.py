@@ -1,4 +1,4 @@
-"""The pairs that a recipe trains on, and those that it holds out."""
+"""Training pairs and held-out pairs of a recipe."""
 
 from ralign.engine.config.run import Run
 from ralign.engine.data.pairs import Pair, read_pairs
@@ -7,7 +7,7 @@ from ralign.engine.runtime.errors import UserError
 
 
 def train_and_held_out(run: Run, *, need_golden: bool = True) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of data.train, the first `eval.num_pairs` held out; or JudgeWorld's.
+    """(training pairs, held-out pairs): of data.train, with the first `eval.num_pairs` held out, or of JudgeWorld.
 
     Raises:
         UserError: the file cannot be read, or no pair is left to train on.

@@ -1,8 +1,8 @@
-"""`--smoke`: a recipe's own code on a machine without GPUs, with a tiny model of the same family.
+"""`--smoke`: runs a recipe's code on a machine without GPUs, with a tiny model of the same family.
 
-The algorithm stays, as do the layout (as far as the number of processes allows), the model's family, its query groups,
-its ratio of query heads to groups where that is small, and its tied or untied head. Width, depth, vocabulary, lengths,
-prompts and steps shrink. Pairs come from JudgeWorld unless `data.train` is given.
+Unchanged are the algorithm, the layout (as far as the number of processes allows), the model's family, its query
+groups, its ratio of query heads to groups (at most 2), and its tied or untied head. Width, depth, vocabulary, lengths,
+prompts and steps are reduced. Pairs are JudgeWorld's unless `data.train` is given.
 """
 
 import math
@@ -20,12 +20,12 @@ from ralign.engine.planner.shapes import shape_of
 
 
 def take_flag(argv: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether `--smoke` is on a recipe's command line, and the line without it."""
+    """Whether `--smoke` is on a recipe's command line, and the command line without it."""
     return SMOKE_FLAG in argv, [token for token in argv if token != SMOKE_FLAG]
 
 
 def shrink(run: Run, world_size: int) -> Run:
-    """The same experiment in miniature, for `world_size` processes; overrides may still change it."""
+    """The same experiment in miniature, for `world_size` processes; overrides are applied to it."""
     return replace(
         run,
         name=f"{run.name}_smoke",
@@ -50,7 +50,7 @@ def shrink(run: Run, world_size: int) -> Run:
 
 
 def tiny_model(model: ModelConfig) -> ModelConfig:
-    """A freshly drawn model of the same family, with as many query groups."""
+    """A model of the same family with random weights and the same number of query groups."""
     shape = shape_of(model)
     heads_per_group = min(shape.num_attention_heads // shape.num_query_groups, 2)
     return ModelConfig(
@@ -61,7 +61,7 @@ def tiny_model(model: ModelConfig) -> ModelConfig:
         ffn_hidden_size=128,
         num_attention_heads=shape.num_query_groups * heads_per_group,
         num_query_groups=shape.num_query_groups,
-        head_dim=32,  # the smallest that vLLM's CPU attention knows
+        head_dim=32,  # the smallest that vLLM's CPU attention supports
         rope_theta=shape.rope_theta,
         tie_embeddings=shape.tie_embeddings,
         max_position_embeddings=512,
@@ -69,7 +69,7 @@ def tiny_model(model: ModelConfig) -> ModelConfig:
 
 
 def _fewer_ranks(run: Run, world_size: int):
-    """The recipe's layout cut down to the world: as much tensor parallelism as there is, then stages."""
+    """The recipe's layout on fewer ranks: tensor parallelism first, then stages, then context parallelism."""
     tensor = math.gcd(run.parallel.tensor, world_size)
     pipeline = math.gcd(run.parallel.pipeline, world_size // tensor)
     context = math.gcd(run.parallel.context, world_size // (tensor * pipeline))
@@ -79,7 +79,7 @@ def _fewer_ranks(run: Run, world_size: int):
         pipeline=pipeline,
         context=context,
         sequence=run.parallel.sequence and tensor > 1,
-        dtype="fp32",  # what a CPU computes in anyway
+        dtype="fp32",  # a CPU computes in fp32 anyway
     )
 
 
@@ -90,14 +90,14 @@ def genrm_run(run: GenRMRun, world_size: int) -> GenRMRun:
         template="compact",
         max_new_tokens=96,
         num_tries=1,
-        max_failed_share=1.0,  # a MetaRM trained for seconds often answers in another form
+        max_failed_share=1.0,  # after seconds of training, many answers cannot be parsed
         server=ServerConfig(max_model_len=384, kv_cache_gib=0.1, max_num_seqs=16),
     )
     return replace(shrink(run, world_size), metarm=metarm)
 
 
 def with_tiny_models(run: GenRMRun) -> GenRMRun:
-    """Tiny models as policy and MetaRM, trained once, for seconds, in `run.out`."""
+    """The run with tiny models as policy and MetaRM, trained once, for some seconds, in `run.out`."""
     from ralign.recipes.common.tiny_sft import train_tiny_chat_model, train_tiny_model, trained_once
 
     folder = Path(run.out) / f"{run.name}_models"
@@ -109,9 +109,9 @@ def with_tiny_models(run: GenRMRun) -> GenRMRun:
             f"{decisive_factor(side, pair.meta['item'], pair.meta['should_be'])} \\boxed{{{other}}}"
             for pair, (side, other) in zip(pairs, ["AB", "BA"] * len(pairs), strict=False)
         ]
-        asked = [pair_messages(template, pair) for pair in pairs]
-        # With half as many a third of its answers have a verdict, with these four in five.
-        train_tiny_chat_model(path, list(zip(asked, answers, strict=True)), model=run.model, num_steps=120)
+        prompts = [pair_messages(template, pair) for pair in pairs]
+        # After 120 steps four in five answers have a verdict, after 60 one in three.
+        train_tiny_chat_model(path, list(zip(prompts, answers, strict=True)), model=run.model, num_steps=120)
 
     def train_metarm(path: Path) -> None:
         from ralign.engine.judging.mini_metarm import make_cases

@@ -1,6 +1,6 @@
 """Trains tiny models within seconds, as judges and policies of smoke runs and tests.
 
-Training is plain torch on a transformers model: no part of the engine is used.
+Training is plain torch on a transformers model, without the engine.
 """
 
 import os
@@ -17,7 +17,7 @@ from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.runtime.errors import UserError
 
-# Like an instruct model's, in few tokens: the miniature's prompts are short.
+# Like an instruct model's, but with few tokens, since miniature prompts are short.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
@@ -29,7 +29,7 @@ _TINY = ModelConfig(
     ffn_hidden_size=128,
     num_attention_heads=2,
     num_query_groups=1,
-    head_dim=32,  # the smallest that vLLM's CPU attention knows
+    head_dim=32,  # the smallest that vLLM's CPU attention supports
     max_position_embeddings=1024,
 )
 
@@ -46,9 +46,9 @@ def train_tiny_model(
     seed: int = 0,
     report: Callable[[float], None] = lambda loss: None,
 ) -> float:
-    """Writes a Hugging Face folder with a fresh `model` taught (prompt, answer) examples; returns the last loss.
+    """Trains a random `model` on (prompt, answer) examples, writes its Hugging Face folder and returns the last loss.
 
-    The tokenizer is trained on the same texts; `report` gets the loss of each step.
+    The tokenizer is trained on the same texts. `report` is called with the loss of each step.
     """
     folder = Path(folder)
     tokenizer = build_tokenizer((text for example in examples for text in example), folder, vocab_size)
@@ -76,7 +76,7 @@ def train_tiny_model(
 
 
 def _collate(examples: Sequence[tuple[str, str]], tokenizer) -> dict[str, torch.Tensor]:
-    """Padded ids, their mask, and labels on the answers alone: [B, L] int64 each."""
+    """Padded ids, their mask, and labels of the answers only: [B, L] int64 each."""
     rows = []
     for prompt, answer in examples:
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -92,7 +92,7 @@ def _collate(examples: Sequence[tuple[str, str]], tokenizer) -> dict[str, torch.
 
 
 def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, str]], **options: Any) -> None:
-    """A tiny instruct model: `taught.train_tiny_model` in a chat template, which its tokenizer then has.
+    """`train_tiny_model` with a chat template, which the tokenizer then has: a tiny instruct model.
 
     cases: (messages, answer); `options` are those of `train_tiny_model`.
     """
@@ -101,7 +101,7 @@ def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, st
 
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE
-    )  # no vocabulary yet: that comes from the texts
+    )  # for its template only: the vocabulary is trained later
     train_tiny_model(
         folder, [(as_text(messages, words, chat=True), answer) for messages, answer in cases], **options
     )
@@ -111,7 +111,11 @@ def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, st
 
 
 def trained_once(path: Path, make: Callable[[Path], None]) -> str:
-    """The folder, made by the first rank if it is not there; the others wait for it."""
+    """The folder as text. Rank 0 makes it if it does not exist, and the other ranks wait.
+
+    Raises:
+        UserError: the folder does not exist after `_WAIT_S` seconds.
+    """
     if int(os.environ.get("RANK", "0")) == 0 and not path.exists():
         draft = path.with_name(f"{path.name}.part")
         make(draft)

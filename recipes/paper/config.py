@@ -1,7 +1,7 @@
-"""The settings of the paper in miniature: those of its judges and those of its actors.
+"""The settings of the paper in miniature: one tree for its judges, one for its actors.
 
-Judges and actors are one policy and one engine, one after the other, in one world: what builds those must be the same
-in both trees, and is refused where it is not.
+Judges and actors use one policy, one engine and one world, one after the other. Settings that build these must be equal
+in both trees.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ from ralign.engine.config.validation import validate
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.runtime.errors import UserError
 
-# Groups of settings that build what judges and actors share -> those of the group that each stage reads for itself.
+# Group of settings that must be equal for judges and actors -> its settings that may differ.
 _SHARED = {
     "model": (),
     "parallel": (),
@@ -31,38 +31,39 @@ class JudgesRun(GenRMRun):
     """All settings of the judges' training."""
 
     budgets: tuple[int, ...] = ()
-    """The paper's own `budgets`, handed down so that a run with other ones counts as another run."""
+    """`budgets` of the paper, copied so that other budgets count as another run."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PaperRun:
-    """Settings of judges and actors; name, folder and seed are those of both."""
+    """Settings of judges and actors; both use name, folder and seed."""
 
     name: str = "paper_in_miniature"
     """Folder of the run, inside `out`."""
     out: str = "runs"
     """Folder of all runs."""
     seed: int = 0
-    """Fixes the worlds, the fresh weights and the sampling."""
+    """Seed of the worlds, the initial weights and the sampling."""
     budgets: tuple[int, ...] = (10, 20, 40, 80)
-    """RL steps after which a judge is taken out of its training to be measured and to pay an actor."""
+    """RL steps after which a judge is exported, evaluated, and used to train an actor."""
     judges: JudgesRun = field(default_factory=JudgesRun)
     """The judges: warm start, RLVR and R-Align, evaluation."""
     actors: ActorRun = field(default_factory=ActorRun)
-    """The actors: warm start, RL paid by a judge."""
+    """The actors: warm start, RL against a judge."""
 
     @property
     def folder(self) -> Path:
-        """Where everything of this run goes."""
+        """Folder of all outputs of this run."""
         return Path(self.out) / self.name
 
     def resolve(self, world_size: int) -> None:
-        """Hand name, folder, seed, budgets and world down; UserError for what cannot work."""
+        """Copy name, folder, seed, budgets and world into both trees; UserError for settings that cannot work."""
         if not self.budgets or any(a >= b for a, b in zip((0, *self.budgets), self.budgets, strict=False)):
             raise UserError(f"budgets must rise from 1 or more, got {list(self.budgets)}")
         if self.judges.budgets not in ((), self.budgets):
             raise UserError(
-                f"judges.budgets={list(self.judges.budgets)} is not to be given: budgets={list(self.budgets)} is"
+                f"judges.budgets={list(self.judges.budgets)} differs from budgets={list(self.budgets)}:"
+                " give budgets only"
             )
         self.judges.budgets, self.judges.num_steps = self.budgets, self.budgets[-1]
         self._share_world()
@@ -70,9 +71,7 @@ class PaperRun:
         for name, run in (("judges", self.judges), ("actors", self.actors)):
             run.name, run.out, run.seed = name, str(self.folder), self.seed
             if run.data.train is not None:
-                raise UserError(
-                    f"{name}.data.train={run.data.train}: judges and actors live in JudgeWorld here"
-                )
+                raise UserError(f"{name}.data.train={run.data.train}: this recipe supports JudgeWorld only")
             try:
                 validate(run, world_size)
             except UserError as error:
@@ -81,7 +80,7 @@ class PaperRun:
         check_actor(self.actors)
 
     def _share_world(self) -> None:
-        """The judges' world is the actors' too: another would have notes in its tests that judges were trained on."""
+        """Copy the judges' world to the actors: another world could test them on notes of the judges' training."""
         ours, theirs, default = self.judges.data.world, self.actors.data.world, JudgeWorldConfig()
         ours.seed = theirs.seed = self.seed
         for name in (item.name for item in fields(ours)):
@@ -89,7 +88,7 @@ class PaperRun:
             if value not in (getattr(ours, name), getattr(default, name)):
                 raise UserError(
                     f"actors.data.world.{name}={value} differs from judges.data.world.{name}={getattr(ours, name)}: "
-                    "both have one world, or judges would be trained on the actors' tests"
+                    "both need one world, otherwise judges could be trained on the actors' tests"
                 )
         self.actors.data.world = replace(ours)
 
@@ -100,33 +99,33 @@ class PaperRun:
                 a, b = getattr(theirs, name), getattr(ours, name)
                 if a != b:
                     raise UserError(
-                        f"actors.{group}.{name}={a} differs from judges.{group}.{name}={b}: judges and actors are "
-                        "one policy and one engine, so give both the same"
+                        f"actors.{group}.{name}={a} differs from judges.{group}.{name}={b}: judges and actors use "
+                        "one policy and one engine, so give both the same value"
                     )
         longest = {name: _longest(run) for name, run in (("judges", self.judges), ("actors", self.actors))}
         if longest["actors"] > longest["judges"]:
             raise UserError(
                 f"actors.data.max_prompt_tokens and the longest of the actors' answers are {longest['actors']} "
-                f"tokens, the judges' {longest['judges']}: the engine is built for the judges'"
+                f"tokens, the judges' {longest['judges']}: the engine is built for the judges' length"
             )
 
     def _check_genrm(self) -> None:
-        """What `check_actor` looks at once a GenRM has a name: here that comes late, when judges are trained."""
+        """The checks of `check_actor` for a run with a GenRM, which has no folder before the judges are trained."""
         from ralign.engine.judging.comparisons import Schedule
 
         actor, genrm, judges = self.actors.actor, self.actors.genrm, self.judges
         if genrm.model is not None:
             raise UserError(
-                f"actors.genrm.model={genrm.model}: the judges that are trained here are the actors' GenRMs"
+                f"actors.genrm.model={genrm.model}: cannot be set: the judges trained by this run are the GenRMs"
             )
         if genrm.kind == "endpoint":
             raise UserError(
-                "actors.genrm.kind=endpoint cannot serve judges that are trained here: use process"
+                "actors.genrm.kind=endpoint cannot serve the judges trained by this run: use process"
             )
         if genrm.template != judges.data.template:
             raise UserError(
                 f"actors.genrm.template={genrm.template} differs from judges.data.template={judges.data.template}: "
-                "a judge reads the prompt that it was trained on"
+                "a judge needs the prompt of its training"
             )
         tensor = judges.generator.tensor or judges.parallel.tensor
         if genrm.kind == "process" and tensor > 1:
@@ -147,5 +146,5 @@ class PaperRun:
 
 
 def _longest(run: Run) -> int:
-    """Tokens of the longest sequence that a run generates."""
+    """Tokens of the longest sequence of a run."""
     return run.data.max_prompt_tokens + max(run.generator.max_new_tokens, run.eval.max_new_tokens)

@@ -1,7 +1,7 @@
-"""The paper's argument in one process: judges trained in two ways, an actor for each, and the quality of the actors.
+"""The paper's argument in one job: judges trained in two ways, and an actor trained against each.
 
-Judges and actors are the same small model in the same memory, one stage after the other. The settings of the two kinds
-of stages are two trees, each with a folder of its own.
+Judges and actors are the same small model in the same memory, one stage after the other. Judges and actors each have a
+tree of settings and a folder.
 """
 
 import math
@@ -25,7 +25,7 @@ from ralign.engine.training.loop import reinforce
 from ralign.engine.training.memory import plan_memory
 from ralign.recipes.paper.config import PaperRun
 
-METHODS = {"rlvr": "label", "r_align": "r_align"}  # a judge's training -> the reward of its RL
+METHODS = {"rlvr": "label", "r_align": "r_align"}  # training method of a judge -> its reward
 CURVES = (
     "actor/win_rate",
     "actor/num_decided",
@@ -34,7 +34,7 @@ CURVES = (
     "actor/reward_quality_corr",
     "judge/num_masked",
 )
-NUM_WATCHED = 64  # prompts of each measurement of the judge's own preference
+NUM_WATCHED = 64  # prompts of each measurement of the judge's preference
 
 Results = dict[str, dict[str, Any]]
 
@@ -43,7 +43,7 @@ class PaperExperiment:
     """Judges, then actors, on one session; every method is collective over all ranks."""
 
     def __init__(self, paper: PaperRun, pairs: Sequence[Pair], *, vocab_size: int):
-        """Open both folders and make both memory plans: what cannot continue or cannot fit ends here."""
+        """Open both folders and make both memory plans, so that every mistake is found before training."""
         self.paper = paper
         notes = [read_note(pair.id, prompt_text(pair)) for pair in pairs[:NUM_TOKENIZER_PAIRS]]
         self.judges = GenRM.start(paper.judges, pairs, vocab_size=vocab_size, more_texts=note_texts(notes))
@@ -54,21 +54,19 @@ class PaperExperiment:
         self._actors_plan = self._plan_actors()
 
     def _open_actors(self) -> str | None:
-        """On one rank. Where judges start afresh, what actors learned from earlier ones is moved aside."""
+        """Open the actors' folder, on one rank. If the judges start over, actors of earlier judges are moved aside."""
         judges, actors = self.paper.judges.folder, self.paper.actors.folder
         if has_progress(actors) and not has_progress(judges):
             kept = move_aside(actors)
             open_folder(self.paper.actors)
-            return f"{actors}: starts afresh with its judges; the actors of earlier judges are now in {kept}"
+            return f"{actors}: starts over with its judges; the actors of earlier judges are now in {kept}"
         return open_folder(self.paper.actors)
 
     def _plan_actors(self) -> Ledger:
-        """The actors' ledger, with the engine as it was built for the judges."""
+        """The actors' memory ledger, with the engine that was built for the judges."""
         session = self.session
-        built, run = (
-            session.memory.plan,
-            self._with_genrm(session.policy.folder),
-        )  # all judges are of that size
+        built = session.memory.plan
+        run = self._with_genrm(session.policy.folder)  # all judges have the policy's size
         kv_sleep: Literal["always", "never"] = "always" if built.kv_sleep else "never"
         run = replace(
             run,
@@ -78,14 +76,14 @@ class PaperExperiment:
         return plan_memory(run, session.cluster, session.policy.folder)
 
     def _with_genrm(self, folder: Path) -> ActorRun:
-        """The actors' settings with that judge as GenRM."""
+        """The actors' settings, with the judge in `folder` as GenRM."""
         actors = self.paper.actors
         return replace(actors, genrm=replace(actors.genrm, model=str(folder)))
 
     def train_judges(
         self, start: Path, train: Sequence[Example], tests: dict[str, list[Example]]
     ) -> tuple[dict[str, Path], dict[str, Results]]:
-        """RLVR and R-Align from one warm start; folders and results of the judges at every budget, by name."""
+        """RLVR and R-Align from one warm start; returns folders and results of all exported judges, by name."""
         session, run, judges = self.session, self.paper.judges, {"sft": start}
         for method, reward in METHODS.items():
 
@@ -104,7 +102,7 @@ class PaperExperiment:
         return judges, results
 
     def switch_to_actors(self) -> Actor:
-        """From here on fresh weights, and the actors' settings, folder, critic and memory plan."""
+        """Switch the session to random weights and to the actors' settings, folder, critic and memory plan."""
         session = self.session
         session.adopt(self.paper.actors, self._actors_plan)
         Actor(session, self._with_genrm(session.policy.folder)).print_memory_table(self._actors_plan)
@@ -119,7 +117,7 @@ class PaperExperiment:
         test: Sequence[ActorExample],
         judge_folder: Path,
     ) -> dict[str, Any]:
-        """An actor trained against the judge in `judge_folder`: its quality on `test`, and its curves."""
+        """Train an actor against the judge in `judge_folder`; returns its quality on `test` and its curves."""
         session, actor = self.session, Actor(self.session, self._with_genrm(judge_folder))
         with actor.genrm() as judge:
             session.load(start)
@@ -136,9 +134,9 @@ class PaperExperiment:
         return result
 
     def close(self) -> None:
-        """End the job; judges and actors are complete.
+        """Close the session and mark judges and actors as finished.
 
-        The judges' part is not marked before: an interrupted run is interrupted as a whole.
+        Both are marked together, so that an interrupted run counts as interrupted as a whole.
         """
         self.session.close(self.paper.judges, self.paper.actors)
 

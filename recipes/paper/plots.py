@@ -1,4 +1,4 @@
-"""Plots of the paper in miniature: the actors' curves, and their quality against their judges' figures."""
+"""Plots of the paper in miniature: the actors' curves, and their quality against their judges' metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ralign.engine.report.plots import COLORS, INK, save, tidy
 from ralign.engine.report.summary import METRICS, display
-from ralign.recipes.paper.correlation import TOLD, correlation, pearson, points
+from ralign.recipes.paper.correlation import PREDICTORS, correlation, pearson, points
 
-_MARKERS = "osD^vP*X"  # a seed's
-_SHADES = {"rlvr": "Reds", "r_align": "Blues"}  # a method's; darker with the budget
+_MARKERS = "osD^vP*X"  # one per seed
+_SHADES = {"rlvr": "Reds", "r_align": "Blues"}  # one per method; darker with the budget
 
 
 def judge_colors(names: Sequence[str]) -> dict[str, Any]:
-    """A colour for each judge (METHOD_BUDGET, or sft): a hue a method, a shade a budget."""
+    """A colour for each judge (METHOD_BUDGET, or sft): one hue per method, one shade per budget."""
     colors: dict[str, Any] = {}
     for method, shades in _SHADES.items():
         budgets = sorted(
@@ -31,16 +31,16 @@ def judge_colors(names: Sequence[str]) -> dict[str, Any]:
 
 def plot_actors(actors: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     """The judge's opinion, true quality and cue share over the steps of each actor's training."""
-    paid = {actor["judge"]: actor["steps"] for actor in actors.values() if actor["judge"] is not None}
+    curves = {actor["judge"]: actor["steps"] for actor in actors.values() if actor["judge"] is not None}
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     titles = {
         "actor/win_rate": "The judge's opinion (wins against references)",
-        "actor/quality": "What the answers are worth",
+        "actor/quality": "True quality of the answers",
         "actor/cue_share": "Answers in bullets",
     }
-    colors = judge_colors(list(paid))
+    colors = judge_colors(list(curves))
     for panel, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for judge, steps in paid.items():
+        for judge, steps in curves.items():
             measured = [(step["step"], step[key]) for step in steps if step.get(key) is not None]
             line = np.array(measured).reshape(-1, 2).T
             panel.plot(*line, color=colors[judge], linewidth=1.5, label=display(judge))
@@ -54,10 +54,11 @@ def plot_actors(actors: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
 
 def plot_correlation(judges: Mapping, actors: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Each paid actor's quality against its judge's L-Acc, and against its F-Score."""
+    """The quality of each trained actor against its judge's L-Acc and F-Score."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     names = [actor["judge"] for actor in actors.values() if actor["judge"] is not None]
-    for panel, metric in zip(figure.subplots(1, len(TOLD), sharey=True), TOLD, strict=True):
+    panels = figure.subplots(1, len(PREDICTORS), sharey=True)
+    for panel, metric in zip(panels, PREDICTORS, strict=True):
         xy = 100 * points(judges, actors, metric)
         colors = judge_colors(names)
         for name, (x, y) in zip(names, xy, strict=True):
@@ -71,14 +72,15 @@ def plot_correlation(judges: Mapping, actors: Mapping[str, Mapping[str, Any]], p
 
 
 def plot_pooled(summaries: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Each paid actor's gain over its seed's start against its judge's L-Acc, and F-Score; a marker a seed."""
+    """The gain of each trained actor over its warm start against its judge's L-Acc and F-Score; a marker per seed."""
     figure = Figure(figsize=(8, 3.9), layout="constrained")
-    paid = [[a["judge"] for a in s["actors"].values() if a["judge"] is not None] for s in summaries]
-    colors = judge_colors(list(dict.fromkeys(name for names in paid for name in names)))
+    judges = [[a["judge"] for a in s["actors"].values() if a["judge"] is not None] for s in summaries]
+    colors = judge_colors(list(dict.fromkeys(name for names in judges for name in names)))
     markers = dict(zip((summary["seed"] for summary in summaries), _MARKERS * len(summaries), strict=False))
-    for panel, metric in zip(figure.subplots(1, len(TOLD), sharey=True), TOLD, strict=True):
+    panels = figure.subplots(1, len(PREDICTORS), sharey=True)
+    for panel, metric in zip(panels, PREDICTORS, strict=True):
         every = []
-        for summary, names in zip(summaries, paid, strict=True):
+        for summary, names in zip(summaries, judges, strict=True):
             xy = 100 * points(summary["models"], summary["actors"], metric, "gain")
             for name, (x, y) in zip(names, xy, strict=True):
                 panel.scatter(x, y, color=colors[name], marker=markers[summary["seed"]], s=40, zorder=2)

@@ -2,7 +2,7 @@
 
 Triton runs on a GPU: `pytest -m gpu tests/kernels`, which needs torch, triton, pytest and hypothesis, but not an
 installation of this project. On a CPU it runs in its interpreter, which must be selected before the kernels are
-imported: test_under_interpreter.py runs this folder again in a separate process with TRITON_INTERPRET=1.
+imported: `make test-interpreter` runs this folder with TRITON_INTERPRET=1.
 """
 
 import importlib
@@ -49,7 +49,7 @@ class DrawsAsOnCuda(TorchFunctionMode):
 def implementation(request, monkeypatch):
     """Sets the implementation that "auto" selects in this test."""
     if request.param == "triton" and not (INTERPRETED or torch.cuda.is_available()):
-        pytest.skip("no GPU; run under the interpreter by test_under_interpreter.py")
+        pytest.skip("no GPU; see make test-interpreter")
     if request.param == "torch" and INTERPRETED:
         pytest.skip("runs outside the interpreter")
     for op in OPS:

@@ -101,7 +101,7 @@ def edge_margin(critic, batches, clip: float) -> float:
     return nearest
 
 
-def by_heart(folder) -> float:
+def overfitted(folder) -> float:
     """Explained variance after 40 updates on one batch, from a head of zeros."""
     cluster = cluster_module.start()
     config = CriticConfig(optim=OptimConfig(lr=1e-3), lam=1.0, value_clip=None)
@@ -127,7 +127,7 @@ def main(result: str) -> None:
     dist.barrier()
     report = {name: three_updates(folder, **layout) for name, layout in LAYOUTS[world.world_size].items()}
     if world.world_size == 1:
-        report["by heart"] = by_heart(folder.with_name("fresh"))
+        report["overfitted"] = overfitted(folder.with_name("fresh"))
     if world.is_first_rank:
         Path(result).write_text(json.dumps(report))
     cluster_module.stop()

@@ -1,11 +1,11 @@
 """Five updates of the policy loss on the same samples in every layout of the world; losses and gradient norms.
 
-The gradient of a clipped objective jumps where a token's ratio crosses an edge. On samples that bring a token within
-rounding of one, two right layouts (or CPUs) may differ by that token's whole share: each row says how far the nearest
-is.
+The gradient of a clipped objective jumps where a token's ratio crosses an edge. If a ratio is within rounding of an
+edge, two correct layouts (or CPUs) may differ by the token's whole gradient: each row has the distance of the nearest
+ratio.
 
-Where a layout is `poisoned`, attention leaves the gradients of keys that belong to no sequence as CUDA's varlen kernels
-do: as they find the memory.
+In a `poisoned` layout, the gradients of keys that belong to no sequence are NaN; CUDA's varlen kernels leave them
+uninitialised.
 """
 
 import json
@@ -29,7 +29,7 @@ LAYOUTS = {
         "one, recompute": {"recompute": True},
         "one, loss apart from the head": {"fold_loss": False},
         "one, bf16": {"dtype": "bf16"},
-        "olmo2 one": {"family": "olmo2"},  # its norms over all heads are split over tensor-parallel ranks
+        "olmo2 one": {"family": "olmo2"},  # tensor-parallel ranks split its norms over all heads
     },
     2: {
         "tp2": {"tensor": 2},

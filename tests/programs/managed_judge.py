@@ -24,7 +24,7 @@ from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.lm_metarm import LanguageMetaRM
 from ralign.engine.judging.managed import ManagedJudge
 from ralign.engine.runtime import cluster as cluster_module
-from ralign.engine.training.tasks import Answered, GenRMTask, JudgedRollout
+from ralign.engine.training.tasks import GenRMTask, JudgedResponse, Response
 
 
 class WatchedMetaRM(LanguageMetaRM):
@@ -41,23 +41,23 @@ class WatchedMetaRM(LanguageMetaRM):
 
 def step(
     task: GenRMTask, cases: list[tuple[int, str, str]], asked: Callable[[], None]
-) -> list[JudgedRollout]:
+) -> list[JudgedResponse]:
     """This rank's samples (pair, word, end), judged; `asked` is called when all requests are sent."""
     ids, logprobs = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     rollout = Rollout(
         prompt_index=0, response_ids=ids, logprobs=logprobs, finish_reason="stop", weight_version=0
     )
     samples = [
-        Answered(
+        Response(
             example=example, group=example, rollout=rollout, text=f"\\boxed{{A}}</think>it is {word} {end}"
         )
         for example, word, end in cases
     ]
     with task.judging():
         for index, sample in enumerate(samples):
-            task.finished(index, sample.example, sample.text)
+            task.on_response(index, sample.example, sample.text)
         asked()
-        return task.judge(samples)
+        return task.judge(samples, 0)
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     report = {"steps": []}
     pairs = read_pairs(Path(folder) / "pairs.jsonl")
     examples = [Example(pair=pair, prompt_ids=np.zeros(1)) for pair in pairs]
-    task = GenRMTask(GenRMRun(metarm=config), examples, metarm, Replicas(cluster, tensor=1))
+    task = GenRMTask(GenRMRun(metarm=config), examples, metarm, Replicas(cluster, tensor=1), "r_align")
     cases = [(n, word.id, end) for n in range(len(pairs)) for word in pairs for end in ("yes", "no")]
     mine = cases[cluster.rank :: 2]
 

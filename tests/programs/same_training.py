@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 # Applied to BEFORE: old key -> new key.
-RENAMED_METRICS: dict[str, str] = {}
+RENAMED_METRICS = {"judge/first_seat_share": "judge/first_position_share"}
 # New name of a setting -> its name in a tree without engine/config/.
 RENAMED_SETTINGS = {"genrm.model": "actor.genrm"}
 # Measured, not computed: two records of the same code differ in these.
@@ -96,15 +96,15 @@ CASES = {
 
 
 def record(out: Path, tree: Path, names: list[str]) -> None:
-    """Runs the named cases, and those that they need, with the code in `tree`."""
-    if existing := [name for name in names if (out / name).exists()]:
+    """Runs the named cases, and those that they need and `out` does not hold, with the code in `tree`."""
+    missing = [
+        name for name in _with_needed(names) if name in names or not (out / name / "outcome.jsonl").exists()
+    ]
+    if existing := [name for name in missing if (out / name).exists()]:
         sys.exit(f"error: {out / existing[0]} exists: give another folder, or remove it")
     with tempfile.TemporaryDirectory(prefix="same_training") as packages:
         env = _environment(tree, Path(packages))
-        for name in _with_needed(names):
-            if name not in names and (out / name / "outcome.jsonl").exists():
-                print(f"{name}: already in {out}", flush=True)
-                continue
+        for name in missing:
             start_s = time.perf_counter()
             _run(CASES[name], tree, out, name, env)
             num_steps = _collect(out / name)

@@ -64,7 +64,7 @@ def main(
     cluster = cluster_module.start(tensor=int(tensor), pipeline=int(pipeline))
     folder = Path(result).parent / "model"
     if cluster.is_first_rank:
-        make_model(folder, family, tied=True, head_dim=32)  # vLLM on CPU knows head sizes from 32
+        make_model(folder, family, tied=True, head_dim=32)  # vLLM on CPU supports head sizes from 32
     dist.barrier()
     policy = Policy(folder, cluster, temperature=TEMPERATURE, dtype=dtype)
     config = GeneratorConfig(kv_cache_gib=0.1, tensor=int(generate))

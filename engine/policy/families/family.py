@@ -5,55 +5,19 @@ its parameter names, the planner and the smoke runs read it. The planner runs wi
 neither torch nor Megatron at the top.
 
 A decoder layer is described by its parameters, in the order of Megatron's modules: the order of the optimizer's flat
-buffer, whose padding the planner counts. Shapes are given by axes; `sizes_of` gives the lengths of a model's axes.
+buffer, whose padding the planner counts. Shapes are given by axes; `sizes_of` (sizes.py) gives the lengths of the axes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ralign.engine.config.registry import FAMILIES
+from ralign.engine.policy.sizes import Axis, Sizes
 from ralign.engine.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from megatron.core.transformer import ModuleSpec, TransformerConfig
-
-VOCAB_PADDING = 64  # vLLM pads the vocabulary to a multiple of this before it splits it; so does the trainer
-
-# vocab: with padding. queries, keys: heads and groups times the head size. head: the head size. value: 1.
-Axis = Literal["vocab", "hidden", "ffn", "queries", "keys", "head", "value"]
-Sizes = Mapping[Axis, int]
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """The vocabulary with padding rows, as vLLM pads it."""
-    return -(-vocab_size // VOCAB_PADDING) * VOCAB_PADDING
-
-
-def head_size(config: Mapping[str, Any]) -> int:
-    """Channels of one head, from the settings of a Hugging Face config.json."""
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-
-
-def sizes_of(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    ffn_hidden_size: int,
-    num_attention_heads: int,
-    num_query_groups: int,
-    head_dim: int,
-) -> Sizes:
-    """The length of each axis in the whole model."""
-    return {
-        "vocab": padded_vocab_size(vocab_size),
-        "hidden": hidden_size,
-        "ffn": ffn_hidden_size,
-        "queries": num_attention_heads * head_dim,
-        "keys": num_query_groups * head_dim,
-        "head": head_dim,
-        "value": 1,
-    }
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def ready(tmp_path, qwen3_folder, pairs_file, judge_server):
     qwen3_folder(tmp_path)
     pairs_file(tmp_path / "pairs.jsonl")
     judge = judge_server()
-    return ["r_align_8b", "data.train=pairs.jsonl", f"judge.base_url={judge.url}"], judge.key
+    return ["r_align_8b", "data.train=pairs.jsonl", f"metarm.base_url={judge.url}"], judge.key
 
 
 def levels(out: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ def printed(tmp_path, monkeypatch, machine_with, old_driver, qwen3_folder, pairs
     url = judge_server().url
 
     def report(situation: str) -> str:
-        settings = ["data.train=pairs.jsonl", f"judge.base_url={url}"]
+        settings = ["data.train=pairs.jsonl", f"metarm.base_url={url}"]
         run = parse(recipe_run("r_align_8b"), settings)
         text = as_text(cli.findings(run, "r_align_8b", machine_with(**situations[situation])))
         return text.replace(url, "http://judge:8000/v1")

@@ -88,7 +88,10 @@ FAULTS = {
         ),
         "rope_type 'yarn'",
     ),
-    "short context": (lambda folder: _config(folder, max_position_embeddings=8192), "takes 8192 tokens"),
+    "short context": (
+        lambda folder: _config(folder, max_position_embeddings=8192),
+        "has a context of 8192 tokens",
+    ),
     "no size": (lambda folder: _config(folder, intermediate_size=None), "has no intermediate_size"),
 }
 

@@ -107,7 +107,7 @@ def test_gpus_that_are_too_old_or_in_use_are_named(machine_with):
         ({}, 8, 32, "OK", "4 nodes like this one, of 8 GPUs"),
         ({}, 8, 12, "WARN", "12 GPUs are not a whole number of nodes"),
         ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 1, None, "FAIL", "2 processes here"),
-        ({"LOCAL_RANK": "3"}, 1, None, "FAIL", "LOCAL_RANK=3 is no device"),
+        ({"LOCAL_RANK": "3"}, 1, None, "FAIL", "LOCAL_RANK=3 is not a device"),
         ({"LOCAL_RANK": "7", "LOCAL_WORLD_SIZE": "8"}, 8, 8, "OK", "one a GPU"),
     ],
 )

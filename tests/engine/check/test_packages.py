@@ -36,7 +36,7 @@ def test_another_version_is_named_with_found_and_tried_and_what_matters_first(tm
     }
     assert check_packages(same, lock).level == "OK"
     other = check_packages(same | {"click": "8.6", "vllm": "0.31.0"}, lock)
-    assert other.level == "WARN" and "vllm 0.31.0, tried 0.32.0; click 8.6, tried 8.5.1" in other.found
+    assert other.level == "WARN" and "vllm 0.31.0, tested 0.32.0; click 8.6, tested 8.5.1" in other.found
     assert check_packages(same | {"torch": "2.13.1+cu130"}, lock).level == "WARN"
 
 
@@ -46,10 +46,10 @@ def test_many_differences_are_counted_and_all_in_the_details():
         {name: f"{version}.post9" for name, version in tried.items()}, LOCKS / "cpu.lock"
     )
     assert (
-        finding.level == "WARN" and finding.found.count("tried") == 5
-    )  # "other than tried" and four packages
+        finding.level == "WARN" and finding.found.count("tested") == 5
+    )  # "other versions than tested" and four packages
     assert f"and {len(tried) - 4} more" in finding.found and len(finding.details) == len(tried)
-    assert finding.found.startswith("other than tried: torch ")
+    assert finding.found.startswith("other versions than tested: torch ")
 
 
 def test_a_missing_package_fails_if_a_run_needs_it_and_warns_otherwise():

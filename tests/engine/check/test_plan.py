@@ -57,7 +57,7 @@ def test_the_judges_address_and_the_data_file_do_not_stand_in_the_way(machine_wi
     machine, run = machine_with(), recipe_run("r_align_8b")
     run.data.train = "missing.jsonl"
     assert check_plan(run, "r_align_8b", machine, 8, chip_of_gpus(machine.gpus)).level == "OK"
-    assert run.judge.metarm == "endpoint" and run.data.train == "missing.jsonl"
+    assert run.metarm.kind == "endpoint" and run.data.train == "missing.jsonl"
 
 
 def test_without_gpus_there_is_a_plan_for_those_that_are_named_or_advice(machine_with, no_gpus):
@@ -151,7 +151,7 @@ def test_what_an_interrupted_run_has_written_is_not_needed_again(machine_with, t
     with (step / "__0_0.distcp").open("wb") as file:
         file.truncate(checkpoint)
     finding = disk_of(machine_with, run, needed - checkpoint)
-    assert finding.level == "OK" and "are there" in finding.found
+    assert finding.level == "OK" and "exist" in finding.found
 
 
 def test_a_model_of_unknown_size_warns(machine_with, tmp_path):

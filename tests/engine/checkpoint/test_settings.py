@@ -24,10 +24,10 @@ def progress(run: Run) -> bool:
 
 def test_the_same_settings_go_on(tmp_path):
     run = begun(tmp_path)
-    assert "goes on" in open_folder(run)
+    assert "resumes" in open_folder(run)
     run.parallel = ParallelConfig(tensor=2)  # another layout, the same run
     run.checkpoint_every = 7
-    assert "goes on" in open_folder(run) and progress(run)
+    assert "resumes" in open_folder(run) and progress(run)
 
 
 def test_an_interrupted_run_of_other_settings_is_not_touched(tmp_path):
@@ -105,7 +105,7 @@ def test_a_finished_run_of_an_earlier_version_is_kept_aside(tmp_path):
 def test_another_address_of_the_metarm_is_the_same_run_and_another_metarm_is_not(tmp_path, setting, is_free):
     changed = parse(begun(tmp_path, GenRMRun), [setting])
     if is_free:
-        assert "goes on" in open_folder(changed)
+        assert "resumes" in open_folder(changed)
     else:
         with pytest.raises(UserError, match=f"other settings: {setting.partition('=')[0]} was"):
             open_folder(changed)

@@ -227,7 +227,7 @@ def test_another_layout_is_named_with_what_it_lacks(tmp_path):
         convert("code", _MATH)
     with pytest.raises(UserError, match="unknown layout 'x'"):
         convert("x", [])
-    with pytest.raises(UserError, match="no row makes a pair"):
+    with pytest.raises(UserError, match="no row can be converted to a pair"):
         import json
 
         (tmp_path / "c.jsonl").write_text(json.dumps(_CODE[1]) + "\n")

@@ -1,4 +1,4 @@
-"""What packed attention gives by SDPA and by a kernel. Without a GPU the kernel is stood in for."""
+"""Packed attention by SDPA and by a kernel. Without a GPU, a reference replaces the kernel."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -45,8 +45,8 @@ def attend(attention_function, tensors, packed, dtype) -> list[torch.Tensor]:
 
 
 def part_of_a_batch(lengths, ranks, rank, num_heads, num_groups, head_size, device="cpu"):
-    """Query, key and value as a context-parallel rank has them, and their bounds; some sequences lie before its part,
-    one or two are cut, some lie behind. The longest sequence is told of the whole micro-batch."""
+    """Query, key and value of a context-parallel rank, and their bounds. Some sequences end before its part, one or two
+    are cut, some start after it. The longest sequence is that of the whole micro-batch."""
     generator = torch.Generator().manual_seed(0)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
     share = int(cu_seqlens[-1]) // ranks
@@ -61,7 +61,7 @@ def part_of_a_batch(lengths, ranks, rank, num_heads, num_groups, head_size, devi
 def flash_attn_4_reference(
     q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, deterministic
 ):
-    """What flash-attn 4 promises, a sequence at a time. Rows of no sequence are NaN, in the gradients as well."""
+    """The interface of flash-attn 4, one sequence at a time. Rows of no sequence are NaN, in the gradients as well."""
     assert causal and not deterministic
     output, lse = torch.full_like(q, float("nan")), torch.full(q.shape[:2], float("nan"))
     for x, bounds in ((q, cu_seqlens_q), (k, cu_seqlens_k), (v, cu_seqlens_k)):
@@ -91,7 +91,7 @@ def poisoned(gradient, last):
 @pytest.mark.parametrize(("num_heads", "num_groups"), [(4, 4), (8, 2), (8, 1)])
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)])
 def test_packed_attention_by_flash_attn_4(ranks, rank, num_heads, num_groups, monkeypatch):
-    """With the package's promise in its place: outputs and gradients are SDPA's, on every context-parallel rank."""
+    """With the reference in its place, outputs and gradients are those of SDPA, on every context-parallel rank."""
     kernel = partial(flash_attention._call_flash_attn_4, flash_attn_4_reference)
     monkeypatch.setattr(attention, "varlen_kernel", lambda *_: kernel)
     monkeypatch.setattr(attention, "_has_kernel", lambda query: query.dtype == BF16)

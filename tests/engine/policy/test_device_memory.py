@@ -1,4 +1,4 @@
-"""What a GPU is spared: copies that stop the host, and two optimizers at once. Stand-ins take CUDA's place."""
+"""Copies do not stop the host, and the device never holds two optimizers. Stand-ins replace CUDA."""
 
 import weakref
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Which kernel computes packed attention on CUDA, and how it is called. Without a GPU they are stood in for."""
+"""Which kernel computes packed attention on CUDA, and its arguments. Stand-ins replace the GPU and the packages."""
 
 import inspect
 import sys
@@ -138,12 +138,12 @@ def test_determinism_is_asked_for_at_each_call(package, machine, deterministic):
 
 
 def test_short_sequences_need_no_kernel_of_their_own(machine):
-    """The lengths told are bounds, never below what flash-attn 4 has special kernels for, and never too small."""
+    """The lengths are upper bounds, never so small that flash-attn 4 compiles special kernels."""
     machine((9, 0), installed=["flash-attn-4"])
-    told = [
+    lengths = [
         kernel_for()(*ARGUMENTS[:5], max_q, max_k)[2] for max_q, max_k in [(1, 9), (128, 256), (300, 5000)]
     ]
-    assert [(x["max_seqlen_q"], x["max_seqlen_k"]) for x in told] == [(257, 257), (257, 257), (300, 5000)]
+    assert [(x["max_seqlen_q"], x["max_seqlen_k"]) for x in lengths] == [(257, 257), (257, 257), (300, 5000)]
 
 
 def test_the_choice_is_made_once_and_said(machine, monkeypatch, caplog):

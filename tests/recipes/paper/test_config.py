@@ -30,7 +30,7 @@ def test_what_is_both_s_is_handed_down():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["judges.budgets=3"], "budgets=[10, 20, 40, 80] is"),
+        (["judges.budgets=3"], "differs from budgets=[10, 20, 40, 80]"),
         (["actors.data.world.num_test=300"], "num_test=300 differs from judges.data.world.num_test=512"),
         (["actors.model.num_layers=2"], "actors.model.num_layers=2 differs from judges.model.num_layers=4"),
         (["judges.parallel.dtype=bf16"], "actors.parallel.dtype=fp32 differs from judges.parallel.dtype=bf16"),
@@ -81,7 +81,7 @@ def test_other_budgets_are_another_run(tmp_path):
     _trained(_paper("budgets=1,2", out=tmp_path).judges, finished=False)
     with pytest.raises(UserError, match=r"budgets was \[1, 2\], now \[2\]"):
         open_folder(_paper("budgets=2", out=tmp_path).judges)
-    assert "goes on" in open_folder(_paper("budgets=1,2", out=tmp_path).judges)
+    assert "resumes" in open_folder(_paper("budgets=1,2", out=tmp_path).judges)
     mark_finished(_paper("budgets=1,2", out=tmp_path).judges)
     assert "starts over" in open_folder(_paper("budgets=2", out=tmp_path).judges)
 

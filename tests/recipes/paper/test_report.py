@@ -153,7 +153,9 @@ def test_the_command_reads_several_runs(found, tmp_path, capsys):
     assert "intervals are too narrow" in shown
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "cannot read"), ("{", "not JSON"), ("{}", "no summary")])
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "cannot read"), ("{", "not JSON"), ("{}", "not a summary")]
+)
 def test_what_is_no_summary_is_named(found, tmp_path, text, said):
     path = tmp_path / "summary.json"
     if text is not None:
@@ -165,7 +167,7 @@ def test_what_is_no_summary_is_named(found, tmp_path, text, said):
 def test_a_seed_counts_once(found, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(json.dumps(_summary(found, 7)))
-    with pytest.raises(UserError, match="b: seed 7 is there already"):
+    with pytest.raises(UserError, match="b: seed 7 is a duplicate"):
         read_summaries([tmp_path / "a", tmp_path / "b"])
 
 

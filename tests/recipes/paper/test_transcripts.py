@@ -25,7 +25,7 @@ def test_the_best_and_the_worst_paid_are_shown_without_comparisons_where_none_ar
     shown = transcripts(tmp_path, ["start", "by_sft"], {"n1": _NOTE})
     assert list(shown) == ["by_sft, step00002"]
     text = shown["by_sft, step00002"]
-    assert text.index("[paid 1.0") < text.index("[paid 0.25") < text.index("[paid None")
+    assert text.index("[reward 1.0") < text.index("[reward 0.25") < text.index("[reward None")
     assert text.startswith(_NOTE.prompt) and "-0.5" not in text
 
 
@@ -38,9 +38,9 @@ def test_the_judge_is_quoted_where_it_preferred_bullets_before_elsewhere(tmp_pat
     ]
     samples = [{"reward": 0.0, "text": _GOOD}, {"reward": 0.0, "text": _BULLETS, "comparisons": comparisons}]
     _write(tmp_path / "by_rlvr_2" / "rollouts", samples)
-    told = transcripts(tmp_path, ["by_rlvr_2"], {"n1": _NOTE})["by_rlvr_2, step00002: its judge's words"]
+    told = transcripts(tmp_path, ["by_rlvr_2"], {"n1": _NOTE})["by_rlvr_2, step00002: its judge's replies"]
     assert told.index("[the judge prefers B]\nB is in bullets") < told.index(
         "[the judge prefers A]\nread the facts"
     )
     assert "no verdict" not in told and "both are" not in told  # two are enough
-    assert f"[A, worth 1.00]\n{_GOOD}" in told and f"[B, worth 0.00]\n{_BULLETS}" in told
+    assert f"[A, quality 1.00]\n{_GOOD}" in told and f"[B, quality 0.00]\n{_BULLETS}" in told

@@ -32,15 +32,15 @@ NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || tru
 endif
 endif
 
-.PHONY: help venv demo paper gpu test test-worlds test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
+.PHONY: help venv demo paper gpu test test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
 	fuzz lint typing format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
 	@echo "make paper   the paper in miniature: judges, one actor for each, which metric predicts its quality (docs/paper.md)"
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
-	@echo "make test    the tests that need no GPU and no job of several minutes"
-	@echo "make test-worlds   jobs of several processes that make test leaves out: further layouts, recipes, servers, resume"
+	@echo "make test    the tests that need no GPU and run in under a minute each"
+	@echo "make   jobs of several processes that make test leaves out: further layouts, recipes, servers, resume"
 	@echo "make test-interpreter   the kernels' tests on Triton's interpreter"
 	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
 	@echo "make test-cuda   contract tests against the CUDA packages, without a GPU (.venv-cuda: 9 GB; docs/gpu.md)"
@@ -74,10 +74,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 4 ? 4
 PYTEST = $(VENV)/bin/pytest --durations=15 -m
 
 test: venv
-	@$(PYTEST) "not gpu and not slow and not world" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
-
-test-worlds: venv
-	@$(PYTEST) "world and not gpu and not slow" $(ARGS)
+	@$(PYTEST) "not gpu and not slow" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
 
 # Triton's interpreter must be selected before the kernels are imported.
 test-interpreter: venv

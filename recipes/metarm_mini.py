@@ -98,6 +98,7 @@ def agreement(folder: Path, cases: list) -> dict:
         server=ServerConfig(max_model_len=384, kv_cache_gib=0.25),
     )
     metarm = MANAGED.open(config, ClientContext(server_log=folder.parent / "judge_server.log"))
+    assert metarm is not None
     futures = [metarm.review(case.pair, case.judgment) for case in cases]
     outcomes = [future.result().outcome for future in futures]
     metarm.close()

@@ -203,8 +203,8 @@ class ActorTask:
                 f" more than genrm.max_failed_share={limit:g}"
             )
         valid = np.array([sample.valid for sample in judged])
-        grades = [sample.grade for sample in judged]
-        graded = all(grade is not None for grade in grades)
+        grades = [sample.grade for sample in judged if sample.grade is not None]
+        graded = len(grades) == len(judged)
         return ActorRewards(
             values=np.where(valid, [sample.reward for sample in judged], 0).astype(np.float32),
             valid=valid,
@@ -215,7 +215,7 @@ class ActorTask:
 
     def metrics(self, rewards: ActorRewards) -> dict[str, float]:
         stats, found = rewards.stats, {}
-        if rewards.quality is not None:
+        if rewards.quality is not None and rewards.cue is not None:
             found = {
                 "actor/quality": float(rewards.quality.mean()),
                 "actor/perfect_share": float((rewards.quality == 1).mean()),

@@ -40,6 +40,7 @@ def _check_genrm(run: ActorRun) -> None:
     from ralign.engine.judging.comparisons import Schedule
 
     actor, genrm = run.actor, run.genrm
+    assert genrm.model is not None
     Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, order=actor.order, value=actor.value)
     load_template(genrm.template)
     if genrm.kind == "endpoint":
@@ -65,6 +66,7 @@ def check_context(run: ActorRun) -> None:
     Prompt and answers count in the actor's tokens, the template in the GenRM's. Not known here: what a server that
     runs already takes, and how long fixed answers are.
     """
+    assert run.genrm.model is not None
     folder, limit = Path(run.genrm.model), run.genrm.server.max_model_len
     is_folder = (folder / "config.json").is_file()
     if limit is None and is_folder:

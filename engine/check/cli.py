@@ -74,7 +74,7 @@ def findings(
     fills_gpus = run is not None and plan.needs_gpus(run)
     needs = fills_gpus or (run is not None and is_cuda_build)
     need = "no" if not needs else "here" if chip is None or num_visible else "elsewhere"
-    fills = run.generator.gpu_memory_utilization if fills_gpus else None
+    fills = run.generator.gpu_memory_utilization if run is not None and fills_gpus else None
     chip = chip or plan.chip_of_gpus(machine.gpus)
     num_gpus = num_gpus or plan.default_num_gpus(run, machine)
     found = [
@@ -92,6 +92,7 @@ def findings(
     ]
     if run is None:
         return found
+    assert num_gpus is not None  # a run has a default
     of_run = [
         folders.check_model(run, machine.torch),
         folders.check_critic(run, machine.torch),

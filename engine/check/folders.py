@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 from ralign.engine.check.machine import Torch
 from ralign.engine.check.report import Finding, fail, ok, warn
@@ -166,7 +167,7 @@ def check_architecture(folder: Path) -> None:
             raise BadFolder(
                 f"its architecture was not checked: {error}", "see the line on packages"
             ) from error
-        alone = SimpleNamespace(tp_size=1, pp_size=1, cp_size=1)  # the plan checks the layout
+        alone = cast(Any, SimpleNamespace(tp_size=1, pp_size=1, cp_size=1))  # the plan checks the layout
         try:
             config = AutoConfig.from_pretrained(folder)
             transformer_config(config, alone, dtype="bf16", sequence_parallel=False, recompute=False)

@@ -102,7 +102,7 @@ def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Find
         if gpu.free_bytes is not None and gpu.free_bytes < (1 - _USED_SHARE) * gpu.memory_bytes
     }
     if held:
-        fullest = max(held, key=held.get)
+        fullest = max(held, key=held.__getitem__)
         taken = f"GPU {fullest} has {_free(gpus[fullest])} free"
         taken += f", and {len(held) - 1} more are in use" if len(held) > 1 else ""
         step = "find the process with nvidia-smi, and end it or use another GPU"

@@ -141,7 +141,7 @@ def read_driver() -> Driver:
         words = _DRIVER_FILE.read_text(encoding="utf-8", errors="replace").split("\n")[0].split()
         version = next((word for word in words if word[:1].isdigit() and "." in word), None)
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]
     except ImportError:
         return Driver(version=version)
     try:

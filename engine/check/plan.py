@@ -25,11 +25,11 @@ def needs_gpus(run: Run) -> bool:
     return run.generator.kv_cache_gib == 0
 
 
-def check_plan(run: Run, recipe: str, machine: Machine, num_gpus: int | None, chip: Chip | None) -> Finding:
+def check_plan(run: Run, recipe: str, machine: Machine, num_gpus: int, chip: Chip | None) -> Finding:
     """The plan of `ralign-plan` for this run.
 
     Args:
-        num_gpus: of the job, over all nodes; None if unknown.
+        num_gpus: of the job, over all nodes.
         chip: the kind of GPU; None for a CPU.
     """
     if chip is None and needs_gpus(run):

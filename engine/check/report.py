@@ -44,7 +44,7 @@ def fail(check: str, found: str, next_step: str, details: Sequence[str] = ()) ->
 
 
 def worst(findings: Sequence[Finding]) -> Level:
-    return max((finding.level for finding in findings), key=LEVELS.index, default="OK")
+    return LEVELS[max((LEVELS.index(finding.level) for finding in findings), default=0)]
 
 
 def as_text(findings: Sequence[Finding]) -> str:

@@ -8,9 +8,11 @@ one output file at a time, which bounds the memory.
 
 import argparse
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from ralign.engine.checkpoint import folders
 from ralign.engine.runtime.argparse_utils import Parser
@@ -88,11 +90,13 @@ def _model_of(checkpoint: Path, settings: dict | None) -> Path:
 def _write(checkpoint: Path, out: Path, dtype, valid_vocab: int) -> tuple[int, int]:
     import torch
     from safetensors.torch import save_file
-    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = FileSystemReader(checkpoint)
     shapes = {
-        name.removeprefix(_WEIGHTS): tensor.size
+        name.removeprefix(_WEIGHTS): cast(TensorStorageMetadata, tensor).size
         for name, tensor in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(_WEIGHTS)
     }
@@ -112,12 +116,12 @@ def _write(checkpoint: Path, out: Path, dtype, valid_vocab: int) -> tuple[int, i
     return len(weight_map), total_bytes
 
 
-def _files(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
+def _files(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
     """Tensor names of each output file. Only a file with a single tensor may exceed MAX_FILE_BYTES."""
     names: list[str] = []
     num_bytes = 0
     for name, shape in sorted(shapes.items()):
-        size = 4 * shape.numel()
+        size = 4 * math.prod(shape)
         if names and num_bytes + size > MAX_FILE_BYTES:
             yield names
             names, num_bytes = [], 0

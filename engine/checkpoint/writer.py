@@ -8,6 +8,7 @@ lock.
 import queue
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from megatron.core import dist_checkpointing
@@ -45,7 +46,14 @@ def _write(writer: FileSystemWriterAsync) -> None:
         results: queue.Queue = queue.Queue()
         running: queue.Queue = queue.Queue()
         running.put(number)
-        writer.write_preloaded_data([writer.transforms], number, bucket, results, running, use_fsync=True)
+        writer.write_preloaded_data(
+            [writer.transforms],
+            number,
+            bucket,
+            results,  # pyright: ignore[reportArgumentType]
+            running,  # pyright: ignore[reportArgumentType]
+            use_fsync=True,
+        )
         _, result = results.get()
         if isinstance(result, Exception):
             outcome = result
@@ -111,6 +119,7 @@ def begin(draft: Path, pieces: Pieces, rng: ShardedObject, common: dict, staging
         ThreadedSave(),
         async_sharded_save=True,
     )
+    assert request is not None
     return Save(draft, request)
 
 
@@ -123,6 +132,7 @@ def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
             if not is_main_replica(shard.replica_id):
                 continue
             source = shard.data
+            assert source is not None
             on_gpu = source.is_cuda
             buffer = staging.get((name, number))
             if buffer is None or buffer.shape != source.shape:
@@ -137,7 +147,7 @@ def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
 
 @on_megatron
 @torch.no_grad()
-def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> ShardedObject | None:
+def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> dict | None:
     """Load this rank's parts of a checkpoint into the live state, in place; returns the RNG state.
 
     Raises:
@@ -145,7 +155,7 @@ def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> ShardedObject
     """
     state = {"pieces": pieces} | ({"rng": rng} if rng else {})
     try:
-        return dist_checkpointing.load(state, str(path)).get("rng")
+        return cast(dict[str, Any], dist_checkpointing.load(state, str(path))).get("rng")
     except CheckpointException as error:
         raise OSError(reason_of(error)) from error
 

@@ -68,7 +68,7 @@ def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
     hints = get_type_hints(cls)
     for item in fields(cls):
         hint = hints[item.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             leaves |= _leaves(hint, f"{prefix}{item.name}.")
         else:
             leaves[prefix + item.name] = hint

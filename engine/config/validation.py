@@ -202,6 +202,7 @@ def _check_chat(run: Run) -> None:
         run.model.hf_path is not None,
         f"data.chat=True needs a chat template, and a model without model.hf_path has none: {plain}",
     )
+    assert run.model.hf_path is not None
     folder = Path(run.model.hf_path)
     if (folder / "chat_template.jinja").is_file():
         return

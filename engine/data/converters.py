@@ -20,9 +20,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ralign.engine.data.pairs import BadLine, Pair, Side, parse_pair
+from ralign.engine.data.pairs import SIDES, BadLine, Pair, Side, parse_pair
 from ralign.engine.runtime.errors import UserError
 
 Row = Mapping[str, Any]
@@ -53,6 +53,7 @@ def load_rows(source: str, *, config: str | None = None, split: str | None = Non
         UserError: `source` cannot be loaded, or a split must be chosen.
     """
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     kinds = {".jsonl": "json", ".json": "json", ".gz": "json", ".parquet": "parquet", ".csv": "csv"}
     path = Path(source)
@@ -66,13 +67,13 @@ def load_rows(source: str, *, config: str | None = None, split: str | None = Non
             loaded = loaded[split] if split and isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             loaded = datasets.load_dataset(source, config, split=split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
         raise UserError(f"cannot load {source}: {' '.join(str(error).split())[:300]}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) > 1:
-            raise UserError(f"{source} has the splits {', '.join(loaded)}: choose one with --split")
+            raise UserError(f"{source} has the splits {', '.join(map(str, loaded))}: choose one with --split")
         (loaded,) = loaded.values()
-    return loaded
+    return cast(Iterable[Row], loaded)
 
 
 def convert(layout: str, rows: Iterable[Row]) -> Conversion:
@@ -127,7 +128,7 @@ def _turns(value: Any) -> list[dict[str, str]]:
 
 def _ordered(id: str, better: str, worse: str) -> tuple[str, str, Side]:
     """(response_A, response_B, label), by a hash of the id."""
-    label: Side = "AB"[hashlib.sha256(id.encode()).digest()[0] % 2]
+    label: Side = SIDES[hashlib.sha256(id.encode()).digest()[0] % 2]
     return (better, worse, label) if label == "A" else (worse, better, label)
 
 

@@ -9,6 +9,7 @@ M: micro-batches.  S: samples.  T: tokens, padding included.  R: response tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -266,7 +267,7 @@ class _Layout:
         ends = np.concatenate([[0], np.cumsum(sizes)])
         tokens, cu_seqlens = np.diff(self.token_offsets).tolist(), np.diff(self.cu_offsets).tolist()
         lengths = {"response_rows": np.diff(self.row_offsets[ends]).tolist(), "cu_seqlens": cu_seqlens}
-        parts = {name: x.split(lengths.get(name, tokens)) for name, x in flat.items()}
+        parts: dict[str, Any] = {name: x.split(lengths.get(name, tokens)) for name, x in flat.items()}
         row_counts = np.diff(self.row_offsets)
         return [
             PackedBatch(
@@ -299,7 +300,9 @@ def _columns(chosen: list[Sample], indices: list[int], first: Sample) -> dict[st
         if sample.per_response_token.keys() != per_response or sample.per_sample.keys() != per_sample:
             given, expected = ([*s.per_response_token, *s.per_sample] for s in (sample, first))
             raise UserError(f"sample {index} has the values {given}, the first sample {expected}")
-    columns = {name: [s.per_response_token[name] for s in chosen] for name in per_response}
+    columns: dict[str, list | np.ndarray] = {
+        name: [s.per_response_token[name] for s in chosen] for name in per_response
+    }
     for name in per_sample:
         if name in columns or name in _TYPES:
             raise UserError(f"per-token value {name!r} is already defined")

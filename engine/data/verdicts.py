@@ -1,6 +1,7 @@
 """Parses the verdict of a judgment as the released evaluator does."""
 
 import re
+from typing import cast
 
 from ralign.engine.data.pairs import Side
 
@@ -12,7 +13,7 @@ THINKING, END_OF_THINKING = "<think>", "</think>"
 def parse_verdict(text: str) -> Side | None:
     r"""The first ``\boxed{A}`` or ``\boxed{B}``; else the first one without a backslash; else None."""
     found = _BOXED.search(text) or _BARE.search(text)
-    return found.group(1) if found else None
+    return cast(Side, found.group(1)) if found else None
 
 
 def all_verdicts(text: str) -> list[Side]:

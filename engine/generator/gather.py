@@ -300,13 +300,15 @@ class WeightGather:
             block = piece.of_source(self._source[piece.name])
             outgoing[start : start + piece.size].view(block.shape).copy_(block)
             start += piece.size
-        return dist.all_to_all_single(
+        work = dist.all_to_all_single(
             incoming[: sum(bucket.receive_sizes)],
             outgoing[:start],
             bucket.receive_sizes,
             bucket.send_sizes,
             async_op=True,
         )
+        assert work is not None
+        return work
 
     def _finish(self, bucket: Bucket, incoming: Tensor, work: dist.Work) -> None:
         work.wait()

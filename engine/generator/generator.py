@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ class Generator:
         Returns:
             len(prompts) * num_samples rollouts, prompts in order.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import RequestOutput, SamplingParams, TokensPrompt
 
         assert self.kv_cache.is_awake and not self._is_stale, "wake the generator before it generates"
         sampling = SamplingParams(
@@ -197,7 +198,7 @@ class Generator:
             rollouts: list = [None] * len(requests)
             while self.llm.llm_engine.has_unfinished_requests():
                 self.on_progress()
-                for output in self.llm.llm_engine.step():
+                for output in cast(list[RequestOutput], self.llm.llm_engine.step()):
                     if output.finished:
                         index = order[output.request_id]
                         rollouts[index] = self._rollout(index // num_samples, output.outputs[0])
@@ -256,6 +257,7 @@ class Generator:
     def sync_weights(self) -> None:
         """On the gather path, copy the newest weights into the engine if it holds older ones; collective there."""
         if self._is_stale or self.kv_cache.lost_weights:
+            assert self._gather is not None
             self.kv_cache.wake_weights()
             self._gather.update()
             self._is_stale = self.kv_cache.lost_weights = False

@@ -57,6 +57,7 @@ class KVCache:
         if self.is_awake:
             return
         if self._on_cpu:
+            assert self._sizes is not None
             for storage, size in zip(kv_cache_storages(self._llm), self._sizes, strict=True):
                 storage.resize_(size)
         else:

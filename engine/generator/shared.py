@@ -5,6 +5,7 @@ are built), then replaces each parameter by the given tensor. No byte is copied,
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
         assert tensor.device.type != "meta", f"vLLM tensor {name} was never given memory"
 
 
-def _tie_head(model: nn.Module) -> None:
+def _tie_head(model: Any) -> None:
     """Make the engine's head its embedding, as in the policy.
 
     vLLM unties them if the model's files hold a head although the config ties it, as in some published models (loading
@@ -97,7 +98,7 @@ def _view(name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:
         f"{name}: vLLM expects {tuple(old.shape)} {old.dtype}, Megatron holds {tuple(tensor.shape)} {tensor.dtype}"
     )
     view = nn.Parameter(tensor, requires_grad=False)
-    view.__dict__.update(old.__dict__)
+    vars(view).update(vars(old))
     return view
 
 

@@ -169,8 +169,9 @@ def refusal(
     """One line: what does not fit, with numbers, and the nearest layout that fits."""
     line = f"does not fit {layout.job.world_size} x {chip.name} ({chip.memory_bytes / GIB:.0f} GiB): "
     line += "; ".join(problems)
-    if on_gpu and fits_beside_a_sleeping_judge(layout, chip):  # sleep needs a GPU
-        line += f"; with {layout.job.judge.setting}.server.sleep_level=1 it fits"
+    judge = layout.job.judge
+    if on_gpu and judge is not None and fits_beside_a_sleeping_judge(layout, chip):  # sleep needs a GPU
+        line += f"; with {judge.setting}.server.sleep_level=1 it fits"
     if near is None:
         return f"{line}; no layout of {layout.job.world_size} such GPUs fits"
     return f"{line}; nearest layout that fits: {near.settings()}"

@@ -147,7 +147,7 @@ def _phases(
         host |= {name: size for name, size in trained.items() if name.endswith("optimizer")}
     if job.has_reference:
         host["reference"] = weights
-    if sleeps and job.judge.sleep_level == 1:
+    if sleeps and job.judge is not None and job.judge.sleep_level == 1:
         host["judge"] = job.judge.weight_bytes
     needs = job.judge.needs(capacity, on_gpu=on_gpu) if job.judge else []
     if kv < job.sequence_bytes:

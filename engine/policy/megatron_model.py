@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -44,17 +44,20 @@ Metrics = dict[str, Tensor]
 
 
 class Loss(Protocol):
-    """Computes a loss and its metrics, as sums over the micro-batch.
+    """Computes a loss and its metrics, as sums over the micro-batch."""
 
-    Attributes:
-        folds: `from_hidden` may be called instead.
-    """
+    @property
+    def folds(self) -> bool:
+        """It is a `FoldedLoss`, whose `from_hidden` may be called instead."""
+        ...
 
-    folds: bool
-
-    def __call__(self, *output_and_batch: Tensor | PackedBatch) -> tuple[Tensor, Metrics]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Metrics]:
         """From the rows [T] of the model's output (the policy's: logprobs and entropy) and the micro-batch."""
         ...
+
+
+class FoldedLoss(Loss, Protocol):
+    """A loss that can include the LM head."""
 
     def from_hidden(
         self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
@@ -175,7 +178,7 @@ class MegatronModel(ABC):
             one = torch.ones((), dtype=torch.int, device=loss.device)
             return loss, one, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
 
-        from_hidden = loss_function.from_hidden if folds else None
+        from_hidden = cast(FoldedLoss, loss_function).from_hidden if folds else None
         self._reports = self._run(micro_batches, compute_loss, from_hidden, forward_only=False)
 
     @on_megatron

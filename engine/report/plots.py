@@ -26,7 +26,7 @@ CURVES = {
     "policy/entropy": "Entropy (nats per token)",
 }
 _RIGHT, _SPURIOUS, _SPURIOUS_INK, INK = "#2a6f97", "#f4a259", "#b35900", "#333333"
-_HATCHED = {"hatch": "////", "edgecolor": "white"}
+_HATCHED: dict[str, Any] = {"hatch": "////", "edgecolor": "white"}
 COLORS = ("#f08a24", "#2a6f97", "#6a994e", "#bc4749", "#7b2cbf", "#8d99ae")
 _DPI = 160
 
@@ -71,9 +71,9 @@ def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
         if f_score["value"] is not None and right < top:
             _whisker(panel, x - 0.2, right, f_score)
         above = 100 * l_acc["high"] + 1.5
-        centred = {"ha": "center", "va": "bottom"}
+        centred: dict[str, Any] = {"ha": "center", "va": "bottom"}
         # A white box covers the line of random verdicts behind a number.
-        clear = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
+        clear: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
         text = f"S {percent(s_corr, bounds=False)}"
         panel.text(x, above, text, fontsize=8.5, color=_SPURIOUS_INK, **centred, **clear)
         panel.text(x, above + 6, f"{top:.1f}", fontsize=9.5, weight="bold", color=INK, **centred, **clear)

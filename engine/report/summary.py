@@ -85,7 +85,11 @@ def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str
     if interval["value"] is None:
         return "–"
     value = f"{100 * interval['value']:.1f}"
-    return f"{value} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if bounds else value
+    if not bounds:
+        return value
+    low, high = interval["low"], interval["high"]
+    assert low is not None and high is not None
+    return f"{value} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _check(summary: Any, where: str) -> None:
@@ -104,9 +108,9 @@ def _check_result(result: Mapping[str, Any], where: str) -> None:
         odd = ", ".join(sorted(required ^ (set(result) - _OPTIONAL)))
         raise UserError(f"{where}: missing or unknown fields: {odd}")
     for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
-        interval = result.get(name)
-        if interval is None and name not in METRICS:
+        if name not in METRICS and result.get(name) is None:
             continue
+        interval = result[name]
         if set(interval) != {"value", "low", "high"}:
             raise UserError(f"{where}: {name} needs value, low and high")
         if any(bound is not None and not 0 <= bound <= 1 for bound in interval.values()):

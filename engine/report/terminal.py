@@ -107,8 +107,9 @@ def _comparison_table(test: str, comparisons: list[dict[str, Any]]) -> Table:
 def _difference(found: Mapping[str, float | None]) -> str:
     if found["difference"] is None:
         return "–"
-    low, high = 100 * found["low"], 100 * found["high"]
-    return f"{100 * found['difference']:+.1f} [{low:+.1f}, {high:+.1f}], p {found['p_value']:.2g}"
+    low, high = found["low"], found["high"]
+    assert low is not None and high is not None
+    return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p {found['p_value']:.2g}"
 
 
 def _time_table(time_s: Mapping[str, float]) -> Table:

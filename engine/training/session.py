@@ -63,7 +63,9 @@ class Session:
         if message := self.cluster.on_first_rank(lambda: open_folder(run)):
             self.progress.say(message)
         output.move_log(run.folder / "log" / f"rank{self.cluster.rank:05d}.txt")
-        long_phases = dict.fromkeys(("generate", "judge", "evaluate"), run.faults.generation_stall_s)
+        long_phases: dict[str, float] = dict.fromkeys(
+            ("generate", "judge", "evaluate"), run.faults.generation_stall_s
+        )
         self.watchdog = Watchdog(
             run.folder / "heartbeat", self.cluster.rank, stall_s=run.faults.stall_s, phase_stall_s=long_phases
         )

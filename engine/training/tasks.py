@@ -59,8 +59,15 @@ class RewardBatch(Protocol):
 class Task(Protocol):
     """Prompts and rewards. A step calls `on_response` and `judge` within `judging`, then `reward`."""
 
-    title: str  # of a stage that trains on it
-    progress_keys: tuple[str, ...]  # metrics of its progress line
+    @property
+    def title(self) -> str:
+        """Of a stage that trains on it."""
+        ...
+
+    @property
+    def progress_keys(self) -> tuple[str, ...]:
+        """Metrics of its progress line."""
+        ...
 
     @property
     def examples(self) -> Sequence[Prompt]: ...
@@ -88,7 +95,7 @@ class Task(Protocol):
         """Metrics of a step's rewards."""
         ...
 
-    def record(self, response: Any) -> dict[str, Any]:
+    def record(self, response: Any, /) -> dict[str, Any]:
         """The fields of a line of rollouts/, beside the text."""
         ...
 
@@ -102,7 +109,7 @@ class Task(Protocol):
 class GenRMTask:
     """Judge a pair: the reward is of the verdict, and under `r_align` of the rationale that the MetaRM audits."""
 
-    progress_keys = ("reward/mean", "judge/l_acc", "judge/s_corr")
+    progress_keys: tuple[str, ...] = ("reward/mean", "judge/l_acc", "judge/s_corr")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ralign.engine.config.command_line import SMOKE_FLAG
 from ralign.engine.config.judge import MetaRMConfig, ServerConfig
@@ -18,13 +19,15 @@ from ralign.engine.data.prompts import load_template
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, decisive_factor
 from ralign.engine.planner.shapes import shape_of
 
+RunT = TypeVar("RunT", bound=Run)
+
 
 def take_flag(argv: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether `--smoke` is on a recipe's command line, and the command line without it."""
     return SMOKE_FLAG in argv, [token for token in argv if token != SMOKE_FLAG]
 
 
-def shrink(run: Run, world_size: int) -> Run:
+def shrink(run: RunT, world_size: int) -> RunT:
     """The same experiment in miniature, for `world_size` processes; overrides are applied to it."""
     return replace(
         run,

@@ -28,9 +28,12 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8",
 }  # fmt: skip
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
-)
+pytestmark = [
+    pytest.mark.compiler,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
+    ),
+]
 
 
 @pytest.fixture(params=["triton"])

@@ -174,7 +174,7 @@ def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
         stated = zip(SIDES, (stated_a, stated_b), strict=True)
-        sides = [side for side, values in stated if values.get(item) != value]
+        sides: list[Side] = [side for side, values in stated if values.get(item) != value]
         mark = "both" if len(sides) == 2 else "same"
         if len(sides) == 1:
             (mark,) = sides

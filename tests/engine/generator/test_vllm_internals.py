@@ -29,7 +29,7 @@ def test_the_installed_vllm_has_it(name):
     assert callable(found) or isinstance(found, staticmethod)
 
 
-@pytest.mark.parametrize(("module", "name", "attribute"), BOTH_RUNNERS, ids=".".join)
+@pytest.mark.parametrize(("module", "name", "attribute"), sorted(BOTH_RUNNERS))
 def test_the_installed_vllms_objects_have_it(module, name, attribute):
     assert attribute in assigned(getattr(importlib.import_module(module), name)), (
         f"the installed vLLM's {module}.{name} never sets {attribute}; ralign read it in {vllm_internals.READ_IN}"

@@ -3,6 +3,7 @@
 import fcntl
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 
 from ralign.engine.judging.cache import ReplyCache
@@ -45,3 +46,17 @@ def test_processes_may_open_a_new_cache_at_the_same_time(tmp_path):
         assert [cache.tokens_used(name) for name in names] == [(3, 2)] * NUM_PROCESSES
         assert all(cache.get(name.encode()).cached for name in names)
         cache.close()
+
+
+def test_opening_waits_for_the_lock_of_another_process(tmp_path):
+    ReplyCache(tmp_path).close()
+    (path,) = tmp_path.glob("*.lock")
+    opened = []
+    thread = threading.Thread(target=lambda: opened.append(ReplyCache(tmp_path)))
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not opened
+    thread.join(60)
+    opened.pop().close()

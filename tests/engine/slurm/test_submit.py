@@ -100,7 +100,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
         (["r_align_mini", "--nodes=1", "--time=tomorrow"], "--time=tomorrow"),
         (["r_align_mini", "--nodes=1", "--seeds=a"], "--seeds=a"),
         (["r_align_mini", "--nodes=1", "--gpus=-1"], "--gpus=-1"),
-        (["r_align_mini", "--nodes=1", "--gpu=tpu"], "--gpu tpu"),
+        (["r_align_mini", "--nodes=1", "--gpu=tpu"], "got tpu"),
         (["r_align_mini", "--nodes=1", "--mem=much"], "--mem=much"),
         (["r_align_mini", "--nodes=1", "--cpus-per-task=0"], "'0' is not a whole number"),
         (["r_align_mini", "--nodes=1", "--warn-minutes=0"], "--warn-minutes=0"),

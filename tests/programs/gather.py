@@ -49,7 +49,7 @@ def compare(folder: Path, family: str, layout, generate: int, dtype: str) -> dic
     target = {name: torch.zeros_like(x) for name, x in reference.items()}
     path = gather.WeightGather(world, cluster.rank, source, target, BUCKET_BYTES)
     path.update()
-    peak = peak_bytes(path.bring)
+    peak = peak_bytes(path.update)
     speaks = cluster.dp_rank == cluster.cp_rank == 0
     written = {
         name: checksum.shard_checksum(x, world.catalog[name][1], tensor, cluster.tp_rank)

@@ -66,7 +66,7 @@ def make_generator(cache: KVCache, calls: list, *, is_stale: bool) -> Generator:
     """Of the gather path, without an engine."""
     generator = object.__new__(Generator)
     generator.kv_cache, generator._is_stale = cache, is_stale
-    generator._gather = SimpleNamespace(bring=lambda: calls.append("bring"))
+    generator._gather = SimpleNamespace(update=lambda: calls.append("update"))
     return generator
 
 
@@ -79,7 +79,7 @@ def test_an_engines_own_weights_are_not_kept_and_come_back_before_they_are_neede
     assert calls == ["reset", "sleep 2"]
     generator.sync_weights()  # though no update came in between
     generator.sync_weights()
-    assert calls[2:] == ["empty", "wake weights", "bring"]
+    assert calls[2:] == ["empty", "wake weights", "update"]
     cache.wake()
     assert calls[5:] == ["empty", "wake kv_cache"]
 

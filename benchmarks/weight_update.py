@@ -65,7 +65,7 @@ def measure(folder: Path, *, tensor: int = 1, pipeline: int = 1, generate: int =
     result = {
         "bytes_moved": path.num_received_bytes,
         "extra_bytes": BUCKET_BYTES,
-        "seconds": seconds(path.bring),
+        "seconds": seconds(path.update),
         "num_buckets": path.num_buckets,
         "exact": checksum.checksums(target.items()) == checksum.checksums(reference.items()),
     }

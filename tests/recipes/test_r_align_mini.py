@@ -136,7 +136,7 @@ def test_pairs_that_a_rule_cannot_audit_are_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     pairs = tmp_path / "pairs.jsonl"
     make_pairs_file(pairs, 3)
-    with pytest.raises(UserError, match="metarm.kind=rule reads JudgeWorld only"):
+    with pytest.raises(UserError, match="metarm.kind=rule is for JudgeWorld only"):
         r_align_mini.main([f"data.train={pairs}", "metarm.kind=rule", f"out={tmp_path}/runs"])
 
 

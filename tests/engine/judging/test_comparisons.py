@@ -119,6 +119,17 @@ def bouts(slots, wins):
     return match[0], met_a + met_b + [match]
 
 
+@pytest.mark.parametrize("num", range(2, 18))
+def test_a_bracket_has_every_sample_once_and_gives_byes_to_the_first_ones(num):
+    places = bracket(list(range(num)))
+    assert sorted(sample for sample in places if sample is not None) == list(range(num))
+    matches = list(zip(places[::2], places[1::2], strict=True))
+    byes = [a if b is None else b for a, b in matches if a is None or b is None]
+    assert sorted(byes) == list(range(len(places) - num))
+    half = len(places) // 2
+    assert (0 in places[:half]) != (1 in places[:half])  # these two can meet only in the final
+
+
 @pytest.mark.parametrize("num", [2, 3, 4, 5, 6, 8, 11, 16])
 def test_knockout_equals_brute_force(num):
     for seed in range(10):

@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 JOB = """
 import os, signal
@@ -25,48 +24,62 @@ if __name__ == "__main__":
     entry_point._GRACE_S = 60.0  # however late rank 0 starts
     entry_point.run_job(main)
 """
+LAUNCH = """
+import sys
+from ralign.engine.runtime.launch import main
+for kind in sys.argv[1:]:
+    status = main(["--standalone", "--nproc-per-node=1", "job.py", kind])
+    print(f"{kind}: {status}", file=sys.stderr, flush=True)
+"""
 
 
-@pytest.fixture
-def launch(tmp_path):
-    def launch(module: str, kind: str, num_processes: int = 1) -> tuple[int, list[str]]:
-        (tmp_path / "job.py").write_text(JOB)
-        options = ["--standalone", f"--nproc-per-node={num_processes}"]
-        done = subprocess.run(
-            [sys.executable, "-m", module, *options, "job.py", kind],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.stdout == ""
-        return done.returncode, done.stderr.splitlines()
-
-    return launch
+def run(folder: Path, *command: str) -> tuple[int, str]:
+    (folder / "job.py").write_text(JOB)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("kind", "status", "lines"),
-    [
-        ("success", 0, []),
-        ("mistake", 2, ["error: no such file"]),
-        ("kill", 137, ["error: rank 0 was ended by SIGKILL"]),
-        ("status", 70, ["error: rank 0 ended with exit status 70"]),
-    ],
-)
-def test_the_launcher_adds_nothing_to_what_the_job_reports(launch, kind, status, lines):
-    assert launch("ralign.engine.runtime.launch", kind) == (status, lines)
+def test_the_launcher_adds_nothing_to_what_the_job_reports(tmp_path):
+    _, errors = run(tmp_path, "-c", LAUNCH, "success", "mistake", "kill", "status", "bug")
+    *lines, last = errors.splitlines()
+    assert lines[:7] == [
+        "success: 0",
+        "error: no such file",
+        "mistake: 2",
+        "error: rank 0 was ended by SIGKILL",
+        "kill: 137",
+        "error: rank 0 ended with exit status 70",
+        "status: 70",
+    ]
+    traceback = lines[7:]
+    assert traceback[0].startswith("Traceback") and traceback[-1] == "ZeroDivisionError: a bug"
+    assert sum("Traceback" in line for line in traceback) == 1 and last == "bug: 1"
 
 
-def test_the_launcher_shows_a_traceback_once(launch):
-    status, lines = launch("ralign.engine.runtime.launch", "bug")
-    assert status == 1 and lines[0].startswith("Traceback") and lines[-1] == "ZeroDivisionError: a bug"
-    assert sum("Traceback" in line for line in lines) == 1
+def test_the_launchers_exit_status_is_the_jobs(tmp_path):
+    command = (
+        "-m",
+        "ralign.engine.runtime.launch",
+        "--standalone",
+        "--nproc-per-node=2",
+        "job.py",
+        "mistake",
+    )
+    assert run(tmp_path, *command) == (2, "error: no such file\n")
 
 
-def test_torchruns_summary_ends_with_the_mistake(launch):
-    status, lines = launch("torch.distributed.run", "mistake", num_processes=2)
-    assert status == 1 and lines[0] == "error: no such file"
+def test_torchruns_summary_ends_with_the_mistake(tmp_path):
+    status, errors = run(
+        tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py", "mistake"
+    )
+    lines = errors.splitlines()
+    assert status == 1 and lines[0] == "error: no such file" and lines.count(lines[0]) == 1
     assert lines[-2:] == ["  traceback : error: no such file", "=" * 60]
-    assert lines.count("error: no such file") == 1

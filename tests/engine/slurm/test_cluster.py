@@ -94,7 +94,7 @@ def test_a_node_that_dies_costs_a_real_run_nothing_but_time(slurm, jobs):
             slurm.start_node("n2")
         assert jobs.wait_for_end(job, 300) == ("COMPLETED", int(name == "cut")), slurm.logs()
     log = (jobs.folder / "logs" / job / "rank0.log").read_text()
-    assert "resumes the interrupted run" in log and "rlvr goes on after step" in log
+    assert "resumes the interrupted run" in log and "rlvr continues after step" in log
     for stage in ("sft", "rlvr", "r_align"):
         whole, cut = (without_times(folders[name] / stage / "metrics.jsonl") for name in ("whole", "cut"))
         assert whole == cut and len(whole) == (3 if stage == "sft" else 8), stage

@@ -19,9 +19,9 @@ from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import MetaRMConfig, ServerConfig
 from ralign.engine.config.run import ModelConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
+from ralign.engine.runtime import output
 from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.runtime.output import show
 
 
 def _model() -> ModelConfig:
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     from ralign.engine.report.progress import Progress
     from ralign.recipes.common.tiny_sft import train_tiny_model
 
+    output.move_log(Path(run.out) / "log" / "rank00000.txt")
     world, folder, progress = build_judgeworld(run.world), Path(run.out) / "hf", Progress()
     cases = make_cases(world["warm_start"], num_per_pair=3, seed=run.seed)
     with progress.stage("learn", "The MetaRM learns", num_steps=run.num_steps):
@@ -78,7 +79,9 @@ def main(argv: list[str]) -> None:
         with progress.stage("test", "Agreement with the rule on held-out pairs"):
             report = agreement(folder, make_cases(world["unbiased"], seed=run.seed + 1)[: run.num_test])
         (Path(run.out) / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        show(f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases")
+        output.show(
+            f"{folder}: agrees with the rule on {report['agreement']:.1%} of {report['num_cases']} cases"
+        )
 
 
 def agreement(folder: Path, cases: list) -> dict:

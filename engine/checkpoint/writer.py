@@ -14,12 +14,12 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from ralign.engine.checkpoint.folders import crc32_of
 from ralign.engine.runtime.cuda_stand_in import on_megatron
+from ralign.engine.runtime.megatron_internals import RESULTS_QUEUE
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -111,14 +111,13 @@ def begin(draft: Path, pieces: Pieces, rng: ShardedObject, common: dict, staging
         common: plain values, equal on every rank.
         staging: host buffers, reused by the next save; one save at a time.
     """
-    # Otherwise Megatron spawns a process for this queue.
-    filesystem_async._results_queue = queue.Queue()
-    request = dist_checkpointing.save(
-        {"common": common, "rng": rng, "pieces": _staged(pieces, staging)},
-        str(draft),
-        ThreadedSave(),
-        async_sharded_save=True,
-    )
+    with RESULTS_QUEUE.replaced(queue.Queue()):
+        request = dist_checkpointing.save(
+            {"common": common, "rng": rng, "pieces": _staged(pieces, staging)},
+            str(draft),
+            ThreadedSave(),
+            async_sharded_save=True,
+        )
     assert request is not None
     return Save(draft, request)
 

@@ -75,9 +75,8 @@ def adopt(model: nn.Module, parameters: dict[str, Tensor]) -> None:
     )
     views = {id(old): _view(name, old, parameters[name]) for name, old in model.named_parameters()}
     for module in model.modules():  # a tied output layer holds the embedding's parameter a second time
-        for leaf, old in module._parameters.items():
-            if old is not None:
-                module._parameters[leaf] = views[id(old)]
+        for leaf, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, leaf, views[id(old)])
     for name, tensor in _state(model):
         assert tensor.device.type != "meta", f"vLLM tensor {name} was never given memory"
 

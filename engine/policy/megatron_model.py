@@ -37,6 +37,7 @@ from ralign.engine.policy.sharding import identity, optimizer_shards, sharded_op
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.cuda_stand_in import cuda_stand_in, on_megatron
 from ralign.engine.runtime.device import deterministic_kernels
+from ralign.engine.runtime.megatron_internals import COPY_MAIN_PARAMS
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -325,7 +326,7 @@ class MegatronModel(ABC):
         schedule.step(0)
         for distributed in optimizer.chained_optimizers:
             assert isinstance(distributed, DistributedOptimizer)
-            distributed._copy_main_params_to_model_params()
+            COPY_MAIN_PARAMS.get(distributed)()
         self.model.start_param_sync(force_sync=True)
 
     def weights_identity(self) -> str:

@@ -19,6 +19,7 @@ from ralign.engine.policy import hf
 from ralign.engine.policy.model import PackedGPT
 from ralign.engine.policy.param_names import ParamMap
 from ralign.engine.runtime.cluster import Cluster
+from ralign.engine.runtime.megatron_internals import owned_ranges
 from torch import Tensor
 
 STATES = ("param", "exp_avg", "exp_avg_sq")  # Megatron's names: fp32 weights, first and second moment
@@ -85,15 +86,12 @@ def optimizer_shards(optimizer) -> Iterator[tuple[Tensor, int, int, dict[str, Te
     update, the moments are made as zeros.
     """
     for distributed in optimizer.chained_optimizers:
-        for buckets in (bucket for by_dtype in distributed.gbuf_ranges for bucket in by_dtype.values()):
-            for parameter, ranges in ((p, r) for bucket in buckets for p, r in bucket["param_map"].items()):
-                group, order = distributed.model_param_group_index_map[parameter]
-                main = distributed.optimizer.param_groups[group]["params"][order]
-                moments = distributed.optimizer.state[main]
-                if not moments:
-                    moments["step"] = torch.zeros((), dtype=torch.float32)
-                    moments.update({name: torch.zeros_like(main.data) for name in STATES[1:]})
-                yield parameter, ranges["param"].start, ranges["param"].end, {"param": main.data, **moments}
+        for parameter, start, stop, main in owned_ranges(distributed):
+            moments = distributed.optimizer.state[main]
+            if not moments:
+                moments["step"] = torch.zeros((), dtype=torch.float32)
+                moments.update({name: torch.zeros_like(main.data) for name in STATES[1:]})
+            yield parameter, start, stop, {"param": main.data, **moments}
 
 
 def sharded_optimizer_state(

@@ -9,6 +9,7 @@ from ralign.engine.report.html import write_html
 from ralign.engine.report.plots import plot_judgments, plot_training
 from ralign.engine.report.summary import make_summary, write_summary
 from ralign.engine.report.terminal import print_summary
+from ralign.engine.runtime import output
 
 _INTRO = (
     "L-Acc is the share of correct verdicts. S-Corr is the share of correct verdicts whose rationale misses the "
@@ -47,3 +48,4 @@ def write_report(
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
     )
     print_summary(summary)
+    output.show(f"Report: {report / 'index.html'}")

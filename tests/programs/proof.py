@@ -30,7 +30,7 @@ def packed_privately(model, name: str):
 
 def is_stopped(policy, generator, name: str) -> bool:
     """Whether the proof finds that the layer computes with a copy of its weight."""
-    generator.sync_weights()  # on the gather path the last proof left scrambled ones
+    generator.wake()  # on the gather path the last proof left scrambled weights
     kept: list = []
     generator.llm.apply_model(lambda model: kept.append(packed_privately(model, name)))
     try:
@@ -66,6 +66,7 @@ def main(result: str, dtype: str, tensor: int, generate: int = 0) -> None:
     config = GeneratorConfig(kv_cache_gib=0.1, tensor=generate)
     generator = Generator(policy, cluster, config, max_model_len=128, eos_token_id=0)
     before = {name: weight.clone() for name, weight in policy.vllm_parameters().items()}
+    generator.wake()
     report = {"difference": generator.prove()}
     after = policy.vllm_parameters()
     report["restored"] = all(torch.equal(weight, before[name]) for name, weight in after.items())
@@ -73,6 +74,7 @@ def main(result: str, dtype: str, tensor: int, generate: int = 0) -> None:
     layers = list(generator.llm.apply_model(layer_errors)[0])
     report["stopped"] = {name: is_stopped(policy, generator, name) for name in layers}
     report["checksums_see_it"] = checksums_see_it(generator, layers[1])
+    generator.wake()
     report["repeated"] = generator.prove()
     if cluster.is_first_rank:
         Path(result).write_text(json.dumps(report))

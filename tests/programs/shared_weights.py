@@ -26,6 +26,7 @@ PROMPT_TOKENS = 40  # more than a block of the prefix cache, whose contents an u
 
 
 def rollout_batches(generator, policy, cluster, prompts, seed):
+    generator.wake()
     rollouts = generator.generate(
         prompts, num_samples=2, max_new_tokens=24, temperature=TEMPERATURE, seed=seed
     )

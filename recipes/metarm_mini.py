@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
         if getattr(run, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(run, name)}")
     from ralign.engine.data.worlds.judgeworld import build_judgeworld
-    from ralign.engine.judging.mini_metarm import make_cases
     from ralign.engine.report.progress import Progress
+    from ralign.recipes.common.mini_metarm import make_cases
     from ralign.recipes.common.tiny_sft import train_tiny_model
 
     output.move_log(Path(run.out) / "log" / "rank00000.txt")

@@ -10,7 +10,7 @@ from ralign.engine.runtime.errors import UserError
 
 
 def check_actor(run: ActorRun) -> None:
-    """Raises UserError for a judge that cannot be asked, before any model is built."""
+    """Raises UserError for settings that cannot work together."""
     actor = run.actor
     for name in ("error_rate", "habit_rate", "cue_share"):
         if not 0 <= (value := getattr(actor, name)) <= 1:

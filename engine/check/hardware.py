@@ -15,7 +15,13 @@ LEAST_CAPABILITY = (8, 0)
 CONTAINER_SHARED_BYTES = 64 << 20
 SHARED_BYTES = 1 << 30
 _USED_SHARE = 0.02  # of a GPU's memory: more than the driver uses on an idle GPU
-_SET_UP = "make venv installs the packages"
+_NEW_CUDA = (
+    "pip install 'ralign[cuda]' into a new environment (repository: remove .venv, then make venv KIND=cuda)"
+)
+_NEW_CPU = (
+    "pip install 'ralign[cpu]' into a new environment (repository: remove .venv, then make venv KIND=cpu)"
+)
+_SET_UP = "pip install 'ralign[cuda]' ('ralign[cpu]' without GPUs), or make venv in the repository"
 
 # Whether the run needs GPUs: no; on this machine; on a machine that the user has named.
 Need = Literal["no", "here", "elsewhere"]
@@ -42,7 +48,7 @@ def check_torch(machine: Machine) -> Finding:
         return fail("torch", f"does not import ({machine.torch_error})", f"{_SET_UP}; then run this again")
     if torch.cuda is None and machine.driver is not None:
         found = f"{torch.version} is built without CUDA, but there is an NVIDIA driver ({machine.driver})"
-        return fail("torch", found, "remove .venv, then make venv KIND=cuda: it installs the CUDA builds")
+        return fail("torch", found, _NEW_CUDA)
     built = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPU"
     return ok("torch", f"{torch.version}, {built}")
 
@@ -84,7 +90,7 @@ def check_gpus(machine: Machine, need: Need, fills_memory: float | None) -> Find
     gpus, torch = machine.gpus, machine.torch
     if not gpus and torch and torch.cuda:
         found = f"none here, and torch {torch.version} and its vLLM are CUDA builds, which have no engine for a CPU"
-        step = "go to a machine with GPUs; or remove .venv, then make venv KIND=cpu installs the CPU builds"
+        step = f"go to a machine with GPUs; or {_NEW_CPU}"
         return _absent("gpus", need, found, step)
     if not gpus:
         return _absent("gpus", need, *_NO_GPU[need])
@@ -146,9 +152,7 @@ def check_nccl(torch: Torch | None, env: Mapping[str, str], num_visible: int) ->
     if torch is None or not num_visible:
         return ok("nccl", "not used: without GPUs processes use gloo")
     if torch.nccl is None:
-        return fail(
-            "nccl", f"torch {torch.version} is built without NCCL", "remove .venv, then make venv KIND=cuda"
-        )
+        return fail("nccl", f"torch {torch.version} is built without NCCL", _NEW_CUDA)
     off = [
         name for name in ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE") if env.get(name) == "1"
     ]

@@ -61,7 +61,8 @@ def check_packages(installed: Mapping[str, str], lock: Path) -> Finding:
     where = f"requirements/{lock.name}"
     needed = [name for name in missing if name in NEEDED]
     if needed:
-        step = f"run make venv, or pip install -r {where}"
+        extra = lock.stem
+        step = f"pip install 'ralign[{extra}]', or make venv in the repository, which installs {where}"
         return fail("packages", f"missing: {', '.join(needed)}", step, details)
     if details:
         more = (
@@ -93,7 +94,9 @@ def check_extension(machine: Machine) -> Finding:
             lacking.insert(0, "a C++ compiler (Debian: g++)")
         found = f"ralign.kernels._packing does not import: {machine.extension_error}"
         before = f"install {' and '.join(lacking)}, then " if lacking else ""
-        return fail("extension", found, f"{before}make venv builds it")
+        return fail(
+            "extension", found, f"{before}pip install ralign, or make venv in the repository, builds it"
+        )
     if machine.gpus and machine.c_compiler is None:
         lacking.insert(0, "a C compiler (Debian: gcc)")
     if machine.gpus and lacking:

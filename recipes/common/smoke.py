@@ -101,6 +101,7 @@ def genrm_run(run: GenRMRun, world_size: int) -> GenRMRun:
 
 def with_tiny_models(run: GenRMRun) -> GenRMRun:
     """The run with tiny models as policy and MetaRM, trained once, for some seconds, in `run.out`."""
+    from ralign.recipes.common.mini_metarm import make_cases
     from ralign.recipes.common.tiny_sft import train_tiny_chat_model, train_tiny_model, trained_once
 
     folder = Path(run.out) / f"{run.name}_models"
@@ -117,8 +118,6 @@ def with_tiny_models(run: GenRMRun) -> GenRMRun:
         train_tiny_chat_model(path, list(zip(prompts, answers, strict=True)), model=run.model, num_steps=120)
 
     def train_metarm(path: Path) -> None:
-        from ralign.engine.judging.mini_metarm import make_cases
-
         train_tiny_model(
             path, [(case.prompt, case.answer) for case in make_cases(pairs, seed=run.seed)], num_steps=60
         )

@@ -10,6 +10,7 @@ import torch
 from fake_cuda import fake_cuda, fake_world
 from ralign.engine.algorithms.losses import ReinforceLoss, supervised_loss
 from ralign.engine.algorithms.ppo import add_advantages
+from ralign.engine.config.registry import FAMILIES
 from ralign.engine.config.run import AlgoConfig, CriticConfig, KernelsConfig, OptimConfig
 from ralign.engine.data.packing import Sample, materialise, plan
 from ralign.engine.training.trainer import pack
@@ -73,7 +74,7 @@ def check_on_device(model, launches) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES.names)
 def test_forward_backward_and_optimizer_step(model_folder, launches, family, layout):
     folder = model_folder(family, tied=family != "llama")
     with fake_world(**LAYOUTS[layout]) as cluster, fake_cuda() as reads:

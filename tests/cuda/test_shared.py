@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_cuda import fake_cuda, fake_world
+from ralign.engine.config.registry import FAMILIES
 from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.generator.engine_args import engine_args, prepare_environment
 from torch import Tensor
@@ -105,7 +106,7 @@ def check_shared(ours, model) -> None:
 
 @pytest.mark.parametrize(("tensor", "rank"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("tied", ["untied", "tied", "tied, head in files"])
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", FAMILIES.names)
 def test_engine_adopts_the_trainers_tensors(model_folder, family, tied, tensor, rank):
     folder = model_folder(family, tied=tied != "untied", head_in_files=tied == "tied, head in files")
     with engine_model(folder, tensor=tensor, rank=rank) as (ours, model, engine_config):

@@ -78,7 +78,9 @@ def test_the_run_folder_keeps_its_contract(two_runs):
     for step in steps:
         assert math.isfinite(step["policy/loss"]) and math.isfinite(step["policy/grad_norm"])
         assert step["policy/ratio_min"] == step["policy/ratio_max"] == 1.0  # one update a step: on-policy
-        parts = sum(value for name, value in step.items() if name.startswith("time_s/") and name != "time_s/total")
+        parts = sum(
+            value for name, value in step.items() if name.startswith("time_s/") and name != "time_s/total"
+        )
         assert parts == pytest.approx(step["time_s/total"], rel=1e-6)
 
 

@@ -7,8 +7,8 @@ from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgewo
 from ralign.engine.judging.judge import Reply
 from ralign.engine.judging.lm_metarm import parse_review
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, factor_sentences
-from ralign.engine.judging.mini_metarm import MAX_FACTORS, make_cases
 from ralign.engine.runtime.errors import UserError
+from ralign.recipes.common.mini_metarm import MAX_FACTORS, make_cases
 
 PAIRS = build_judgeworld(JudgeWorldConfig(num_train=400, num_warm_start=10, num_dev=1, num_test=1))["train"]
 CASES = make_cases(PAIRS, num_per_pair=2, seed=0)

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ralign.engine.checkpoint import folders
+from ralign.engine.checkpoint.inputs import changed_inputs, record_inputs
 from ralign.engine.config.renamed import new_names
 from ralign.engine.config.run import Run, save_config
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import write_text
 
 FINISHED = "finished.json"
 # Settings that do not change training beyond rounding: a run may resume with other values of these.
@@ -22,30 +24,39 @@ _FREE = (
     )),
 )  # fmt: skip
 
+_WAYS_OUT = "restore the file, give another name=, or resume=never to start over there"
+
 
 def open_folder(run: Run) -> str | None:
     """Prepare `run.folder` for a start or a resume; call it on one rank. Returns a message for the user, or None.
 
-    A run with the same settings is resumed, interrupted or finished (then nothing is left to train). A finished run
-    with other settings is renamed to NAME.1, NAME.2, ...
+    A run with the same settings and inputs is resumed, interrupted or finished (then nothing is left to train). A
+    finished run with others is renamed to NAME.1, NAME.2, ...
 
     Raises:
-        UserError: the folder has an interrupted run with other settings.
+        UserError: the folder has an interrupted run with other settings or inputs.
     """
     is_finished = (run.folder / FINISHED).exists()
     message = None
     if has_progress(run.folder):
         changed = [] if run.resume == "never" else _changed(run, is_finished)
+        inputs = changed_inputs(run) if run.resume == "auto" else []
         if run.resume == "never":
             _clear(run.folder)
             message = f"{run.folder}: starts over"
-        elif changed and is_finished:
+        elif (changed or inputs) and is_finished:
             kept = move_aside(run.folder)
-            message = f"{run.folder}: starts over; the finished run with other settings is now {kept}"
+            what = "settings" if changed else "inputs"
+            message = f"{run.folder}: starts over; the finished run with other {what} is now {kept}"
         elif changed:
             raise UserError(
                 f"{run.folder} holds an interrupted run with other settings: {'; '.join(changed[:3])}. Give "
                 "these settings to resume it, another name= to keep it, or resume=never to start over there"
+            )
+        elif inputs:
+            raise UserError(
+                f"{run.folder} holds an interrupted run with other inputs: {'; '.join(inputs)}. Restore them, or give "
+                "resume=accept to go on with the new ones, another name=, or resume=never to start over there"
             )
         elif is_finished:
             message = (
@@ -55,12 +66,13 @@ def open_folder(run: Run) -> str | None:
             message = f"{run.folder}: resumes the interrupted run"
     (run.folder / FINISHED).unlink(missing_ok=True)
     save_config(run, run.folder / "config.json")
+    record_inputs(run)
     return message
 
 
 def mark_finished(run: Run) -> None:
     """Mark the run as finished, after its last stage and its report; call it on one rank."""
-    (run.folder / FINISHED).write_text(json.dumps({"num_steps": run.num_steps}) + "\n", encoding="utf-8")
+    write_text(run.folder / FINISHED, json.dumps({"num_steps": run.num_steps}) + "\n")
 
 
 def _clear(folder: Path) -> None:
@@ -93,9 +105,14 @@ def _changed(run: Run, is_finished: bool) -> list[str]:
     """
     path = run.folder / "config.json"
     try:
-        saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the interrupted run's settings in {path}: {error}") from error
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read the interrupted run's settings in {path}: {error}; {_WAYS_OUT}"
+        ) from error
+    if not isinstance(tree, dict) or "seed" not in tree:
+        raise UserError(f"cannot read the interrupted run's settings in {path}: it has none; {_WAYS_OUT}")
+    saved = dict(_leaves(tree))
     now = dict(_leaves(json.loads(json.dumps(asdict(run)))))
     old = [name for name in saved if name not in now and new_names(name)]
     if old and not is_finished:

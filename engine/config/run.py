@@ -313,8 +313,8 @@ class Run:
     """Largest number of tokens in a micro-batch of one process."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: only one at the end."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: resume an interrupted run of the same name and settings; never: start over in its folder."""
+    resume: Literal["auto", "accept", "never"] = "auto"
+    """auto: resume a run of this name, settings and input files; accept: also with changed files; never: start over."""
     rollouts_every: int = 10
     """Steps between writes of samples to rollouts/; 0: none."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
-from ralign.engine.checkpoint.settings import mark_finished, open_folder
+from ralign.engine.checkpoint.settings import has_progress, mark_finished, open_folder
 from ralign.engine.config.run import Run
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.generator.generator import Generator
@@ -25,6 +25,7 @@ from ralign.engine.runtime import output
 from ralign.engine.runtime.clock import Clock
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.folder_lock import FolderLock
 from ralign.engine.runtime.signals import Stopped, StopSignal
 from ralign.engine.runtime.watchdog import Watchdog
 from ralign.engine.training.memory import Memory, plan_memory
@@ -60,7 +61,8 @@ class Session:
             deterministic=run.deterministic,
         )
         self.progress = Progress(enabled=self.cluster.is_first_rank)
-        if message := self.cluster.on_first_rank(lambda: open_folder(run)):
+        self._lock: FolderLock | None = None  # of rank 0, for the run's folder
+        if message := self.cluster.on_first_rank(lambda: self._open(run)):
             self.progress.say(message)
         output.move_log(run.folder / "log" / f"rank{self.cluster.rank:05d}.txt")
         long_phases: dict[str, float] = dict.fromkeys(
@@ -70,6 +72,10 @@ class Session:
             run.folder / "heartbeat", self.cluster.rank, stall_s=run.faults.stall_s, phase_stall_s=long_phases
         )
         self._closers = ExitStack()
+
+    def _open(self, run: Run) -> str | None:
+        self._lock = FolderLock(run.folder)
+        return open_folder(run)
 
     def build(self, run: Run, texts: Sequence[str], *, vocab_size: int) -> None:
         """Make the models, the engine and the memory plan, and prove that the engine computes as the policy does.
@@ -108,7 +114,10 @@ class Session:
 
     def _new_model(self, run: Run, texts: Sequence[str], vocab_size: int) -> Path:
         folder = run.folder / "model"
-        if self.cluster.is_first_rank:
+        # A resumed run keeps its tokenizer, whatever a newer version of the library would make.
+        if self.cluster.is_first_rank and not (
+            has_progress(run.folder) and (folder / "config.json").exists()
+        ):
             tokenizer = build_tokenizer(texts, folder, vocab_size)
             create_model_folder(folder, run.model, tokenizer, run.seed)
         dist.barrier()
@@ -185,6 +194,8 @@ class Session:
         self._closers.close()
         self.memory.close()
         self.generator.close()
+        if self._lock is not None:
+            self._lock.release()
         cluster_module.stop()
 
 

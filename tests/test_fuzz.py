@@ -23,7 +23,7 @@ from ralign.engine.data.pairs import (
     write_pairs,
 )
 from ralign.engine.data.swap import swap_names
-from ralign.engine.data.verdicts import all_verdicts, parse_verdict, visible
+from ralign.engine.data.verdicts import all_verdicts, released_verdict, visible
 from ralign.engine.evaluation.records import parse_judged
 from ralign.engine.judging.client import Failure, read_completion
 from ralign.engine.judging.judge import Reply
@@ -73,7 +73,7 @@ def _boxed(text):
 def test_a_verdict_is_the_first_boxed_letter_and_nothing_else(text):
     found = [letter for _, letter in _boxed(text)]
     whole = [letter for at, letter in _boxed(text) if text[:at].endswith("\\")]
-    assert parse_verdict(text) == next(iter(whole + found), None)
+    assert released_verdict(text) == next(iter(whole + found), None)
     assert all_verdicts(text) == found
     shown = visible(text)
     assert shown in text and "</think>" not in shown and "<think>" not in shown
@@ -454,7 +454,7 @@ HUGE = {
 def test_two_megabytes_of_the_worst_take_no_long_time(kind):
     start_s = time.process_time()
     text = HUGE[kind]
-    parse_verdict(text), visible(text)
+    released_verdict(text), visible(text)
     assert parse_review(Reply(text=text, finish_reason="stop")).outcome is Outcome.PARSE_FAIL
     render_review(BINARY, _pair_of(*[text] * 6), text)
     swap_names(text)

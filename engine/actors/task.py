@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ralign.engine.algorithms.rewards import MIN_REQUESTS
 from ralign.engine.config.actor import ActorRun
-from ralign.engine.data.chat import pair_messages
+from ralign.engine.data.chat import Prompt, encode_messages, pair_messages
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import load_template
 from ralign.engine.data.questions import Grade, OpenQuestion, Question
@@ -46,20 +46,23 @@ class ActorExample:
 
 def note_examples(notes: Sequence[Note], tokenizer) -> list[ActorExample]:
     """JudgeWorld's notes, tokenized."""
-    return _examples(notes, [actor_prompt(note) for note in notes], tokenizer)
+    prompts = encode_messages([(("user", actor_prompt(note)),) for note in notes], tokenizer, chat=False)
+    return _examples(notes, prompts)
 
 
 def open_examples(
     pairs: Sequence[Pair], tokenizer, max_prompt_tokens: int, *, chat: bool = False
 ) -> tuple[list[ActorExample], int]:
-    """The dialogues of pairs in the tokenizer's chat template, or as plain text; and how many were too long.
+    """The dialogues of pairs in the tokenizer's chat template, or as plain text and a blank line; and how many were
+    too long.
 
     Raises:
         UserError: no prompt fits, or there is no chat template.
     """
     questions = [OpenQuestion(pair=pair) for pair in pairs]
-    texts = [question.prompt(tokenizer, chat=chat) for question in questions]
-    examples = _examples(questions, texts, tokenizer)
+    messages = [question.messages() for question in questions]
+    prompts = encode_messages(messages, tokenizer, chat=chat, after="" if chat else "\n\n")
+    examples = _examples(questions, prompts)
     fit = [example for example in examples if len(example.prompt_ids) <= max_prompt_tokens]
     if not fit:
         shortest = min(len(example.prompt_ids) for example in examples)
@@ -70,11 +73,10 @@ def open_examples(
     return fit, len(examples) - len(fit)
 
 
-def _examples(questions: Sequence[Question], texts: list[str], tokenizer) -> list[ActorExample]:
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _examples(questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[ActorExample]:
     return [
-        ActorExample(question=question, prompt_ids=np.asarray(prompt, dtype=np.int64))
-        for question, prompt in zip(questions, ids, strict=True)
+        ActorExample(question=question, prompt_ids=prompt.ids)
+        for question, prompt in zip(questions, prompts, strict=True)
     ]
 
 

@@ -88,7 +88,7 @@ def check_context(run: ActorRun) -> None:
 
 def _num_template_tokens(run: ActorRun) -> int:
     """Tokens of a question without prompt and answers, as the GenRM reads it."""
-    from ralign.engine.data.chat import as_text, pair_messages
+    from ralign.engine.data.chat import encode_messages, pair_messages
     from ralign.engine.data.pairs import Pair
     from ralign.engine.data.prompts import load_template
     from transformers import AutoTokenizer
@@ -104,8 +104,7 @@ def _num_template_tokens(run: ActorRun) -> int:
         gt_judgment="",
     )
     messages = pair_messages(load_template(run.genrm.template), empty)
-    question = as_text(messages, tokenizer, chat=bool(tokenizer.chat_template))
-    return len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    return len(encode_messages([messages], tokenizer, chat=bool(tokenizer.chat_template))[0].ids)
 
 
 def _is_hub_name(name: str) -> bool:

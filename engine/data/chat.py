@@ -1,21 +1,64 @@
-"""A pair as chat messages, and messages as the text of a prompt.
+"""A pair as chat messages, and messages as the token ids of a prompt.
 
-Training and evaluation share this file, so a judge is evaluated with the prompts of its training.
+Training and evaluation share this file, so a judge is evaluated with the prompts of its training. The text of a message
+comes from outside and is never control: a special token's string in it is encoded as plain text.
 """
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.prompts import NEEDED, render
+from ralign.engine.data.prompts import NEEDED, fill, safe_texts
 from ralign.engine.runtime.errors import UserError
 
 Messages = tuple[tuple[str, str], ...]  # (role, content), oldest first, as in a `Request`
 
+TEMPLATE = -1  # the source of a token that the chat template wrote
 _PLACEHOLDERS = tuple(f"{{{name}}}" for name in ("context", *NEEDED))
 _BLANK_LINE = "\n\n"
 
-# `as_text` with chat=False as a chat template, for servers of models that were trained on plain text.
+# `encode_messages` with chat=False as a chat template, for servers of models that were trained on plain text.
 PLAIN_CHAT = (
     "{% for message in messages %}{{ '' if loop.first else '\\n\\n' }}{{ message['content'] }}{% endfor %}"
 )
+
+# Stands for the content of message i in a rendered template: private-use characters, which no template writes.
+_MARK, _END = "\ue000", "\ue001"
+# Around the mark, to see what a template strips; no template writes that many line breaks itself.
+_LINES = "\n" * 5
+_MARKED = re.compile(f"((?:{_LINES})? )?{_MARK}([0-9]+){_END}( (?:{_LINES})?)?")
+
+# Control strings of published models: <|im_end|>, <｜User｜>, <s>, [INST], <start_of_turn>, <think>, ...
+_CONTROL = re.compile(
+    r"<(?=\s*+[|｜]|/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response|start_of_turn|end_of_turn)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|IMG)\])",
+    re.IGNORECASE,
+)
+_BREAK = "\u200b"  # zero width space
+_NUM_AT_ONCE = 256  # prompts: offsets of one chunk at a time are in memory
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Prompt:
+    """A prompt of L tokens.
+
+    Attributes:
+        ids: token ids, [L] int64.
+        sources: the index of the message that a token's first character comes from, or `TEMPLATE`; [L] int64.
+    """
+
+    ids: np.ndarray
+    sources: np.ndarray
+
+
+@dataclass(slots=True, frozen=True)
+class _Piece:
+    text: str
+    source: int
 
 
 def pair_messages(template: str, pair: Pair) -> Messages:
@@ -26,24 +69,169 @@ def pair_messages(template: str, pair: Pair) -> Messages:
     """
     paragraphs = template.split(_BLANK_LINE)
     first = [any(name in paragraph for name in _PLACEHOLDERS) for paragraph in paragraphs].index(True)
-    user = ("user", render(_BLANK_LINE.join(paragraphs[first:]), pair))
+    user = ("user", fill(_BLANK_LINE.join(paragraphs[first:]), safe_texts(template, pair)))
     return (("system", _BLANK_LINE.join(paragraphs[:first])), user) if first else (user,)
 
 
-def as_text(messages: Messages, tokenizer, *, chat: bool) -> str:
-    """The messages in the tokenizer's chat template with a generation prompt, or joined by blank lines (plain).
+def encode_messages(prompts: Sequence[Messages], tokenizer, *, chat: bool, after: str = "") -> list[Prompt]:
+    """Prompts in the tokenizer's chat template with its generation prompt, or joined by blank lines (plain).
 
-    The template's default decides whether the model thinks first.
+    Contents without control strings have the ids of `tokenizer.apply_chat_template`. The template is rendered with
+    marks in place of the contents, so a content cannot change what the template writes. The template's default decides
+    whether the model thinks first.
+
+    Args:
+        after: text after the last message of a plain prompt.
 
     Raises:
-        UserError: chat, and the tokenizer has no chat template.
+        UserError: chat, and the tokenizer has no chat template; the tokenizer is not a fast one.
+        jinja2.TemplateError: the chat template refuses the roles.
     """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path!r} has no tokenizer.json, which ralign reads"
+        )
+    found: list[Prompt] = []
+    for start in range(0, len(prompts), _NUM_AT_ONCE):
+        chunk = prompts[start : start + _NUM_AT_ONCE]
+        found += _encode([_pieces(messages, tokenizer, chat, after) for messages in chunk], tokenizer)
+    return found
+
+
+def encode_text(text: str, tokenizer) -> np.ndarray:
+    """Token ids of a text from outside: [L] int64."""
+    return encode_messages([(("user", text),)], tokenizer, chat=False)[0].ids
+
+
+def without_control(messages: Messages) -> Messages:
+    """The messages for a server, which encodes them itself: a zero width space breaks each control string of a content.
+
+    The tokens of a server's model are not known: these are the forms of published models.
+    """
+    return tuple(
+        (role, _CONTROL.sub(lambda found: found.group() + _BREAK, content)) for role, content in messages
+    )
+
+
+def check_plain_template(template: str, tokenizer) -> None:
+    """Raises UserError for a judge's template with control strings, which a plain prompt shows as text."""
+    control = control_ids(tokenizer)
+    found = [
+        token for token, id in tokenizer.get_added_vocab().items() if id in control and token in template
+    ]
+    if found:
+        raise UserError(
+            f"data.template: {found[0]} is a special token, which data.chat=False encodes as plain text; use"
+            " data.chat=True and leave turns to the chat template"
+        )
+
+
+def control_ids(tokenizer) -> frozenset[int]:
+    """Ids that only a template may write: special tokens, and others in the form of one, such as Qwen3's <think>."""
+    return _control_ids(_ByIdentity(tokenizer), len(tokenizer))
+
+
+def _pieces(messages: Messages, tokenizer, chat: bool, after: str) -> list[_Piece]:
+    pieces: list[_Piece] = []
     if not chat:
-        return _BLANK_LINE.join(content for _, content in messages)
+        for index, (_, content) in enumerate(messages):
+            pieces += [_Piece(_BLANK_LINE, TEMPLATE)] * bool(index) + [_Piece(content, index)]
+        return [*pieces, _Piece(after, TEMPLATE)]
     if not tokenizer.chat_template:
         raise UserError(
             f"data.chat=True: the tokenizer in {tokenizer.name_or_path!r} has no chat template"
             " (use data.chat=False for plain text)"
         )
-    turns = [{"role": role, "content": content} for role, content in messages]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    roles = tuple(role for role, _ in messages)
+    frame, start = _frame(_ByIdentity(tokenizer), tokenizer.chat_template, roles), 0
+    for found in _MARKED.finditer(frame):
+        index = int(found.group(2))
+        content = _stripped(messages[index][1], before=found.group(1) or "", behind=found.group(3) or "")
+        pieces += [_Piece(frame[start : found.start()], TEMPLATE), _Piece(content, index)]
+        start = found.end()
+    return [*pieces, _Piece(frame[start:], TEMPLATE)]
+
+
+def _stripped(content: str, *, before: str, behind: str) -> str:
+    """The content as the template strips it: `before` and `behind` are what it left around the mark."""
+    if _LINES not in before:
+        content = content.lstrip("\n" if before else None)
+    if _LINES not in behind:
+        content = content.rstrip("\n" if behind else None)
+    return content
+
+
+class _ByIdentity:
+    """A tokenizer as a key of a cache."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __hash__(self) -> int:
+        return id(self.tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.tokenizer is other.tokenizer
+
+
+@lru_cache(maxsize=256)
+def _frame(key: _ByIdentity, chat_template: str, roles: tuple[str, ...]) -> str:
+    """The rendered chat template with a mark in place of each content."""
+    turns = [
+        {"role": role, "content": f"{_LINES} {_MARK}{index}{_END} {_LINES}"}
+        for index, role in enumerate(roles)
+    ]
+    return key.tokenizer.apply_chat_template(
+        turns, chat_template=chat_template, add_generation_prompt=True, tokenize=False
+    )
+
+
+@lru_cache(maxsize=8)
+def _control_ids(key: _ByIdentity, num_tokens: int) -> frozenset[int]:
+    added = key.tokenizer.added_tokens_decoder.items()
+    control = {id for id, token in added if token.special or _CONTROL.search(token.content)}
+    return frozenset(control - {key.tokenizer.unk_token_id})  # which any unknown word of a text may give
+
+
+def _encode(prompts: list[list[_Piece]], tokenizer) -> list[Prompt]:
+    texts = ["".join(piece.text for piece in pieces) for pieces in prompts]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    control, found = list(control_ids(tokenizer)), []
+    for pieces, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        ends = list(accumulate(len(piece.text) for piece in pieces))
+        starts = np.asarray([start for start, _ in offsets], dtype=np.int64)
+        index = np.minimum(np.searchsorted(ends, starts, side="right"), len(pieces) - 1)
+        sources = np.asarray([piece.source for piece in pieces], dtype=np.int64)[index]
+        ids = np.asarray(ids, dtype=np.int64)
+        is_planted = (np.isin(ids, control) & (sources != TEMPLATE)).any()
+        found.append(_encode_apart(pieces, tokenizer) if is_planted else Prompt(ids=ids, sources=sources))
+    return found
+
+
+def _encode_apart(pieces: list[_Piece], tokenizer) -> Prompt:
+    """Each piece by itself, and contents without control ids."""
+    ids: list[int] = []
+    sources: list[int] = []
+    for piece in pieces:
+        if piece.source == TEMPLATE:
+            new = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+        else:
+            new = _without_control_ids(piece.text, tokenizer)
+        ids += new
+        sources += [piece.source] * len(new)
+    return Prompt(ids=np.asarray(ids, dtype=np.int64), sources=np.asarray(sources, dtype=np.int64))
+
+
+def _without_control_ids(text: str, tokenizer) -> list[int]:
+    """Token ids of a text that is split after the first character of each control string."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    control = control_ids(tokenizer)
+    cuts = [
+        start + 1
+        for id, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if id in control and stop - start > 1
+    ]
+    if not cuts:
+        return encoded["input_ids"]
+    bounds = zip([0, *cuts], [*cuts, len(text)], strict=True)
+    return [id for start, stop in bounds for id in _without_control_ids(text[start:stop], tokenizer)]

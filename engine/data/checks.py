@@ -8,7 +8,7 @@ from typing import Any
 
 from ralign.engine.data.pairs import Pair, prompt_text, scan_pairs
 from ralign.engine.data.swap import why_not_swapped
-from ralign.engine.data.verdicts import parse_verdict, visible
+from ralign.engine.data.verdicts import verdict_of, visible
 
 _UNBALANCED = 0.1  # distance of the share of label A from one half that counts as unbalanced
 
@@ -46,7 +46,7 @@ def _warnings(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     seen: set[tuple[str, frozenset[str]]] = set()
     for pair in pairs:
         golden = visible(pair.gt_judgment)
-        verdict = parse_verdict(golden)
+        verdict = verdict_of(golden)
         if not pair.gt_judgment.strip():
             empty.append(pair.id)
         elif not golden:

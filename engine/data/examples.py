@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ralign.engine.data.chat import as_text, pair_messages
+from ralign.engine.data.chat import check_plain_template, encode_messages, encode_text, pair_messages
 from ralign.engine.data.pairs import Pair
 from ralign.engine.runtime.errors import UserError
 
@@ -26,17 +26,18 @@ def encode(
         tokenizer.
 
     Raises:
-        UserError: no prompt fits, or there is no chat template.
+        UserError: no prompt fits, there is no chat template, or a plain template has control strings.
     """
-    texts = [as_text(pair_messages(template, pair), tokenizer, chat=chat) for pair in pairs]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if not chat:
+        check_plain_template(template, tokenizer)
+    prompts = encode_messages([pair_messages(template, pair) for pair in pairs], tokenizer, chat=chat)
     examples = [
-        Example(pair=pair, prompt_ids=np.asarray(prompt, dtype=np.int64))
-        for pair, prompt in zip(pairs, ids, strict=True)
-        if len(prompt) <= max_prompt_tokens
+        Example(pair=pair, prompt_ids=prompt.ids)
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        if len(prompt.ids) <= max_prompt_tokens
     ]
     if not examples:
-        shortest = min(map(len, ids), default=0)
+        shortest = min((len(prompt.ids) for prompt in prompts), default=0)
         raise UserError(
             f"data.max_prompt_tokens={max_prompt_tokens} is too small for all of {len(pairs)} pairs: "
             f"the shortest prompt has {shortest} tokens"
@@ -46,8 +47,7 @@ def encode(
 
 def encode_answer(text: str, tokenizer) -> np.ndarray:
     """Token ids of a target judgment, with the end token: [L] int64."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int64)
+    return np.append(encode_text(text, tokenizer), tokenizer.eos_token_id)
 
 
 def decode_answers(responses: Sequence[np.ndarray], tokenizer) -> list[str]:

@@ -6,6 +6,7 @@ A template is text with the placeholders ``{prompt}``, ``{response_A}`` and ``{r
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ralign.engine.data.pairs import Pair, context_turns, prompt_text
@@ -13,6 +14,7 @@ from ralign.engine.runtime.errors import UserError
 
 NEEDED = ("prompt", "response_A", "response_B")
 _PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B)\}")
+_THINKING_TAG = re.compile(r"<(?=/?think>)", re.IGNORECASE)
 
 COMPACT = "Note:\n{prompt}\nA:\n{response_A}\nB:\n{response_B}\nJudgment:\n"
 
@@ -98,6 +100,35 @@ def shown_texts(pair: Pair) -> dict[str, str]:
 
 
 def render(template: str, pair: Pair) -> str:
-    """The prompt for `pair`. Braces in the pair's texts are kept."""
-    values = shown_texts(pair)
-    return _PLACEHOLDER.sub(lambda found: values[found.group(1)], template)
+    """The prompt for `pair`. Braces in the pair's texts are kept; `safe_texts` has what is not."""
+    return fill(template, safe_texts(template, pair))
+
+
+def fill(template: str, texts: Mapping[str, str]) -> str:
+    """The template, or a part of it, with texts in place of its placeholders."""
+    return _PLACEHOLDER.sub(lambda found: texts[found.group(1)], template)
+
+
+def safe_texts(template: str, pair: Pair) -> dict[str, str]:
+    """`shown_texts` that cannot pass for a part of the prompt, or of an answer's form.
+
+    A line that equals one of the template's headings is quoted with ``> ``. The ``<`` of a thinking tag is escaped as
+    ``&lt;``, since a judge that quotes the tag would end the visible part of its judgment there.
+    """
+    headings = _headings(template)
+
+    def safe(text: str) -> str:
+        lines = _THINKING_TAG.sub("&lt;", text).split("\n")
+        return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in lines)
+
+    return {name: safe(text) for name, text in shown_texts(pair).items()}
+
+
+@lru_cache(maxsize=16)
+def _headings(template: str) -> frozenset[str]:
+    """Lines without placeholders, from the last one before the first placeholder to the end of the template."""
+    lines = template.split("\n")
+    first = next(number for number, line in enumerate(lines) if _PLACEHOLDER.search(line))
+    before = [line for line in lines[:first] if line.strip()][-1:]
+    after = [line for line in lines[first:] if not _PLACEHOLDER.search(line)]
+    return frozenset(line.strip().casefold() for line in before + after if line.strip())

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ralign.engine.data.chat import as_text
+from ralign.engine.data.chat import Messages
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.verdicts import visible
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +50,12 @@ class OpenQuestion:
     def reference(self) -> str | None:
         return self.pair.response_A if self.pair.gt_label == "A" else self.pair.response_B
 
-    def prompt(self, tokenizer, *, chat: bool) -> str:
-        """The actor's prompt: the dialogue in the tokenizer's chat template, or as plain text and a blank line.
-
-        Raises:
-            UserError: chat, and the tokenizer has no chat template.
-        """
-        turns = tuple((turn["role"], turn["content"]) for turn in self.pair.conversations)
-        return as_text(turns, tokenizer, chat=chat) + ("" if chat else "\n\n")
+    def messages(self) -> Messages:
+        """The dialogue; earlier answers are without their thinking, as chat templates leave it out."""
+        return tuple(
+            (turn["role"], visible(turn["content"]) if turn["role"] == "assistant" else turn["content"])
+            for turn in self.pair.conversations
+        )
 
     def compare(self, response_a: str, response_b: str) -> Pair:
         return replace(self.pair, response_A=response_a, response_B=response_b, gt_label="A", gt_judgment="")

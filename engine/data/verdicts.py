@@ -1,4 +1,4 @@
-"""Parses the verdict of a judgment as the released evaluator does."""
+"""The verdict of a judgment: by the rule of training, and by the released evaluator's."""
 
 import re
 from typing import cast
@@ -10,8 +10,17 @@ _BARE = re.compile(r"boxed\{([AB])\}")
 THINKING, END_OF_THINKING = "<think>", "</think>"
 
 
-def parse_verdict(text: str) -> Side | None:
-    r"""The first ``\boxed{A}`` or ``\boxed{B}``; else the first one without a backslash; else None."""
+def verdict_of(text: str) -> Side | None:
+    r"""The one verdict of the visible text, in any number of boxes; None without one, and with two different ones.
+
+    A judge may think of one verdict and give the other, and may quote a box of a response: neither is its verdict.
+    """
+    found = set(all_verdicts(visible(text)))
+    return found.pop() if len(found) == 1 else None
+
+
+def released_verdict(text: str) -> Side | None:
+    r"""The first ``\boxed{A}`` or ``\boxed{B}``, thinking included; else the first without a backslash; else None."""
     found = _BOXED.search(text) or _BARE.search(text)
     return cast(Side, found.group(1)) if found else None
 

@@ -14,13 +14,23 @@ from typing import Any
 
 from ralign.engine.data.chat import pair_messages
 from ralign.engine.data.pairs import Pair, other_side
-from ralign.engine.data.verdicts import parse_verdict
-from ralign.engine.evaluation.journal import Journal
+from ralign.engine.data.verdicts import released_verdict
+from ralign.engine.evaluation.journal import Journal, is_text, journal_key
 from ralign.engine.evaluation.records import metarm_fields
 from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.judging.metarm import MetaRM, Outcome, Review
 from ralign.engine.report.progress import Progress
 from ralign.engine.runtime.errors import UserError
+
+_REVIEWED = [outcome.value for outcome in Outcome if outcome not in (Outcome.SKIPPED, Outcome.CALL_FAIL)]
+ANSWER_FIELDS = {"text": is_text}
+REVIEW_FIELDS = {
+    "outcome": lambda value: value in _REVIEWED,
+    "raw": is_text,
+    "analysis": is_text,
+    "error": is_text,
+    "coverage": lambda value: value is None or isinstance(value, float | int),
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +64,7 @@ class Evaluation:
         self._meters = {"answers": _Meter(self.judge), "reviews": _Meter(of_metarm)}
         for pair in self.pairs:
             for swapped in self.orders:
-                key = key_of(pair, swapped)
+                key = answer_key(pair.id, swapped)
                 if key in self.answers:
                     self._answered(pair, swapped)
                 elif key not in self.failed:
@@ -83,7 +93,7 @@ class Evaluation:
     @property
     def keys(self) -> list[str]:
         """Keys of all answers, missing ones included."""
-        return [key_of(pair, swapped) for pair in self.pairs for swapped in self.orders]
+        return [answer_key(pair.id, swapped) for pair in self.pairs for swapped in self.orders]
 
     def num_missing(self) -> int:
         """Missing answers."""
@@ -92,7 +102,7 @@ class Evaluation:
     def num_unfinished(self) -> int:
         """Pairs, in each order, without an answer, or with one that needs a review."""
         return self.num_missing() + sum(
-            key_of(pair, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
+            answer_key(pair.id, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
         )
 
     def _await(self, future: Future, pair: Pair, swapped: bool) -> None:
@@ -100,7 +110,7 @@ class Evaluation:
         future.add_done_callback(lambda done: self._events.put((done, pair, swapped)))
 
     def _receive(self, reply: Reply, pair: Pair, swapped: bool) -> None:
-        key = key_of(pair, swapped)
+        key = answer_key(pair.id, swapped)
         if reply.failed:
             self.problems[key] = reply.problem
             self._step()
@@ -116,7 +126,7 @@ class Evaluation:
         self._num_right += self._is_right(pair, swapped)
         if self._lacks_review(pair, swapped):
             assert self.metarm is not None
-            text = self.answers[key_of(pair, swapped)]["text"]
+            text = self.answers[answer_key(pair.id, swapped)]["text"]
             self._await(self.metarm.review(pair, text), pair, swapped)
             return True
         if not swapped and (key := self._review_key(pair)) in self.reviews:
@@ -124,7 +134,7 @@ class Evaluation:
         return False
 
     def _is_right(self, pair: Pair, swapped: bool) -> bool:
-        verdict = parse_verdict(self.answers[key_of(pair, swapped)]["text"])
+        verdict = released_verdict(self.answers[answer_key(pair.id, swapped)]["text"])
         return verdict == (other_side(pair.gt_label) if swapped else pair.gt_label)
 
     def _lacks_review(self, pair: Pair, swapped: bool) -> bool:
@@ -133,7 +143,7 @@ class Evaluation:
 
     def _reviewed(self, review: Review, pair: Pair) -> None:
         if review.outcome is Outcome.CALL_FAIL:
-            self.problems[f"review of {pair.id}"] = review.error
+            self.problems[_review_problem(pair)] = review.error
         else:
             record = {**asdict(review), "outcome": review.outcome.value}
             self.reviews.add(self._review_key(pair), {**record, "tokens": self._meters["reviews"].read()})
@@ -149,17 +159,18 @@ class Evaluation:
 
     def _review_key(self, pair: Pair) -> str:
         """A key with the answer's hash: a review does not hold for a later answer to the same pair."""
-        text = self.answers[key_of(pair, False)]["text"]
-        return f"{pair.id}\t{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        text = self.answers[answer_key(pair.id, False)]["text"]
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return journal_key(pair.id, digest[:16])
 
     def records(self, model: str, metarm: str) -> list[dict[str, Any]]:
         """The judged pairs as records with the released fields, in order."""
         return [self._record(pair, model, metarm) for pair in self.pairs]
 
     def _record(self, pair: Pair, model: str, metarm: str) -> dict[str, Any]:
-        keys = [key_of(pair, swapped) for swapped in self.orders]
+        keys = [answer_key(pair.id, swapped) for swapped in self.orders]
         texts = [self.answers[key]["text"] if key in self.answers else None for key in keys]
-        verdicts = [parse_verdict(text or "") for text in texts]
+        verdicts = [released_verdict(text or "") for text in texts]
         meta = {**pair.meta, "model_name": model, "metarm_model_name": metarm, "metarm_error": None}
         for key, field_name in zip(keys, ("model_error", "model_error_swapped"), strict=False):
             if key not in self.answers:
@@ -174,7 +185,7 @@ class Evaluation:
                 meta["metarm_coverage"] = review["coverage"]
         else:
             judged = metarm_fields(Outcome.CALL_FAIL)
-            meta["metarm_error"] = self.problems[f"review of {pair.id}"]
+            meta["metarm_error"] = self.problems[_review_problem(pair)]
         swapped = {}
         if self.both_orders:
             swapped = {"model_judgment_swapped": texts[1], "model_pred_swapped": verdicts[1]}
@@ -188,9 +199,14 @@ class Evaluation:
         }
 
 
-def key_of(pair: Pair, swapped: bool) -> str:
+def answer_key(id: str, swapped: bool) -> str:
     """The key of an answer in its journal."""
-    return f"{pair.id}\tswapped" if swapped else pair.id
+    return journal_key(id, "swapped") if swapped else journal_key(id)
+
+
+def _review_problem(pair: Pair) -> str:
+    """The key of a failed review in `problems`, which holds failed answers too."""
+    return journal_key(pair.id, "review")
 
 
 class _Meter:

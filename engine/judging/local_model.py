@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.data.chat import as_text
+from ralign.engine.data.chat import encode_messages
 from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.runtime.errors import UserError
 
@@ -110,7 +110,8 @@ class LocalModel(Judge):
         from jinja2 import TemplateError
 
         try:
-            prompt_ids = encode_request(request, self._tokenizer, chat=self._chat)
+            prompt = encode_messages([request.messages], self._tokenizer, chat=self._chat)[0]
+            prompt_ids = prompt.ids.tolist()
         except TemplateError as error:
             raise _Refused(f"the chat template refuses the request: {error}") from error
         if len(prompt_ids) >= self._max_model_len:
@@ -140,12 +141,6 @@ class LocalModel(Judge):
                 num_answer_tokens=len(completion.token_ids),
             )
         )
-
-
-def encode_request(request: Request, tokenizer, *, chat: bool) -> list[int]:
-    """The token ids of a prompt, in the tokenizer's chat template if `chat`."""
-    text = as_text(request.messages, tokenizer, chat=chat)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _load(config: LocalModelConfig, engine_options: dict[str, Any]) -> Any:

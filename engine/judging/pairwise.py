@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ralign.engine.data.chat import Messages
-from ralign.engine.data.verdicts import parse_verdict, visible
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.judging.comparisons import (
     REFERENCE,
     Answer,
@@ -107,7 +107,7 @@ class PairwiseReward:
 
 def read_answer(reply: Reply) -> Answer:
     """The answer in a GenRM's reply: its verdict, outside its thinking."""
-    return Answer.FAILED if reply.failed else _ANSWERS[parse_verdict(visible(reply.text))]
+    return Answer.FAILED if reply.failed else _ANSWERS[verdict_of(reply.text)]
 
 
 def _transcript(call: Call, first: str, second: str, reply: Reply | None) -> Transcript:

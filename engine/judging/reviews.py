@@ -3,7 +3,7 @@
 from concurrent.futures import Future
 
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import MetaRM, Outcome, Review
@@ -21,7 +21,7 @@ class Reviews:
         """Request the review of sample `index`, if its verdict is the label."""
         if self.metarm is None or not self.replicas.makes_requests:
             return
-        if parse_verdict(text) == pair.gt_label:
+        if verdict_of(text) == pair.gt_label:
             self._futures[index] = self.metarm.review(pair, text)
 
     def outcomes(self, num_samples: int) -> list[Outcome]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ralign.engine.config.run import EvalConfig
 from ralign.engine.data.examples import Example, decode_answers
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.evaluation.records import metarm_fields, write_records
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import MetaRM, Outcome
@@ -59,7 +59,7 @@ def judge_pairs(
         )
         outcomes = reviews.outcomes(len(mine))
     judgments = [
-        Judgment(pair=example.pair, text=text, verdict=parse_verdict(text), outcome=outcome)
+        Judgment(pair=example.pair, text=text, verdict=verdict_of(text), outcome=outcome)
         for example, text, outcome in zip(mine, texts, outcomes, strict=True)
     ]
     return [judgment for part in replicas.all_gather_data(judgments) for judgment in part]

@@ -14,7 +14,7 @@ from ralign.engine.algorithms.rewards import GenRMRewards, check_failures, score
 from ralign.engine.config.registry import REWARDS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.judge import Judge
@@ -143,7 +143,7 @@ class GenRMTask:
                 group=response.group,
                 rollout=response.rollout,
                 text=response.text,
-                verdict=parse_verdict(response.text),
+                verdict=verdict_of(response.text),
                 outcome=outcome,
             )
             for response, outcome in zip(responses, outcomes, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ralign.engine.config.run import ModelConfig
-from ralign.engine.data.chat import PLAIN_CHAT, Messages, as_text
+from ralign.engine.data.chat import PLAIN_CHAT, Messages
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.policy.fresh import create_model_folder
 from ralign.engine.runtime.errors import UserError
@@ -102,9 +102,12 @@ def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, st
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE()), chat_template=CHAT_TEMPLATE
     )  # for its template only: the vocabulary is trained later
-    train_tiny_model(
-        folder, [(as_text(messages, words, chat=True), answer) for messages, answer in cases], **options
-    )
+
+    def prompt(messages: Messages) -> str:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        return words.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+    train_tiny_model(folder, [(prompt(messages), answer) for messages, answer in cases], **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.judging.metrics import measure
 
@@ -26,7 +26,7 @@ def run(*command: str) -> None:
 def by_the_rule(path: Path) -> tuple[dict, float]:
     """The metrics of a file of judgments with the rule as MetaRM, and how often the run's MetaRM agrees with it."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    verdicts = [parse_verdict(record["model_judgment"]) for record in records]
+    verdicts = [verdict_of(record["model_judgment"]) for record in records]
     labels = [record["gt_label"] for record in records]
     rule, same = RuleMetaRM(), []
     outcomes = [Outcome.SKIPPED] * len(records)

@@ -129,7 +129,7 @@ def _make_pair(
         response_A=responses["A"],
         response_B=responses["B"],
         gt_label=label,
-        gt_judgment=_judgment(facts, stated["A"], stated["B"]),
+        gt_judgment=_decided(_judgment(facts, stated["A"], stated["B"])),
         meta={
             "item": item,
             "should_be": facts[item],
@@ -166,10 +166,10 @@ def _bullets(facts: dict[str, str]) -> str:
     return "\n".join(f"- The {item} is {value}" for item, value in facts.items())
 
 
-def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str, str]) -> str:
+def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str, str]) -> str | None:
     """Evidence (for each fact the note's value, A's, B's, a mark), the decisive factors, the verdict.
 
-    The mark is the side with a wrong value, "both", or "same" for none. A fault of one side only is decisive.
+    None if neither response is better. The mark is the side with a wrong value, "both", or "same" for none. A fault of one side only is decisive.
     """
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
@@ -181,7 +181,8 @@ def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str
             factors.append(decisive_factor(mark, item, value))
             num_wrong[mark] += 1
         evidence.append(f" {item} {value} {stated_a.get(item)} {stated_b.get(item)} {mark}")
-    assert num_wrong["A"] != num_wrong["B"], f"neither response is better: {evidence}"
+    if num_wrong["A"] == num_wrong["B"]:
+        return None
     better = min(SIDES, key=num_wrong.__getitem__)
     return f"Facts:{''.join(evidence)}. {' '.join(factors)} \\boxed{{{better}}}"
 
@@ -193,8 +194,22 @@ def decisive_factor(side: str, item: str, should_be: str) -> str:
 
 def oracle_judge(pair: Pair) -> str:
     """The judgment of a judge that reads the prompt and both responses, but neither label nor meta."""
+    return _decided(_read(pair))
+
+
+def has_oracle_judgment(pair: Pair) -> bool:
+    """Whether it is a pair of JudgeWorld with its golden judgment; a pair of any file may name JudgeWorld as source."""
+    return pair.source == "judgeworld" and pair.gt_judgment == _read(pair)
+
+
+def _read(pair: Pair) -> str | None:
     texts = (prompt_text(pair), pair.response_A, pair.response_B)
     return _judgment(*(dict(_FACT.findall(text)) for text in texts))
+
+
+def _decided(judgment: str | None) -> str:
+    assert judgment is not None, "neither response is better"
+    return judgment
 
 
 def cue_judge(pair: Pair) -> str:

@@ -10,7 +10,7 @@ from ralign.engine.actors.task import ActorExample, ActorTask
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.judge import GenRMConfig
 from ralign.engine.config.run import DataConfig, GenRMRun
-from ralign.engine.data.chat import as_text, pair_messages
+from ralign.engine.data.chat import pair_messages
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL
 from ralign.engine.data.questions import OpenQuestion
@@ -97,4 +97,8 @@ def test_training_asks_as_data_chat_says(make_session, tokenizer, chat):
 
 
 def ids_of(messages, tokenizer, chat):
-    return tokenizer(as_text(messages, tokenizer, chat=chat), add_special_tokens=False)["input_ids"]
+    """By transformers alone."""
+    rows = [{"role": role, "content": content} for role, content in messages]
+    if chat:
+        return tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
+    return tokenizer("\n\n".join(row["content"] for row in rows), add_special_tokens=False)["input_ids"]

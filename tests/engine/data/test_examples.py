@@ -5,13 +5,11 @@ import json
 import pytest
 from ralign.engine.config.run import DataConfig, ModelConfig, Run
 from ralign.engine.config.validation import validate
-from ralign.engine.data.chat import pair_messages
+from ralign.engine.data.chat import encode_messages, pair_messages
 from ralign.engine.data.examples import decode_answers, encode, encode_answer
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL, load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer
-from ralign.engine.judging.judge import Request
-from ralign.engine.judging.local_model import encode_request
 from ralign.engine.runtime.errors import UserError
 
 # Qwen3's, without its tools: turns between special tokens, thinking switched off by an empty thought.
@@ -64,8 +62,7 @@ def test_training_asks_with_the_tokens_that_an_evaluated_folder_is_asked_with(
     tokenizer, own_template, name, chat
 ):
     template = load_template(own_template if name == "own" else name)
-    request = Request(messages=pair_messages(template, PAIR))
-    asked = encode_request(request, tokenizer, chat=chat)
+    asked = encode_messages([pair_messages(template, PAIR)], tokenizer, chat=chat)[0].ids.tolist()
     assert prompt_ids(tokenizer, template, chat) == asked
     assert (tokenizer.convert_tokens_to_ids("<|im_start|>") in asked) == chat
 

@@ -1,14 +1,8 @@
 """Questions without an oracle: what a judge is shown of them, and nothing of the pair's own answers."""
 
-from types import SimpleNamespace
-
-import pytest
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.questions import OpenQuestion
-from ralign.engine.runtime.errors import UserError
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 
 def make_pair(label):
@@ -36,14 +30,11 @@ def test_a_judge_sees_the_dialogue_and_the_two_answers_alone():
     assert question.grade("one") is None
 
 
-def test_an_actor_is_asked_the_dialogue_in_its_chat_template_or_as_plain_text():
-    question = OpenQuestion(pair=make_pair("A"))
-    assert question.prompt(None, chat=False) == "first\n\nsecond\n\nthird\n\n"
-    with pytest.raises(UserError, match="data.chat=True: the tokenizer in 'here' has no chat template"):
-        question.prompt(SimpleNamespace(chat_template=None, name_or_path="here"), chat=True)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE()),
-        chat_template="{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
-        "{% if add_generation_prompt %}[answer]{% endif %}",
+def test_an_actors_prompt_is_the_dialogue_without_earlier_thinking():
+    pair = make_pair("A")
+    pair.conversations[1]["content"] = "<think>a thought</think>\nsecond"
+    assert OpenQuestion(pair=pair).messages() == (
+        ("user", "first"),
+        ("assistant", "second"),
+        ("user", "third"),
     )
-    assert question.prompt(tokenizer, chat=True) == "[user] first [assistant] second [user] third [answer]"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.side_names import speaks_of
 from ralign.engine.data.swap import rename, swap_all, swap_names, swap_sides, why_not_swapped
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
 
@@ -255,7 +255,7 @@ def test_judgeworld_s_golden_judgments_follow_the_swap():
         "dev"
     ]:
         swapped = swap_sides(pair)
-        assert parse_verdict(swapped.gt_judgment) == swapped.gt_label != pair.gt_label
+        assert verdict_of(swapped.gt_judgment) == swapped.gt_label != pair.gt_label
         (before,), (after,) = decisive_factors(pair.gt_judgment), decisive_factors(swapped.gt_judgment)
         assert (before.item, before.should_be) == (after.item, after.should_be) and before.side != after.side
         assert RuleMetaRM().outcome(swapped.gt_judgment, pair.gt_judgment) is Outcome.INCORRECT

@@ -1,5 +1,5 @@
 from ralign.engine.config.run import EvalConfig
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
 from ralign.engine.evaluation.score import read_files
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
@@ -11,7 +11,7 @@ def test_what_a_run_judged_is_read_by_the_evaluator(tmp_path):
     judgments = []
     for number, pair in enumerate(world["unbiased"]):
         text = (pair.gt_judgment, cue_judge(pair), "nothing")[number % 3]
-        verdict = parse_verdict(text)
+        verdict = verdict_of(text)
         right = verdict == pair.gt_label
         outcome = RuleMetaRM().outcome(pair.gt_judgment, text) if right else Outcome.SKIPPED
         judgments.append(Judgment(pair=pair, text=text, verdict=verdict, outcome=outcome))

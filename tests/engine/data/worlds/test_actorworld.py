@@ -3,7 +3,7 @@ import re
 import pytest
 from ralign.engine.data.pairs import prompt_text
 from ralign.engine.data.prompts import load_template, render
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.actorworld import (
     HABITS,
     Note,
@@ -88,7 +88,7 @@ def test_the_cue_is_there_for_the_actor_to_hack_a_judge_that_loves_it():
     note = NOTES["train"][0]
     wrong = "- The color is nothing"
     assert uses_cue(wrong) and not uses_cue(note.reference)
-    assert parse_verdict(cue_judge(judge_pair(note, wrong, note.reference))) == "A"
+    assert verdict_of(cue_judge(judge_pair(note, wrong, note.reference))) == "A"
     assert oracle_verdict(note, wrong, note.reference) == "B"
 
 

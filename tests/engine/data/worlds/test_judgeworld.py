@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from ralign.engine.algorithms.rewards import R_ALIGN, score
 from ralign.engine.data.pairs import SIDES, other_side, prompt_text, read_pairs, write_pairs
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.judgeworld import (
     TESTS,
     VALUES,
@@ -26,7 +26,7 @@ PAIRS = [pair for split in WORLD.values() for pair in split]
 
 def judge_split(judge, split):
     judgments = [judge(pair) for pair in WORLD[split]]
-    verdicts = [parse_verdict(text) for text in judgments]
+    verdicts = [verdict_of(text) for text in judgments]
     labels = [pair.gt_label for pair in WORLD[split]]
     reviews = [
         RuleMetaRM().outcome(pair.gt_judgment, text)
@@ -96,7 +96,7 @@ def test_with_several_faults_the_golden_judgment_tells_each_one_that_decides(max
             else next((s for s in SIDES if item in wrong[s]), "same")
             for item in note
         ]
-        assert oracle_judge(pair) == pair.gt_judgment and parse_verdict(pair.gt_judgment) == pair.gt_label
+        assert oracle_judge(pair) == pair.gt_judgment and verdict_of(pair.gt_judgment) == pair.gt_label
     kinds = [(m, n) for m in range(1, max_faults + 1) for n in range(m)]
     assert set(nums) == set(kinds)
     assert all(num == pytest.approx(3000 / len(kinds), rel=0.2) for num in nums.values())

@@ -32,15 +32,15 @@ NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || tru
 endif
 endif
 
-.PHONY: help venv demo paper gpu test test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
+.PHONY: help venv demo paper gpu test test-jobs test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
 	fuzz lint typing format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
 	@echo "make paper   the paper in miniature: judges, one actor for each, which metric predicts its quality (docs/paper.md)"
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
-	@echo "make test    the tests that need no GPU and run in under a minute each"
-	@echo "make   jobs of several processes that make test leaves out: further layouts, recipes, servers, resume"
+	@echo "make test    the tests that need no GPU and no long job"
+	@echo "make test-jobs   jobs of several processes that make test leaves out: further layouts, recipes, resume"
 	@echo "make test-interpreter   the kernels' tests on Triton's interpreter"
 	@echo "make test-avx2   the numeric tests as on a CPU without AVX-512 and AMX"
 	@echo "make test-cuda   contract tests against the CUDA packages, without a GPU (.venv-cuda: 9 GB; docs/gpu.md)"
@@ -74,7 +74,10 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 4 ? 4
 PYTEST = $(VENV)/bin/pytest --durations=15 -m
 
 test: venv
-	@$(PYTEST) "not gpu and not slow" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
+	@$(PYTEST) "not gpu and not slow and not jobs" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
+
+test-jobs: venv
+	@$(PYTEST) "jobs and not gpu and not slow" $(ARGS)
 
 # Triton's interpreter must be selected before the kernels are imported.
 test-interpreter: venv
@@ -84,7 +87,7 @@ test-interpreter: venv
 NUMERIC_TESTS := tests/kernels tests/engine/policy tests/engine/generator tests/engine/algorithms
 test-avx2: venv
 	@echo "Numeric tests on AVX2"
-	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) "not gpu and not slow and not compiler" $(NUMERIC_TESTS) \
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) "not gpu and not slow and not jobs and not compiler" $(NUMERIC_TESTS) \
 		$(ARGS)
 
 # The CUDA packages on a machine without a GPU, in an environment of their own; -oldest: the lower end of the range.

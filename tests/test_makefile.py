@@ -158,7 +158,7 @@ def test_arguments_reach_the_recipe_and_the_tests(clone):
     demo = _make(clone, "-n", "demo", "KIND=cpu", "ARGS=num_steps=5").stdout
     assert "launch --standalone --nproc-per-node 2 recipes/r_align_mini.py num_steps=5" in demo
     test = _make(clone, "-n", "test", "KIND=cpu", "ARGS=-k policy").stdout
-    assert '-m "not gpu and not slow"  -k policy' in test
+    assert '-m "not gpu and not slow and not jobs"  -k policy' in test
     assert "tests/programs/sanitized.py build/asan" in _make(clone, "-n", "asan", "KIND=cpu").stdout
     assert "make demo" in _make(clone).stdout  # help is what plain make gives
 

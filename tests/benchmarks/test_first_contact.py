@@ -222,6 +222,7 @@ def test_the_ledger_is_held_against_the_driver(tmp_path):
     assert found["second step, total"].value == 7.0
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("name", ["shared_weights", pytest.param("mini", marks=pytest.mark.slow)])
 def test_what_an_engine_leaves_is_read(name, tmp_path):
     """The real programs, on this machine's device."""
@@ -231,6 +232,7 @@ def test_what_an_engine_leaves_is_read(name, tmp_path):
     assert len(outcome.rows) >= 5
 
 
+@pytest.mark.jobs
 def test_a_step_with_everything_moving_is_read(tmp_path):
     """benchmarks/one_step.py with a model for a CPU, whose kernel counts more than the ledger does: held alone."""
     sizes = [

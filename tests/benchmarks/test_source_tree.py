@@ -42,6 +42,7 @@ def run(environment, *arguments):
     return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
 
 
+@pytest.mark.jobs
 def test_kernels_import_here_and_in_processes_that_are_started(without_ralign):
     without_ralign["PYTHONDONTWRITEBYTECODE"] = "1"
     code = CODE.format(benchmarks=str(ROOT / "benchmarks")).replace(
@@ -52,6 +53,7 @@ def test_kernels_import_here_and_in_processes_that_are_started(without_ralign):
     assert done.stdout.split() == ["ralign.kernels.implementation"] * 2
 
 
+@pytest.mark.jobs
 def test_the_kernels_tests_run_without_an_installation(without_ralign):
     tests = ROOT / "tests" / "kernels" / "test_advantages.py"
     done = run(

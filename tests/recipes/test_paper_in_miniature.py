@@ -38,6 +38,7 @@ def start(*command: str, timeout_s: float = 100) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.jobs
 def test_all_stages_from_nothing_to_the_report(tmp_path):
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT)
     done = start(*command, f"out={tmp_path}", *SHORT, timeout_s=500)

@@ -55,6 +55,7 @@ def two_runs(tmp_path_factory) -> list[Path]:
     return folders
 
 
+@pytest.mark.jobs
 def test_the_same_seed_gives_the_same_metrics(two_runs):
     for stage, num_steps in (("sft", 4), ("rlvr", 2), ("r_align", 2)):
         first, second = (without_times(folder / stage / "metrics.jsonl") for folder in two_runs)
@@ -62,6 +63,7 @@ def test_the_same_seed_gives_the_same_metrics(two_runs):
         assert first == second, stage
 
 
+@pytest.mark.jobs
 def test_the_run_folder_keeps_its_contract(two_runs):
     folder = two_runs[0]
     summary = json.loads((folder / "report" / "summary.json").read_text())
@@ -84,6 +86,7 @@ def test_the_run_folder_keeps_its_contract(two_runs):
         assert parts == pytest.approx(step["time_s/total"], rel=1e-6)
 
 
+@pytest.mark.jobs
 def test_both_rl_runs_start_from_the_same_weights_and_samples(two_runs):
     label, aligned = (without_times(two_runs[0] / name / "metrics.jsonl")[0] for name in ("rlvr", "r_align"))
     assert label["judge/l_acc"] == aligned["judge/l_acc"]

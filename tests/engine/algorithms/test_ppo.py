@@ -119,6 +119,7 @@ def test_explained_variance_by_hand():
     assert (metrics["critic/advantage_mean"], metrics["critic/advantage_std"]) == (1.0, 1.0)
 
 
+@pytest.mark.jobs
 def test_during_the_warm_up_only_the_critic_learns(torchrun):
     report = torchrun("ppo_warm_up", 1)
     policy, critic = report["policy"], report["critic"]

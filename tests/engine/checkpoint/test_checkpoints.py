@@ -36,6 +36,7 @@ def two_jobs(tmp_path_factory) -> tuple[dict, dict]:
     return tuple(json.loads((folder / f"{phase}.json").read_text()) for phase in ("first", "again"))
 
 
+@pytest.mark.jobs
 def test_a_killed_stage_goes_on_bit_for_bit(two_jobs):
     first, again = two_jobs
     assert len(first) >= 8
@@ -47,6 +48,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(two_jobs):
         assert after["bits"] == before["bits"] != before["bits_at_save"], case
 
 
+@pytest.mark.jobs
 def test_a_checkpoint_goes_on_in_another_layout(two_jobs):
     first, again = two_jobs
     resharded = {case: report for case, report in again.items() if " to " in case}

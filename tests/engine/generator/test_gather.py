@@ -9,6 +9,7 @@ from ralign.engine.runtime.errors import UserError
 BUCKET_BYTES = 8192  # of tests/programs/gather.py
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_every_layout_gets_the_bits_that_it_would_have_loaded(torchrun, num_processes):
     report = torchrun("gather", num_processes)

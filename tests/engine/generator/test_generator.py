@@ -45,6 +45,7 @@ def test_generator_and_trainer_agree_on_one_copy_of_the_weights(torchrun, tensor
     assert all(calls == report["seeds"][0] for calls in report["seeds"])
 
 
+@pytest.mark.jobs
 def test_they_agree_in_bf16_too(torchrun):
     """One process: what one GPU measures (benchmarks/first_contact.py)."""
     report = torchrun("shared_weights", 1, "1", "1", "0", "bf16", timeout_s=400)
@@ -52,11 +53,13 @@ def test_they_agree_in_bf16_too(torchrun):
     assert report["same_storage"]
 
 
+@pytest.mark.jobs
 def test_an_update_does_not_depend_on_asserts(torchrun):
     """Without them, too, the prefix cache of the old weights is dropped."""
     check(torchrun("shared_weights", 1, "1", "1", "0", DTYPE, timeout_s=400, optimize=True), DTYPE)
 
 
+@pytest.mark.jobs
 def test_an_engine_in_another_layout_has_the_trainers_weights(torchrun):
     """TP 2 to 1; pipeline stages to 1 go through the 32B recipe's tests, and every layout through test_gather."""
     report = torchrun("shared_weights", 2, "2", "1", "1", DTYPE, timeout_s=400)

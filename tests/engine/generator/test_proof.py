@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize(
     ("dtype", "tensor", "generate"), [("fp32", 1, 0), ("bf16", 2, 0), ("fp32", 2, 1)], ids=str
 )

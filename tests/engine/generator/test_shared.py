@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("generate", [2, 1])
 def test_a_tied_model_whose_files_hold_the_head_too_starts(torchrun, generate):
     report = torchrun("tied_head", 2, str(generate), timeout_s=400)

@@ -7,6 +7,7 @@ import pytest
 CLASSES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "mistral": "Mistral", "olmo2": "Olmo2"}
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_values_are_those_of_transformers_and_the_export_is_a_reward_model(torchrun, num_processes):
     report = torchrun("values", num_processes)
@@ -30,6 +31,7 @@ def _compare(reports: dict, reference: list) -> None:
         assert all(math.isfinite(value) for row in rows for value in row.values()), name
 
 
+@pytest.mark.jobs
 def test_every_layout_gives_the_same_updates(torchrun):
     reports = torchrun("critic_layouts", 1) | torchrun("critic_layouts", 2)
     reference = reports.pop("one")

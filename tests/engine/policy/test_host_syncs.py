@@ -4,6 +4,7 @@ and stages."""
 import pytest
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("num_stages", [1, 2])
 def test_a_step_reads_the_device_once_an_update(torchrun, num_stages):
     report = torchrun("host_syncs", num_stages)

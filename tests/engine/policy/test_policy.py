@@ -10,6 +10,7 @@ import torch
 ON_POLICY = pytest.approx(1.0, abs=1e-4 if torch.cuda.is_available() else 0.0)
 
 
+@pytest.mark.jobs
 def test_every_layout_gives_the_same_updates(torchrun):
     reports = torchrun("layouts", 1) | torchrun("layouts", 2) | torchrun("layouts", 4)
     references = {"": reports.pop("one"), "olmo2": reports.pop("olmo2 one")}

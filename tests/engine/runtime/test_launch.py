@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 JOB = """
 import os, signal
 from ralign.engine.runtime import entry_point
@@ -47,6 +49,7 @@ def run(folder: Path, *command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.jobs
 def test_the_launcher_adds_nothing_to_what_the_job_reports(tmp_path):
     _, errors = run(tmp_path, "-c", LAUNCH, "success", "mistake", "kill", "status", "bug")
     *lines, last = errors.splitlines()
@@ -64,6 +67,7 @@ def test_the_launcher_adds_nothing_to_what_the_job_reports(tmp_path):
     assert sum("Traceback" in line for line in traceback) == 1 and last == "bug: 1"
 
 
+@pytest.mark.jobs
 def test_the_launchers_exit_status_is_the_jobs(tmp_path):
     command = (
         "-m",
@@ -76,6 +80,7 @@ def test_the_launchers_exit_status_is_the_jobs(tmp_path):
     assert run(tmp_path, *command) == (2, "error: no such file\n")
 
 
+@pytest.mark.jobs
 def test_torchruns_summary_ends_with_the_mistake(tmp_path):
     status, errors = run(
         tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py", "mistake"

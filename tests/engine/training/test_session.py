@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("offload", ["always", "never"])
 def test_gradients_leave_before_the_engine_is_built_where_they_leave_while_it_generates(torchrun, offload):
     report = torchrun("start_order", 1, offload)

@@ -100,6 +100,7 @@ def test_a_parameter_that_the_family_does_not_describe_stops_the_run():
         param_map(name + "bias", family_of("llama"), sizes, **names)
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize(
     ("family", "arguments"),
     [

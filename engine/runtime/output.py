@@ -7,11 +7,15 @@ C++. `capture` redirects file descriptors 1 and 2 of this process, and thereby t
 Without `capture` nothing is redirected: so it is in the light commands, in tests, and with RALIGN_OUTPUT=all.
 """
 
+import errno
 import faulthandler
+import io
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -124,7 +128,31 @@ def _name(log: Path) -> None:
 def _copy(stream: TextIO, descriptor: int) -> TextIO:
     """A stream to what `descriptor` refers to now; it is not inherited by programs that this process starts."""
     stream.flush()
-    return open(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
+    return _Terminal(
+        open(os.dup(descriptor), "wb"), encoding=stream.encoding, errors=stream.errors, line_buffering=True
+    )
+
+
+class _Terminal(io.TextIOWrapper):
+    """A stream that goes on in the log, descriptor 1, once its terminal or pipe is gone: the run must not end for it."""
+
+    def write(self, text: str) -> int:
+        with self._or_log():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._or_log():
+            super().flush()
+
+    @contextmanager
+    def _or_log(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            os.dup2(1, self.fileno(), inheritable=False)  # what could not be written is still in the buffer
 
 
 def _redirect(descriptor: int) -> None:

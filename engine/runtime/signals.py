@@ -1,11 +1,11 @@
-"""SIGTERM stops a run in order: it finishes its step, saves a checkpoint, and exits with status 0."""
+"""A request to stop: the run finishes its step, saves a checkpoint, and exits with status 0."""
 
 import signal
 from types import FrameType
 
 
 class StopSignal:
-    """Records SIGTERM, and SIGUSR1, which batch systems send before a time limit.
+    """Records SIGTERM, SIGUSR1, which batch systems send before a time limit, and SIGHUP of a closed terminal.
 
     Attributes:
         requested: whether one of them has arrived.
@@ -14,7 +14,7 @@ class StopSignal:
     def __init__(self) -> None:
         """Install the signal handlers; call it in the main thread."""
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from ralign.engine.runtime import output
 
 STALLED = 70  # exit status of a rank that ends for a stall (EX_SOFTWARE)
-_ALARM = "stalled"
+_ALARM = "stalled"  # and the job's id
 
 
 class Watchdog:
@@ -35,17 +35,19 @@ class Watchdog:
         *,
         stall_s: float,
         phase_stall_s: dict[str, float] | None = None,
+        job: str = "",
         beat_s: float = 10.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ):
         """Start the heartbeat.
 
         Args:
-            folder: heartbeats of all ranks. An alarm reaches the ranks that share this folder.
+            folder: heartbeats of all ranks. An alarm reaches the ranks of this job that share this folder.
             stall_s: longest time without progress.
             phase_stall_s: the same for phases that may take longer, or less.
+            job: an id, the same on all ranks, that no earlier job in this folder had.
             beat_s: time between two checks.
-            clock: the time in seconds, comparable with the modification times of files.
+            clock: seconds, from any start; the time of day could jump.
         """
         self.folder, self.rank = Path(folder), rank
         self.stall_s, self.phase_stall_s, self.beat_s = stall_s, phase_stall_s or {}, beat_s
@@ -53,9 +55,10 @@ class Watchdog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stack_path = self.folder / f"rank{rank:05d}.stack"
         self.stack_path.unlink(missing_ok=True)
+        self._alarm = self.folder / f"{_ALARM}{job and '-'}{job}"
         if rank == 0:
-            (self.folder / _ALARM).unlink(missing_ok=True)
-        self._start_s = clock()
+            for alarm in self.folder.glob(f"{_ALARM}*"):
+                alarm.unlink(missing_ok=True)
         self._stack = self.stack_path.open("w")
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -100,7 +103,7 @@ class Watchdog:
         if self._clock() - progress_s <= limit_s:
             return None
         alarm = f"rank {self.rank} has not moved in phase {name!r} for more than {limit_s:g} s"
-        self._replace(self.folder / _ALARM, alarm)
+        self._replace(self._alarm, alarm)
         self._show_main_stack()
         return alarm
 
@@ -110,20 +113,19 @@ class Watchdog:
                 self._end(alarm)
 
     def _alarm_of_any_rank(self) -> str | None:
-        """The alarm of this job; one that is older than this rank's start is an earlier job's."""
-        path = self.folder / _ALARM
         try:
-            return path.read_text() if path.stat().st_mtime >= self._start_s - 1 else None
+            return self._alarm.read_text()
         except FileNotFoundError:
             return None
 
     def _write_heartbeat(self, phase: str, phase_start_s: float, progress_s: float) -> None:
+        now, moment_s = time.time(), self._clock()
         heartbeat = {
             "rank": self.rank,
             "phase": phase,
-            "since": round(phase_start_s, 1),
-            "moved": round(progress_s, 1),
-            "now": round(self._clock(), 1),
+            "since": round(now - (moment_s - phase_start_s), 1),
+            "moved": round(now - (moment_s - progress_s), 1),
+            "now": round(now, 1),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 import torch.distributed as dist
 from ralign.engine.checkpoint.settings import has_progress, mark_finished, open_folder
@@ -69,7 +70,11 @@ class Session:
             ("generate", "judge", "evaluate"), run.faults.generation_stall_s
         )
         self.watchdog = Watchdog(
-            run.folder / "heartbeat", self.cluster.rank, stall_s=run.faults.stall_s, phase_stall_s=long_phases
+            run.folder / "heartbeat",
+            self.cluster.rank,
+            stall_s=run.faults.stall_s,
+            phase_stall_s=long_phases,
+            job=self.cluster.on_first_rank(lambda: uuid4().hex[:8]),
         )
         self._closers = ExitStack()
 

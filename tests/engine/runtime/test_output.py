@@ -3,19 +3,22 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 JOB = """
-import ctypes, logging, os, signal, subprocess, sys, threading, warnings
+import ctypes, logging, os, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 from ralign.engine.report.progress import Progress
 from ralign.engine.runtime import output
 from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.signals import StopSignal
 
 def write_as_packages_do(stage):
     warnings.warn(f"{stage} warning")
@@ -47,6 +50,14 @@ def main(argv):
         thread = threading.Thread(target=lambda: [].pop())
         thread.start()
         thread.join()
+    if kind == "terminal":
+        stop = StopSignal()
+        print("started")
+        while not stop.requested:
+            time.sleep(0.01)
+        for number in range(3):
+            output.show(f"line {number}")
+            progress.say(f"message {number}")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "fault":
@@ -200,6 +211,32 @@ def test_a_bar_on_a_terminal_stays_free_of_other_output(run, tmp_path):
     assert job.wait(timeout=240) == 0 and b"1/1" in shown and b"\x1b" in shown
     assert not any(text.encode() in shown for text in EARLY + LATE), shown
     assert "late print" in read_log(tmp_path)
+
+
+def test_a_closed_terminal_asks_to_stop_and_loses_no_line(tmp_path):
+    """SIGHUP is what a shell's end sends; every later write to the terminal fails."""
+    (tmp_path / "tmp").mkdir()
+    ours, theirs = pty.openpty()
+    log = tmp_path / "run" / "log" / "rank00000.txt"
+    job = subprocess.Popen(
+        command("terminal", tmp_path),
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    end_s = time.monotonic() + 120
+    while not (log.exists() and "started" in log.read_text()):
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    os.close(ours)
+    job.send_signal(signal.SIGHUP)
+    assert job.wait(timeout=60) == 0
+    written = read_log(tmp_path)
+    for number in range(3):
+        assert f"line {number}" in written and f"message {number}" in written
+    assert "result 1" in written and "Traceback" not in written
 
 
 def _read(descriptor: int) -> bytes:

@@ -1,4 +1,4 @@
-"""SIGTERM is remembered, not obeyed at once."""
+"""A signal is remembered, not obeyed at once."""
 
 import os
 import signal
@@ -6,10 +6,12 @@ import signal
 import pytest
 from ralign.engine.runtime.signals import Stopped, StopSignal
 
+NUMBERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_asks_to_stop(number):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {n: signal.getsignal(n) for n in NUMBERS}
     try:
         stop = StopSignal()
         assert not stop.requested

@@ -1,7 +1,6 @@
 """A stall ends the job with every rank's stack; progress does not, however long the job."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -91,7 +90,15 @@ def watch(tmp_path, clock):
     def watch(rank: int) -> Watchdog:
         phases = {"generate": 10 * STALL_S}
         opened.append(
-            Watchdog(tmp_path, rank, stall_s=STALL_S, phase_stall_s=phases, beat_s=BEAT_S, clock=clock)
+            Watchdog(
+                tmp_path,
+                rank,
+                stall_s=STALL_S,
+                phase_stall_s=phases,
+                job="now",
+                beat_s=BEAT_S,
+                clock=clock,
+            )
         )
         return opened[-1]
 
@@ -131,14 +138,24 @@ def test_an_alarm_reaches_the_other_ranks(watch, clock):
     assert alarm is not None and other.check() == alarm
 
 
-def test_an_alarm_of_an_earlier_job_is_ignored(watch, tmp_path, clock):
-    alarm = tmp_path / "stalled"
-    alarm.write_text("an alarm of the job before")
-    os.utime(alarm, (clock() - 60, clock() - 60))
+def test_an_alarm_of_an_earlier_job_is_ignored(watch, tmp_path):
+    (tmp_path / "stalled-before").write_text("an alarm of the job before")
+    (tmp_path / "stalled").write_text("another one")
     watchdog = watch(3)
     assert watchdog.check() is None
-    os.utime(alarm, (clock(), clock()))
-    assert watchdog.check() == "an alarm of the job before"
+    (tmp_path / "stalled-now").write_text("an alarm of this job")
+    assert watchdog.check() == "an alarm of this job"
+
+
+def test_the_time_of_day_may_jump(watch, clock, tmp_path, monkeypatch):
+    watchdog = watch(3)
+    watchdog.phase("optimizer")
+    clock.advance(60)
+    for jump_s in (1e9, -1e9):
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: 2e9 + jump_s)
+        assert watchdog.check() is None
+        heartbeat = json.loads((tmp_path / "rank00003.json").read_text())
+        assert heartbeat["now"] == 2e9 + jump_s and heartbeat["since"] == heartbeat["now"] - 60
 
 
 def test_an_orderly_end_leaves_no_stack_file(tmp_path):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
+from jinja2 import TemplateError
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import NEEDED, fill, safe_texts
 from ralign.engine.runtime.errors import UserError
@@ -38,6 +39,10 @@ _CONTROL = re.compile(
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|IMG)\])",
     re.IGNORECASE,
 )
+# What an expression of a template may raise; transformers renders it in jinja's sandbox.
+_TEMPLATE_ERRORS = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 _BREAK = "\u200b"  # zero width space
 _NUM_AT_ONCE = 256  # prompts: offsets of one chunk at a time are in memory
 
@@ -84,8 +89,8 @@ def encode_messages(prompts: Sequence[Messages], tokenizer, *, chat: bool, after
         after: text after the last message of a plain prompt.
 
     Raises:
-        UserError: chat, and the tokenizer has no chat template; the tokenizer is not a fast one.
-        jinja2.TemplateError: the chat template refuses the roles.
+        UserError: chat, and the tokenizer has no chat template, or one that fails for these roles; the tokenizer is
+            not a fast one.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -181,9 +186,15 @@ def _frame(key: _ByIdentity, chat_template: str, roles: tuple[str, ...]) -> str:
         {"role": role, "content": f"{_LINES} {_MARK}{index}{_END} {_LINES}"}
         for index, role in enumerate(roles)
     ]
-    return key.tokenizer.apply_chat_template(
-        turns, chat_template=chat_template, add_generation_prompt=True, tokenize=False
-    )
+    try:
+        return key.tokenizer.apply_chat_template(
+            turns, chat_template=chat_template, add_generation_prompt=True, tokenize=False
+        )
+    except _TEMPLATE_ERRORS as error:
+        raise UserError(
+            f"the chat template in {key.tokenizer.name_or_path!r} fails for the roles {', '.join(roles)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @lru_cache(maxsize=8)

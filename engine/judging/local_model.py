@@ -107,13 +107,11 @@ class LocalModel(Judge):
 
     def _prompt(self, request: Request) -> list[int]:
         """The prompt's token ids. Raises `_Refused` for a request that the model cannot take."""
-        from jinja2 import TemplateError
-
         try:
             prompt = encode_messages([request.messages], self._tokenizer, chat=self._chat)[0]
             prompt_ids = prompt.ids.tolist()
-        except TemplateError as error:
-            raise _Refused(f"the chat template refuses the request: {error}") from error
+        except UserError as error:
+            raise _Refused(str(error)) from error
         if len(prompt_ids) >= self._max_model_len:
             raise _Refused(f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}")
         return prompt_ids

@@ -100,6 +100,28 @@ def test_control_tokens_come_from_the_template_alone(tokenizer, name, contents):
             assert shown == content
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
+        "{% for i in range(1000000000) %}x{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception('no system role') }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages[9].content.x }}",
+        "{% for m in messages %}",
+    ],
+)
+def test_a_chat_template_that_fails_or_leaves_its_sandbox_is_one_line(tokenizer, tmp_path, monkeypatch, template):
+    monkeypatch.chdir(tmp_path)
+    tokenizer.chat_template = template.replace("CANARY", str(tmp_path / "canary"))
+    with pytest.raises(UserError, match="the chat template in .* fails for the roles user: "):
+        encode_messages([(("user", "x"),)], tokenizer, chat=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_whitespace_tokens_are_no_control(tokenizer):
     assert tokenizer.convert_tokens_to_ids("  ") not in control_ids(tokenizer)
     assert tokenizer.convert_tokens_to_ids("<think>") in control_ids(tokenizer)

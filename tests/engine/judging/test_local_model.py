@@ -9,24 +9,32 @@ from ralign.engine.judging.judge import Request
 from ralign.engine.judging.local_model import LocalModel, LocalModelConfig
 
 _TEMPLATE = jinja2.Template(
-    "{% if 'bad' in messages[0].content %}{{ fail(messages[0].role) }}{% endif %}{{ messages[0].content }}"
+    "{% if messages[0].role == 'system' %}{{ fail('no system turn') }}{% endif %}{{ messages[0].content.strip() }}"
 )
 
 
-def _fail(role):
-    raise jinja2.TemplateError(f"no turn of a {role} like this one")
+def _fail(message):
+    raise jinja2.TemplateError(message)
 
 
 class _Tokenizer:
-    chat_template = "there is one"
+    """A token a character, and none added."""
+
+    chat_template, name_or_path, is_fast = "there is one", "folder", True
+    added_tokens_decoder: dict = {}
+    unk_token_id = None
 
     def apply_chat_template(self, messages, **kwargs):
         return _TEMPLATE.render(messages=messages, fail=_fail)
 
-    def __call__(self, text, **kwargs):
-        if text == "bug":
-            raise ZeroDivisionError(text)
-        return {"input_ids": [ord(letter) for letter in text]}
+    def __len__(self):
+        return 128
+
+    def __call__(self, texts, **kwargs):
+        if texts == ["bug"]:
+            raise ZeroDivisionError("bug")
+        offsets = [[(i, i + 1) for i in range(len(text))] for text in texts]
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts], "offset_mapping": offsets}
 
 
 class _Engine:
@@ -62,14 +70,15 @@ def model(tmp_path, monkeypatch):
 
 
 def test_a_request_that_the_chat_template_refuses_fails_and_others_are_answered(model):
-    asked = [model.submit(Request.of(text)) for text in ("one", "bad", "two", "x" * 20, "bad too", "three")]
+    bad = Request(messages=(("system", "bad"),))
+    asked = [
+        model.submit(request if isinstance(request, Request) else Request.of(request))
+        for request in ("one", bad, "two", "x" * 20, bad, "three")
+    ]
     one, bad, two, long, worse, three = (future.result(timeout=10) for future in asked)
     assert [reply.text for reply in (one, two, three)] == ["one", "two", "three"]
     for reply in (bad, worse):
-        assert (
-            reply.failed
-            and reply.problem == "the chat template refuses the request: no turn of a user like this one"
-        )
+        assert reply.failed and "fails for the roles system: TemplateError: no system turn" in reply.problem
     assert long.failed and long.problem == "the prompt has 20 tokens, the model takes 20"
     assert (model.usage.num_calls, model.usage.num_failed) == (3, 3)
 

@@ -14,9 +14,10 @@ from ralign.engine.actors.task import ActorExample, ActorTask, note_examples, op
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.judge import GenRMConfig
 from ralign.engine.data.chat import PLAIN_CHAT
-from ralign.engine.data.examples import decode_answers
+from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.worlds.actorworld import Note, actor_prompt, demonstrations
+from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.judge import ClientContext, Judge
 from ralign.engine.judging.pairwise import PairwiseReward
@@ -217,16 +218,14 @@ class Actor:
                 temperature=config.temperature,
                 seed=self.run.seed + replicas.index,
             )
-        texts = decode_answers([rollout.response_ids for rollout in rollouts], session.tokenizer)
-        return [
-            Response(
-                example=mine[rollout.prompt_index],
-                group=mine[rollout.prompt_index],
-                rollout=rollout,
-                text=text,
-            )
-            for rollout, text in zip(rollouts, texts, strict=True)
-        ]
+
+        def response(rollout: Rollout) -> Response:
+            index = mine[rollout.prompt_index]
+            opens_thinking = examples[index].opens_thinking
+            text = decode_answer(rollout.response_ids, session.tokenizer, opens_thinking=opens_thinking)
+            return Response(example=index, group=index, rollout=rollout, text=text)
+
+        return [response(rollout) for rollout in rollouts]
 
     def _interval(self, values: np.ndarray) -> dict[str, float]:
         """Mean and 95 % bootstrap interval."""

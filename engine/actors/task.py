@@ -42,6 +42,7 @@ class ActorExample:
 
     question: Question
     prompt_ids: np.ndarray  # [L] int64
+    opens_thinking: bool = False  # as of `Prompt`
 
 
 def note_examples(notes: Sequence[Note], tokenizer) -> list[ActorExample]:
@@ -75,7 +76,7 @@ def open_examples(
 
 def _examples(questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[ActorExample]:
     return [
-        ActorExample(question=question, prompt_ids=prompt.ids)
+        ActorExample(question=question, prompt_ids=prompt.ids, opens_thinking=prompt.opens_thinking)
         for question, prompt in zip(questions, prompts, strict=True)
     ]
 

@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import NEEDED, fill, safe_texts
+from ralign.engine.data.verdicts import END_OF_THINKING, THINKING
 from ralign.engine.runtime.errors import UserError
 
 Messages = tuple[tuple[str, str], ...]  # (role, content), oldest first, as in a `Request`
@@ -54,10 +55,12 @@ class Prompt:
     Attributes:
         ids: token ids, [L] int64.
         sources: the index of the message that a token's first character comes from, or `TEMPLATE`; [L] int64.
+        opens_thinking: the chat template ends the prompt inside a thinking block, so the answer starts in it.
     """
 
     ids: np.ndarray
     sources: np.ndarray
+    opens_thinking: bool
 
 
 @dataclass(slots=True, frozen=True)
@@ -215,12 +218,15 @@ def _encode(prompts: list[list[_Piece]], tokenizer) -> list[Prompt]:
         sources = np.asarray([piece.source for piece in pieces], dtype=np.int64)[index]
         ids = np.asarray(ids, dtype=np.int64)
         is_planted = (np.isin(ids, control) & (sources != TEMPLATE)).any()
-        found.append(_encode_apart(pieces, tokenizer) if is_planted else Prompt(ids=ids, sources=sources))
+        if is_planted:
+            ids, sources = _encode_apart(pieces, tokenizer)
+        tail = pieces[-1].text.rpartition(END_OF_THINKING)[2] if pieces[-1].source == TEMPLATE else ""
+        found.append(Prompt(ids=ids, sources=sources, opens_thinking=THINKING in tail))
     return found
 
 
-def _encode_apart(pieces: list[_Piece], tokenizer) -> Prompt:
-    """Each piece by itself, and contents without control ids."""
+def _encode_apart(pieces: list[_Piece], tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, sources) of each piece by itself, contents without control ids."""
     ids: list[int] = []
     sources: list[int] = []
     for piece in pieces:
@@ -230,7 +236,7 @@ def _encode_apart(pieces: list[_Piece], tokenizer) -> Prompt:
             new = _without_control_ids(piece.text, tokenizer)
         ids += new
         sources += [piece.source] * len(new)
-    return Prompt(ids=np.asarray(ids, dtype=np.int64), sources=np.asarray(sources, dtype=np.int64))
+    return np.asarray(ids, dtype=np.int64), np.asarray(sources, dtype=np.int64)
 
 
 def _without_control_ids(text: str, tokenizer) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from ralign.engine.data.chat import check_plain_template, encode_messages, encode_text, pair_messages
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.verdicts import THINKING
 from ralign.engine.runtime.errors import UserError
 
 
@@ -15,6 +16,7 @@ class Example:
 
     pair: Pair
     prompt_ids: np.ndarray  # [L] int64
+    opens_thinking: bool = False  # as of `Prompt`
 
 
 def encode(
@@ -32,7 +34,7 @@ def encode(
         check_plain_template(template, tokenizer)
     prompts = encode_messages([pair_messages(template, pair) for pair in pairs], tokenizer, chat=chat)
     examples = [
-        Example(pair=pair, prompt_ids=prompt.ids)
+        Example(pair=pair, prompt_ids=prompt.ids, opens_thinking=prompt.opens_thinking)
         for pair, prompt in zip(pairs, prompts, strict=True)
         if len(prompt.ids) <= max_prompt_tokens
     ]
@@ -50,6 +52,11 @@ def encode_answer(text: str, tokenizer) -> np.ndarray:
     return np.append(encode_text(text, tokenizer), tokenizer.eos_token_id)
 
 
-def decode_answers(responses: Sequence[np.ndarray], tokenizer) -> list[str]:
-    """Texts of sampled responses, without the end token."""
-    return tokenizer.batch_decode([ids.tolist() for ids in responses], skip_special_tokens=True)
+def decode_answer(response: np.ndarray, tokenizer, *, opens_thinking: bool = False) -> str:
+    """The text of a sampled response, without the end token.
+
+    opens_thinking: its prompt ended inside a thinking block; then the text starts with the tag that the prompt had, so
+        that thinking without an end is not taken for the answer.
+    """
+    text = tokenizer.decode(response.tolist(), skip_special_tokens=True)
+    return THINKING + text if opens_thinking else text

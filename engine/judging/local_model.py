@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.data.chat import encode_messages
+from ralign.engine.data.chat import Prompt, encode_messages
+from ralign.engine.data.verdicts import THINKING
 from ralign.engine.judging.judge import Judge, Reply, Request, Usage
 from ralign.engine.runtime.errors import UserError
 
@@ -50,6 +51,7 @@ class LocalModel(Judge):
         self._chat = not config.plain and bool(self._tokenizer.chat_template)
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Reply]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Reply]] = {}
+        self._in_thought: set[str] = set()  # running requests whose prompt ends inside a thinking block
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="local-model", daemon=True)
         self._thread.start()
@@ -77,7 +79,7 @@ class LocalModel(Judge):
             while self._take():
                 for output in self._llm.llm_engine.step():
                     if output.finished:
-                        self._finish(self._running.pop(output.request_id), output)
+                        self._finish(output)
         except BaseException as error:  # a bug, or a crash of the engine: every future must get it
             self._broken = error
             while not self._waiting.empty():
@@ -97,24 +99,26 @@ class LocalModel(Judge):
             name = str(self.usage.num_calls + len(self._running))
             self._running[name] = future  # first, so that an error below reaches the future
             try:
-                prompt_ids = self._prompt(request)
+                prompt = self._prompt(request)
             except _Refused as refused:
                 self.usage.num_failed += 1
                 self._running.pop(name).set_result(Reply(failed=True, problem=str(refused)))
                 continue
-            self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, self._sampling(request))
+            if prompt.opens_thinking:
+                self._in_thought.add(name)
+            ids = {"prompt_token_ids": prompt.ids.tolist()}
+            self._llm.llm_engine.add_request(name, ids, self._sampling(request))
         return True
 
-    def _prompt(self, request: Request) -> list[int]:
-        """The prompt's token ids. Raises `_Refused` for a request that the model cannot take."""
+    def _prompt(self, request: Request) -> Prompt:
+        """Raises `_Refused` for a request that the model cannot take."""
         try:
             prompt = encode_messages([request.messages], self._tokenizer, chat=self._chat)[0]
-            prompt_ids = prompt.ids.tolist()
         except UserError as error:
             raise _Refused(str(error)) from error
-        if len(prompt_ids) >= self._max_model_len:
-            raise _Refused(f"the prompt has {len(prompt_ids)} tokens, the model takes {self._max_model_len}")
-        return prompt_ids
+        if len(prompt.ids) >= self._max_model_len:
+            raise _Refused(f"the prompt has {len(prompt.ids)} tokens, the model takes {self._max_model_len}")
+        return prompt
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -126,14 +130,16 @@ class LocalModel(Judge):
             seed=int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big"),
         )
 
-    def _finish(self, future: Future[Reply], output: Any) -> None:
-        completion = output.outputs[0]
+    def _finish(self, output: Any) -> None:
+        future, completion = self._running.pop(output.request_id), output.outputs[0]
+        opening = THINKING if output.request_id in self._in_thought else ""
+        self._in_thought.discard(output.request_id)
         self.usage.num_calls += 1
         self.usage.num_prompt_tokens += len(output.prompt_token_ids)
         self.usage.num_answer_tokens += len(completion.token_ids)
         future.set_result(
             Reply(
-                text=completion.text,
+                text=opening + completion.text,
                 finish_reason=str(completion.finish_reason),
                 num_prompt_tokens=len(output.prompt_token_ids),
                 num_answer_tokens=len(completion.token_ids),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ralign.engine.config.run import EvalConfig
-from ralign.engine.data.examples import Example, decode_answers
+from ralign.engine.data.examples import Example, decode_answer
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.evaluation.records import metarm_fields, write_records
@@ -45,7 +45,8 @@ def judge_pairs(
     reviews = Reviews(metarm, replicas)
 
     def review(index: int, rollout: Rollout) -> None:
-        texts[index] = decode_answers([rollout.response_ids], tokenizer)[0]
+        opens_thinking = mine[index].opens_thinking
+        texts[index] = decode_answer(rollout.response_ids, tokenizer, opens_thinking=opens_thinking)
         reviews.add(index, mine[index].pair, texts[index])
 
     with metarm.awake() if metarm else nullcontext():

@@ -30,6 +30,11 @@ class Prompt(Protocol):
         """[L] int64."""
         ...
 
+    @property
+    def opens_thinking(self) -> bool:
+        """It ends inside a thinking block."""
+        ...
+
 
 @dataclass(kw_only=True, slots=True)
 class Response:

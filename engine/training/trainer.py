@@ -12,7 +12,7 @@ from ralign.engine.algorithms.losses import ReinforceLoss, set_loss_rows, token_
 from ralign.engine.algorithms.ppo import PPO
 from ralign.engine.config.registry import ADVANTAGES
 from ralign.engine.config.run import Run
-from ralign.engine.data.examples import decode_answers
+from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.packing import PackedBatch, Sample, flops_cost, materialise, plan
 from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.generator.generator import Rollout
@@ -116,8 +116,8 @@ class Trainer:
         mine = replicas.share_of(algo.num_prompts)
 
         def on_finished(index: int, rollout: Rollout) -> None:
-            text = decode_answers([rollout.response_ids], self.session.tokenizer)[0]
-            self.task.on_response(index, batch[mine[rollout.prompt_index]], text)
+            example = batch[mine[rollout.prompt_index]]
+            self.task.on_response(index, example, self.text_of(example, rollout))
 
         rollouts = self.generator.generate(
             [examples[batch[group]].prompt_ids.tolist() for group in mine],
@@ -129,12 +129,15 @@ class Trainer:
         )
         return [(batch[mine[r.prompt_index]], mine[r.prompt_index], r) for r in rollouts]
 
+    def text_of(self, example: int, rollout: Rollout) -> str:
+        opens_thinking = self.task.examples[example].opens_thinking
+        return decode_answer(rollout.response_ids, self.session.tokenizer, opens_thinking=opens_thinking)
+
     def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[Response]:
         """This engine's rollouts, judged, then gathered with those of all engines."""
-        texts = decode_answers([rollout.response_ids for *_, rollout in rollouts], self.session.tokenizer)
         responses = [
-            Response(example=example, group=group, rollout=rollout, text=text)
-            for (example, group, rollout), text in zip(rollouts, texts, strict=True)
+            Response(example=example, group=group, rollout=rollout, text=self.text_of(example, rollout))
+            for example, group, rollout in rollouts
         ]
         judged = self.task.judge(responses, self.num_steps_done)
         return [response for part in self.generator.replicas.all_gather_data(judged) for response in part]

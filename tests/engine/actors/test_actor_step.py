@@ -110,7 +110,7 @@ def test_with_a_tenth_of_calls_failing_steps_go_on_with_the_statistics_of_the_su
     examples = [ActorExample(question=note, prompt_ids=np.arange(5)) for note in NOTES]
     judge, actor = LosesATenth(), FakeActor(one_rank, no_policy.hf_config)
     reward_model = PairwiseReward(judge, Schedule(scheme="circular", num_samples=num_samples, order=order))
-    tokenizer = SimpleNamespace(batch_decode=lambda rows, **_: [str(row[0]) for row in rows])
+    tokenizer = SimpleNamespace(decode=lambda row, **_: str(row[0]))
     session = make_session(policy=actor, generator=actor, tokenizer=tokenizer)
     trainer = Trainer(session, run, ActorTask(run, examples, reward_model, one_rank))
     for step in range(1, 7):

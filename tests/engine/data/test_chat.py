@@ -12,7 +12,9 @@ from ralign.engine.data.chat import (
     encode_text,
     without_control,
 )
+from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.tokenizer import build_tokenizer
+from ralign.engine.data.verdicts import released_verdict, verdict_of
 from ralign.engine.runtime.errors import UserError
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|eot_id|>"]
@@ -114,12 +116,30 @@ def test_control_tokens_come_from_the_template_alone(tokenizer, name, contents):
         "{% for m in messages %}",
     ],
 )
-def test_a_chat_template_that_fails_or_leaves_its_sandbox_is_one_line(tokenizer, tmp_path, monkeypatch, template):
+def test_a_chat_template_that_fails_or_leaves_its_sandbox_is_one_line(
+    tokenizer, tmp_path, monkeypatch, template
+):
     monkeypatch.chdir(tmp_path)
     tokenizer.chat_template = template.replace("CANARY", str(tmp_path / "canary"))
     with pytest.raises(UserError, match="the chat template in .* fails for the roles user: "):
         encode_messages([(("user", "x"),)], tokenizer, chat=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ending", "opens"),
+    [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("</think> a <think>", True)],
+)
+def test_a_prompt_that_ends_inside_a_thinking_block_says_so(tokenizer, ending, opens):
+    tokenizer.chat_template = READS_CONTENTS.replace(
+        "assistant\n' }}", f"assistant\n{ending}' }}}}".replace("\n", "\\n")
+    )
+    (prompt,) = encode_messages([(("user", "a <think> b"),)], tokenizer, chat=True)
+    assert prompt.opens_thinking == opens
+    (plain,) = encode_messages([(("user", "a <think> b"),)], tokenizer, chat=False)
+    assert not plain.opens_thinking
+    answer = decode_answer(encode_text("cut off \\boxed{A}", tokenizer), tokenizer, opens_thinking=opens)
+    assert verdict_of(answer) == (None if opens else "A") and released_verdict(answer) == "A"
 
 
 def test_whitespace_tokens_are_no_control(tokenizer):

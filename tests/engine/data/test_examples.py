@@ -6,7 +6,7 @@ import pytest
 from ralign.engine.config.run import DataConfig, ModelConfig, Run
 from ralign.engine.config.validation import validate
 from ralign.engine.data.chat import encode_messages, pair_messages
-from ralign.engine.data.examples import decode_answers, encode, encode_answer
+from ralign.engine.data.examples import decode_answer, encode, encode_answer
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL, load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer
@@ -90,7 +90,7 @@ def test_the_messages_in_plain_text_are_the_whole_prompt(tokenizer, own_template
 def test_an_answer_ends_with_the_tokenizer_s_end_of_turn(tokenizer):
     answer = encode_answer(PAIR.gt_judgment, tokenizer)
     assert answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert decode_answers([answer], tokenizer) == [PAIR.gt_judgment]
+    assert decode_answer(answer, tokenizer) == PAIR.gt_judgment
 
 
 def test_the_template_s_own_tokens_count_towards_the_limit(tokenizer):

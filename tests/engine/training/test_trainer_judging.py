@@ -87,7 +87,7 @@ class UnreliableMetaRM(RecordingMetaRM):
         return super().review(pair, judgment)
 
 
-TOKENIZER = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: [ANSWERS[row[0]] for row in rows])
+TOKENIZER = SimpleNamespace(decode=lambda row, skip_special_tokens: ANSWERS[row[0]])
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def make_trainer(make_session, one_rank, no_policy):
         session = make_session(
             policy=RecordedPolicy(no_policy.hf_config),
             generator=RecordedGenerator(one_rank),
-            tokenizer=SimpleNamespace(batch_decode=lambda rows, **_: [r"\boxed{A}" for _ in rows]),
+            tokenizer=SimpleNamespace(decode=lambda row, **_: r"\boxed{A}"),
         )
         task = RecordedTask(run, examples, None, one_rank, run.algo.reward)
         session.generator.events = session.policy.events = task.events = session.events

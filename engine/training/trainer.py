@@ -145,7 +145,9 @@ class Trainer:
     def plan(self, responses: list[Response], rewards: RewardBatch) -> list[list[PackedBatch]]:
         """This rank's micro-batches of each update; advantages and denominators are those of the global batch.
 
-        With a critic the micro-batches hold each sample's reward instead of its advantage.
+        Samples without a gradient are left out: of failed judges and, where the loss has no other term, of advantage 0,
+        as in a group without spread. With a critic the micro-batches hold each sample's reward instead of its
+        advantage.
         """
         algo = self.run.algo
         valid, per_sample = torch.from_numpy(rewards.valid), torch.from_numpy(rewards.values)
@@ -155,6 +157,7 @@ class Trainer:
             per_sample = estimator(per_sample, groups, valid, implementation=self.run.kernels.advantages)
         key = "rewards" if self.ppo else "advantages"
         lengths = torch.tensor([len(response.rollout.response_ids) for response in responses])
+        learns = valid & (per_sample != 0) if not self.ppo and not self.loss.needs_all else valid
         updates = []
         for part in torch.arange(len(responses)).chunk(algo.num_updates):
             weights = token_weights(lengths[part], valid[part], kind=algo.normalisation)
@@ -166,6 +169,7 @@ class Trainer:
                     per_sample={key: float(per_sample[i]), "weights": float(weight)},
                 )
                 for i, weight in zip(part.tolist(), weights, strict=True)
+                if learns[i] or (i == part[0] and not learns[part].any())  # an update has at least one sample
             ]
             updates.append(self.pack(samples))
         return updates
@@ -225,6 +229,7 @@ class Trainer:
         self, responses: list[Response], rewards: RewardBatch, policy_stats: list[UpdateStats]
     ) -> dict[str, float]:
         lengths = np.array([len(response.rollout.response_ids) for response in responses])
+        groups = np.array([response.group for response in responses])
         parts = [
             {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
             for x in policy_stats
@@ -236,10 +241,14 @@ class Trainer:
             "reward/mean": float(rewards.values[rewards.valid].mean())
             if rewards.valid.any()
             else float("nan"),
+            "reward/flat_group_share": flat_group_share(rewards.values, groups, rewards.valid),
             **self.task.metrics(rewards),
             "policy/response_len": float(lengths.mean()),
             "policy/truncated_share": float(
                 np.mean([r.rollout.finish_reason == "length" for r in responses])
+            ),
+            "policy/sampled_entropy": -float(
+                np.concatenate([response.rollout.logprobs for response in responses]).mean()
             ),
             "policy/weight_version": self.generator.weight_version,
             "memory/host_gib": psutil.Process().memory_info().rss / 2**30,
@@ -264,6 +273,12 @@ def pack(
     for batch in batches:
         set_loss_rows(batch, samples, needs_all=needs_all)
     return batches
+
+
+def flat_group_share(values: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> float:
+    """Share of groups whose valid rewards are all equal: they teach nothing. All three [num_samples]."""
+    ids = np.unique(groups)
+    return float(np.mean([len(np.unique(values[(groups == group) & valid])) < 2 for group in ids]))
 
 
 def policy_metrics(sums: dict[str, float]) -> dict[str, float]:

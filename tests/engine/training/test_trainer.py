@@ -10,7 +10,7 @@ from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgewo
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
 from ralign.engine.training.tasks import GenRMTask, JudgedResponse
-from ralign.engine.training.trainer import Trainer, policy_metrics
+from ralign.engine.training.trainer import Trainer, flat_group_share, policy_metrics
 
 
 @pytest.fixture
@@ -74,10 +74,42 @@ def test_a_failed_judge_changes_nothing_for_the_others(make_trainer, normalisati
     with_failure[1].outcome = Outcome.CALL_FAIL
     without = [sample for n, sample in enumerate(with_failure) if n != 1]
     failed, expected = (weighted_advantages(trainer, judged) for judged in (with_failure, without))
-    assert failed.pop(11) == (0.0, 0.0)
+    assert 11 not in failed  # nothing is computed for it
     assert failed.keys() == expected.keys()
     for token, values in expected.items():
         assert failed[token] == pytest.approx(values, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "computed"),
+    [
+        ({}, {10, 11, 12, 13}),
+        ({"entropy_coef": 0.1}, set(range(10, 18))),
+    ],
+)
+def test_a_group_without_spread_is_computed_only_for_a_term_that_needs_it(make_trainer, changes, computed):
+    trainer = make_trainer(normalisation="sequence", **changes)
+    judged = make_judged(
+        trainer, [Outcome.CORRECT, Outcome.INCORRECT, None, Outcome.CORRECT] + [Outcome.CORRECT] * 4
+    )
+    learned = weighted_advantages(trainer, judged)
+    assert set(learned) == computed
+    assert sum(weight for _, weight in learned.values()) == pytest.approx(len(computed) / 8)  # of all samples
+
+
+def test_an_update_without_any_spread_still_has_a_sample(make_trainer):
+    trainer = make_trainer(normalisation="sequence")
+    judged = make_judged(trainer, [Outcome.CORRECT] * 8)
+    assert weighted_advantages(trainer, judged) == {10: (0.0, pytest.approx(1 / 8))}
+    rewards = trainer.task.reward(judged)
+    groups = np.array([sample.group for sample in judged])
+    assert flat_group_share(rewards.values, groups, rewards.valid) == 1.0
+
+
+def test_a_group_is_flat_if_its_valid_rewards_are_equal():
+    values, groups = np.array([1, 0, 1, 1, 0, 1, 0, 0.0]), np.repeat([0, 1, 2, 3], 2)
+    valid = np.array([1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
+    assert flat_group_share(values, groups, valid) == 0.75
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])

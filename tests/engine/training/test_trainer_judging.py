@@ -193,10 +193,9 @@ def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(make_tra
         return
     assert (rewards.valid == survives).all() and (rewards.values[survives] == alone.values).all()
     (learned,), (expected,) = trainer.plan(judged, rewards), trainer.plan(survivors, alone)
-    masked = [sample for sample, alive in zip(learned, survives, strict=True) if not alive]
-    assert all(sample.per_sample == {"advantages": 0, "weights": 0} for sample in masked)
-    kept = [sample.per_sample for sample, alive in zip(learned, survives, strict=True) if alive]
+    kept = [sample.per_sample for sample in learned]
     assert kept == [pytest.approx(sample.per_sample, rel=1e-6) for sample in expected]
+    assert len(kept) <= survives.sum() and all(values["weights"] > 0 for values in kept)
 
 
 def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn(one_rank):

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from ralign.engine.checkpoint import folders, writer
+from ralign.engine.checkpoint import folders, safe_load, writer
 from ralign.engine.checkpoint.rng import rng_state, set_rng_state
 from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
+from torch.distributed.checkpoint.metadata import Metadata
 
 
 class Checkpoints:
@@ -105,17 +106,29 @@ class Checkpoints:
             return None
         manifest = self.cluster.on_first_rank(lambda: folders.check(path))
         self._check_contents(path, manifest)
+        metadata, common = self.cluster.on_first_rank(lambda: self._read(path, manifest))
         same_world = manifest.layout == self._layout()
         try:
-            common = writer.load_common(path)
-            rng = writer.load(path, self._pieces(), self._rng() if same_world else None)
-        except (OSError, CheckpointingException, KeyError, RuntimeError) as error:
+            rng = writer.load(path, metadata, self._pieces(), self._rng() if same_world else None)
+        except (OSError, CheckpointingException, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise folders.unreadable(path, " ".join(str(error).split())) from error
         for name, model in self.models.items():
             model.resume_training(common[name])
         if rng is not None:
             set_rng_state(rng)
         return common["stage"]
+
+    def _read(self, path: Path, manifest: folders.Manifest) -> tuple[Metadata, dict]:
+        """The places of tensors, and the plain values; UserError if a file has what no save writes."""
+        try:
+            metadata = safe_load.read_metadata(path, manifest.sizes)
+            common = safe_load.read_common(path)
+        except safe_load.Refused as error:
+            raise folders.unreadable(path, str(error)) from error
+        for name in ("stage", *self.models):
+            if name not in common:
+                raise folders.unreadable(path, f"{safe_load.COMMON} has no state of the {name}")
+        return metadata, common
 
     def _publish(self, step: int, score: float | None, draft: Path, known: dict[str, int]) -> None:
         files = folders.files_of(draft, known)
@@ -152,11 +165,11 @@ class Checkpoints:
     def _check_contents(self, path: Path, manifest: folders.Manifest) -> None:
         """Raises UserError on every rank if the checksum of a file does not match."""
         world_size = self.cluster.world_size
-        altered: list = [None] * world_size
-        mine = folders.find_altered(path, manifest, rank=self.cluster.rank, world_size=world_size)
-        dist.all_gather_object(altered, mine)
-        if any(altered):
-            raise folders.unreadable(path, f"the checksum of {next(filter(None, altered))} does not match")
+        faults: list = [None] * world_size
+        mine = folders.find_fault(path, manifest, rank=self.cluster.rank, world_size=world_size)
+        dist.all_gather_object(faults, mine)
+        if any(faults):
+            raise folders.unreadable(path, next(filter(None, faults)))
 
     def _not_written(self, step: int, reason: str) -> UserError:
         """The error to raise. The draft is removed, since the disk may be full."""

@@ -5,12 +5,14 @@
     checkpoints/.removed-step00000020/   being removed; likewise
 
 A folder is renamed atomically, so a kill at any instant does not damage a complete checkpoint. `manifest.json` lists
-every file with its size and checksum, so a missing, truncated or altered file is found before anything is loaded.
+every file with its size and checksum, and has one of its own, so a missing, truncated or altered file is found before
+anything is loaded. Checksums find damage, not intent: whoever may write to the folder can correct them.
 """
 
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import zlib
@@ -20,6 +22,7 @@ from pathlib import Path
 from ralign.engine.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
+_NEEDED = (".metadata", "common.pt", "metadata.json")  # beside the files with tensors
 _ROOM_BYTES = 1 << 20
 _COMPLETE, _DRAFT, _REMOVED = "step", ".draft-", ".removed-"
 
@@ -40,6 +43,11 @@ class Manifest:
     layout: dict[str, int]
     files: dict[str, tuple[int, int]]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {name: num_bytes for name, (num_bytes, _) in self.files.items()}
+
 
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"{_COMPLETE}{step:08d}"
@@ -53,7 +61,7 @@ def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.startswith(_COMPLETE) and p.is_dir())
+    return sorted(p for p in folder.iterdir() if re.fullmatch(_COMPLETE + r"\d{8,}", p.name) and p.is_dir())
 
 
 def remove_stale(folder: Path) -> None:
@@ -85,7 +93,8 @@ def publish(draft: Path, manifest: Manifest) -> None:
     """Make a draft, with all its files written, a complete checkpoint."""
     for name in manifest.files:
         _sync(draft / name)
-    _write_durably(draft / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+    fields = asdict(manifest) | {"checksum": _checksum(manifest)}
+    _write_durably(draft / MANIFEST, json.dumps(fields, indent=1) + "\n")
     _sync(draft)
     os.replace(draft, path_of(draft.parent, manifest.step))
     _sync(draft.parent)
@@ -106,14 +115,22 @@ def remove(path: Path) -> threading.Thread:
 def expired(folder: Path, *, keep_last: int, keep_best: int) -> list[Path]:
     """Complete checkpoints that are neither among the newest `keep_last` nor among the best `keep_best`.
 
-    Among equal scores the latest is the best. A checkpoint without a finite score is never among the best.
+    Among equal scores the latest is the best. A checkpoint without a finite score is never among the best. One whose
+    manifest is damaged is not removed: its score is not known.
     """
     paths = complete(folder)
-    scores = [(read_manifest(path).score, path) for path in paths]
-    best = [
-        path for _, path in sorted(item for item in scores if item[0] is not None and math.isfinite(item[0]))
-    ]
-    kept = {*paths[-keep_last:], *(best[-keep_best:] if keep_best else [])}
+    scores: list[tuple[float, Path]] = []
+    unknown: list[Path] = []
+    for path in paths:
+        try:
+            score = read_manifest(path).score
+        except UserError:
+            unknown.append(path)
+            continue
+        if score is not None and math.isfinite(score):
+            scores.append((score, path))
+    best = [path for _, path in sorted(scores)]
+    kept = {*paths[-keep_last:], *(best[-keep_best:] if keep_best else []), *unknown}
     return [path for path in paths if path not in kept]
 
 
@@ -138,16 +155,52 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint; UserError if it is missing or invalid."""
     file = path / MANIFEST
     try:
-        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
+        return _parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(_unreadable(path, f"{MANIFEST}: {error.strerror}")) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(_unreadable(path, f"{MANIFEST} is not a manifest")) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(_unreadable(path, f"{MANIFEST} is not a manifest ({error})")) from error
+
+
+def _parse(text: str) -> Manifest:
+    """Raises ValueError or TypeError, with the reason, for anything but the text of a manifest."""
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object")
+    checksum = fields.pop("checksum", None)  # manifests of earlier versions have none
+    manifest = Manifest(**fields)
+    if not _is_count(manifest.step):
+        raise ValueError(f"step is {manifest.step!r}")
+    if manifest.score is not None and type(manifest.score) not in (int, float):
+        raise ValueError(f"score is {manifest.score!r}")
+    if not isinstance(manifest.layout, dict) or not all(map(_is_count, manifest.layout.values())):
+        raise ValueError(f"layout is {manifest.layout!r}")
+    if not isinstance(manifest.files, dict) or not manifest.files:
+        raise ValueError(f"files is {manifest.files!r}")
+    for name, entry in manifest.files.items():
+        if Path(name).name != name or "\0" in name or name in ("", ".", "..", MANIFEST):
+            raise ValueError(f"{name!r} is no name of a file in the folder")
+        if not isinstance(entry, list) or len(entry) != 2 or not all(map(_is_count, entry)):
+            raise ValueError(f"{name} has {entry!r} in place of bytes and checksum")
+    if checksum is not None and checksum != _checksum(manifest):
+        raise ValueError("its checksum does not match")
+    return manifest
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _checksum(manifest: Manifest) -> int:
+    """The CRC-32 of a manifest's fields, in any order and spacing."""
+    return zlib.crc32(json.dumps(asdict(manifest), sort_keys=True).encode())
 
 
 def check(path: Path) -> Manifest:
     """The manifest of a checkpoint. UserError unless all files exist with their full length."""
     manifest = read_manifest(path)
+    if missing := [name for name in _NEEDED if name not in manifest.files]:
+        raise UserError(_unreadable(path, f"{MANIFEST} does not list {missing[0]}"))
     for name, (num_bytes, _) in manifest.files.items():
         if not (path / name).is_file():
             raise UserError(_unreadable(path, f"{name} is missing"))
@@ -157,10 +210,16 @@ def check(path: Path) -> Manifest:
     return manifest
 
 
-def find_altered(path: Path, manifest: Manifest, *, rank: int, world_size: int) -> str | None:
-    """The first file in this rank's share whose checksum differs from the manifest's; None if none does."""
-    names = sorted(manifest.files)[rank::world_size]
-    return next((name for name in names if crc32_of(path / name) != manifest.files[name][1]), None)
+def find_fault(path: Path, manifest: Manifest, *, rank: int, world_size: int) -> str | None:
+    """What is wrong with the contents of the files in this rank's share, by their checksums; None if nothing is."""
+    for name in sorted(manifest.files)[rank::world_size]:
+        try:
+            checksum = crc32_of(path / name)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if checksum != manifest.files[name][1]:
+            return f"the checksum of {name} does not match"
+    return None
 
 
 def _unreadable(path: Path, reason: str) -> str:

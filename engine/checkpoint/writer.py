@@ -15,13 +15,34 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreLoadPlanner,
+    TorchDistLoadShardedStrategy,
+    TorchDistSaveShardedStrategy,
+)
 from ralign.engine.checkpoint.folders import crc32_of
+from ralign.engine.checkpoint.safe_load import SafePlanner, SafeReader, reason_of
 from ralign.engine.runtime.cuda_stand_in import on_megatron
-from ralign.engine.runtime.megatron_internals import RESULTS_QUEUE
+from ralign.engine.runtime.internals import Internal
+from ralign.engine.runtime.megatron_internals import READ_IN, RESULTS_QUEUE
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+READER = Internal(
+    module="megatron.core.dist_checkpointing.strategies.torch",
+    name="_get_filesystem_reader",
+    purpose="reads a checkpoint's metadata, which Megatron unpickles without a limit",
+    read_in=READ_IN,
+)
+LOAD_PLANNER = Internal(
+    module="megatron.core.dist_checkpointing.strategies.torch",
+    name="MCoreLoadPlanner",
+    purpose="reads a checkpoint's values, which Megatron unpickles without a limit",
+    read_in=READ_IN,
+)
 
 Pieces = dict[str, list[ShardedTensor]]
 
@@ -144,32 +165,42 @@ def _staged(pieces: Pieces, staging: dict[tuple[str, int], Tensor]) -> Pieces:
     return staged
 
 
+class _Load(TorchDistLoadShardedStrategy):
+    """Megatron's `torch_dist` format, read by `safe_load`."""
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        super().__init__()
+        self._reader = SafeReader(path, metadata)
+
+    def load(self, sharded_state_dict: Any, checkpoint_dir: Any) -> Any:
+        with READER.replaced(lambda *_, **__: self._reader), LOAD_PLANNER.replaced(_LoadPlanner):
+            return super().load(sharded_state_dict, checkpoint_dir)
+
+
+class _LoadPlanner(SafePlanner, MCoreLoadPlanner):
+    """Megatron's planner, with values read by `safe_load`."""
+
+
+class _NoCommon(TorchCommonLoadStrategy):
+    """The plain values are read once, by `safe_load`, and not with the tensors."""
+
+    def load_common(self, checkpoint_dir: Any) -> dict:
+        return {}
+
+
 @on_megatron
 @torch.no_grad()
-def load(path: Path, pieces: Pieces, rng: ShardedObject | None) -> dict | None:
+def load(path: Path, metadata: Metadata, pieces: Pieces, rng: ShardedObject | None) -> dict | None:
     """Load this rank's parts of a checkpoint into the live state, in place; returns the RNG state.
 
+    `metadata` is that of `safe_load.read_metadata`, equal on every rank.
+
     Raises:
-        OSError: a file is missing or cannot be read.
+        OSError: a file is missing, cannot be read, or has something that a save does not write.
     """
     state = {"pieces": pieces} | ({"rng": rng} if rng else {})
     try:
-        return cast(dict[str, Any], dist_checkpointing.load(state, str(path))).get("rng")
+        loaded = dist_checkpointing.load(state, str(path), _Load(path, metadata), _NoCommon())
     except CheckpointException as error:
         raise OSError(reason_of(error)) from error
-
-
-def load_common(path: Path) -> dict:
-    """The plain values of a checkpoint; every rank reads them."""
-    return dist_checkpointing.load_common_state_dict(str(path))["common"]
-
-
-def reason_of(error: CheckpointException) -> str:
-    """The reason of the first failed rank in one line. For a save, only rank 0 knows the reasons."""
-    if not error.failures:
-        return "another rank failed"
-    rank, (cause, _) = min(error.failures.items())
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(str(cause).split()).removeprefix("Worker failure: ") or type(cause).__name__
-    return f"rank {rank}: {text}"
+    return cast(dict[str, Any], loaded).get("rng")

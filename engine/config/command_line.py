@@ -18,6 +18,7 @@ import tyro
 from ralign.engine.config.renamed import new_names
 from ralign.engine.runtime.entry_point import rank
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.problems import Problems
 
 RunT = TypeVar("RunT")
 
@@ -34,18 +35,22 @@ def parse(default: RunT, argv: Sequence[str], description: str | None = None) ->
     status 0.
 
     Raises:
-        UserError: an unknown name, a value of the wrong type, or a value that a dataclass rejects.
+        UserError: unknown names, values of the wrong type, or values that a dataclass rejects: all of them.
     """
     if "-h" in argv or "--help" in argv:
         text = "\n\n".join(part.strip() for part in (description or type(default).__doc__ or "", _HOW))
         _help(default, text)
     annotations = _leaves(type(default))
-    values = {}
-    for name, value in _overrides(argv):
-        if name not in annotations:
-            raise UserError(_unknown(name, value, annotations))
-        values[name] = _value(name, value, annotations[name])
-    return _replace(default, values)
+    values: dict[str, Any] = {}
+    problems = Problems()
+    for name, value in _overrides(argv, problems):
+        with problems.collect():
+            if name not in annotations:
+                raise UserError(_unknown(name, value, annotations))
+            values[name] = _value(name, value, annotations[name])
+    replaced = _replace(default, values, problems)
+    problems.check()
+    return replaced
 
 
 def _help(default: Any, description: str) -> NoReturn:
@@ -75,18 +80,20 @@ def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """Splits the command line into pairs of name and value."""
+def _overrides(argv: Sequence[str], problems: Problems) -> list[tuple[str, str]]:
+    """Split the command line into pairs of name and value; what is neither goes to `problems`."""
     overrides = []
     tokens = iter(argv)
     for token in tokens:
         name, equals, value = token.partition("=")
         if not equals and not token.startswith("--"):
-            raise UserError(f"cannot read {token!r}: settings are given as field.sub=value (see --help)")
+            problems.add(f"cannot read {token!r}: settings are given as field.sub=value (see --help)")
+            continue
         if not equals:
             following = next(tokens, None)
             if following is None:
-                raise UserError(f"{token} needs a value (see --help)")
+                problems.add(f"{token} needs a value (see --help)")
+                continue
             value = following
         overrides.append((name.removeprefix("--").replace("-", "_"), value))
     return overrides
@@ -137,19 +144,23 @@ def _value(name: str, text: str, annotation: Any) -> Any:
     return parsed.value
 
 
-def _replace(node: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """A copy of the tree with the values set. Each dataclass is built once and so checks its final values."""
+def _replace(node: Any, values: dict[str, Any], problems: Problems, prefix: str = "") -> Any:
+    """A copy of the tree with the values set. Each dataclass is built once and so checks its final values.
+
+    A dataclass that rejects them stays as it was, and its message goes to `problems`.
+    """
     changes = {}
     for item in fields(node):
         name, value = prefix + item.name, getattr(node, item.name)
         if is_dataclass(value):
-            changes[item.name] = _replace(value, values, f"{name}.")
+            changes[item.name] = _replace(value, values, problems, f"{name}.")
         elif name in values:
             changes[item.name] = values[name]
     try:
         return replace(node, **changes)
     except UserError as error:
-        raise UserError(f"{prefix.removesuffix('.')}: {error}") from None
+        problems.add(f"{prefix.removesuffix('.')}: {error}")
+        return node
 
 
 def _expected(annotation: Any) -> str:

@@ -6,11 +6,20 @@
 """
 
 import json
+import math
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.problems import Problems
+
+MAX_CONCURRENCY = 65_536  # more than the ports of a machine
+MAX_PROCESSES = 512
+MAX_URL_CHARS = 2000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,88 +141,152 @@ class GenRMConfig(JudgeConfig):
 
 
 def check_endpoint(config: EndpointConfig, *, needs_url: bool = True) -> None:
-    """Raises UserError for settings with which no request can succeed."""
-    prefix = config.SETTING
+    """Raises UserError, with all mistakes in one line, for settings with which no request can succeed."""
+    prefix, problems = config.SETTING, Problems()
 
     def require(condition: bool, name: str, what: str) -> None:
-        if not condition:
-            raise UserError(f"{prefix}.{name} {what}, got {getattr(config, name)}")
+        problems.require(condition, f"{prefix}.{name} {what}, got {getattr(config, name)}")
 
-    if not config.model:
-        raise UserError(f"{prefix}.model is missing: the name of the model at the endpoint")
-    if needs_url and not (config.base_url or "").startswith(("http://", "https://")):
-        raise UserError(
-            f"{prefix}.base_url must be an address like http://host:8000/v1, got {config.base_url!r}"
-        )
-    require(config.temperature >= 0, "temperature", "must be at least 0")
-    for name in ("max_new_tokens", "concurrency"):
-        require(getattr(config, name) >= 1, name, "must be at least 1")
-    for name in ("num_retries", "num_processes", "price_in", "price_out"):
-        require((getattr(config, name) or 0) >= 0, name, "must not be negative")
+    problems.require(bool(config.model), f"{prefix}.model is missing: the name of the model at the endpoint")
+    if needs_url:
+        with problems.collect():
+            _check_url(config)
+        with problems.collect():
+            api_key_of(config)
+    require(0 <= config.temperature < math.inf, "temperature", "must be a number of at least 0")
+    require(config.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
+    require(1 <= config.concurrency <= MAX_CONCURRENCY, "concurrency", f"must be from 1 to {MAX_CONCURRENCY}")
+    require(config.num_retries >= 0, "num_retries", "must not be negative")
+    most = MAX_PROCESSES
+    require(0 <= (config.num_processes or 0) <= most, "num_processes", f"must be from 0 to {most}")
+    for name in ("price_in", "price_out"):
+        require(0 <= getattr(config, name) < math.inf, name, "must be a number of at least 0")
     for name in ("timeout_s", "max_backoff_s"):
-        require(getattr(config, name) > 0, name, "must be positive")
+        require(0 < getattr(config, name) < math.inf, name, "must be a positive number of seconds")
     for name in ("budget_tokens", "budget_cost"):
-        require(
-            getattr(config, name) is None or getattr(config, name) > 0, name, "must be positive (or None)"
-        )
-    if config.budget_cost is not None and not config.price_in + config.price_out:
+        value = getattr(config, name)
+        require(value is None or 0 < value < math.inf, name, "must be a positive number (or None)")
+    problems.require(
+        config.budget_cost is None or bool(config.price_in + config.price_out),
+        f"{prefix}.budget_cost={config.budget_cost} needs {prefix}.price_in or {prefix}.price_out",
+    )
+    with problems.collect():
+        extra_fields(config)
+    problems.check()
+
+
+def _check_url(config: EndpointConfig) -> None:
+    """Raises UserError for an address that no request can be sent to, or that has a place for a secret."""
+    name, url = f"{config.SETTING}.base_url", config.base_url or ""
+    example = "an address like http://host:8000/v1"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        reason = "its port is not a number" if "port" in str(error).lower() else "its host is not one"
+        raise UserError(f"{name} must be {example}: {reason}, got {public_url(url)}") from None
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise UserError(
-            f"{prefix}.budget_cost={config.budget_cost} needs {prefix}.price_in or {prefix}.price_out"
+            f"{name} must be {example}, without user, password, query and fragment: the key belongs into"
+            f" ${config.api_key_env} ({config.SETTING}.api_key_env names another variable), got {public_url(url)}"
         )
-    extra_fields(config)
+    is_written = url.isascii() and url.isprintable() and " " not in url and len(url) <= MAX_URL_CHARS
+    if parts.scheme not in ("http", "https") or not host or not is_written:
+        raise UserError(f"{name} must be {example}, got {public_url(url)!r}")
+
+
+def public_url(url: str) -> str:
+    """An address for messages: without user, password, query and fragment, which may hold a key."""
+    scheme, separator, rest = url.partition("#")[0].partition("?")[0].rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"[:MAX_URL_CHARS]
+
+
+def api_key_of(config: EndpointConfig) -> str:
+    """The endpoint's key, from the environment; "" without one.
+
+    Raises:
+        UserError: no HTTP header can carry it, or `api_key_env` is not a variable's name and may be the key itself.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_]*", config.api_key_env):
+        raise UserError(
+            f"{config.SETTING}.api_key_env must be the name of an environment variable, not a key"
+        )
+    api_key = os.environ.get(config.api_key_env, "")
+    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise UserError(
+            f"the key in ${config.api_key_env} has a space, a line break or another character that no header can carry"
+        )
+    return api_key
 
 
 def extra_fields(config: EndpointConfig) -> dict:
     """`config.extra` as a dict; UserError if it is not a JSON object."""
-    prefix = config.SETTING
+    setting = f"{config.SETTING}.extra={(config.extra or '')[:80]}"
     try:
         extra = json.loads(config.extra or "{}")
-    except ValueError as error:
-        raise UserError(f"{prefix}.extra={config.extra}: not JSON ({error})") from error
+        json.dumps(extra, allow_nan=False)
+    except RecursionError:
+        raise UserError(f"{setting}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # NaN and infinity among them
+        raise UserError(f"{setting}: not JSON ({error})") from error
     if not isinstance(extra, dict):
-        raise UserError(f"{prefix}.extra={config.extra}: expected a JSON object")
+        raise UserError(f"{setting}: expected a JSON object")
     return extra
 
 
 def check_judge(config: JudgeConfig) -> None:
     """Raises UserError for limits out of range."""
-    if not 0 <= config.max_failed_share <= 1:
-        raise UserError(
-            f"{config.SETTING}.max_failed_share must be from 0 to 1, got {config.max_failed_share}"
-        )
-    if config.num_tries < 1:
-        raise UserError(f"{config.SETTING}.num_tries must be at least 1, got {config.num_tries}")
+    prefix, problems = config.SETTING, Problems()
+    problems.require(
+        0 <= config.max_failed_share <= 1,
+        f"{prefix}.max_failed_share must be from 0 to 1, got {config.max_failed_share}",
+    )
+    problems.require(config.num_tries >= 1, f"{prefix}.num_tries must be at least 1, got {config.num_tries}")
+    problems.check()
 
 
 def check_server(config: JudgeConfig) -> None:
     """Raises UserError for a managed judge whose server could not start; reads the model folder."""
-    group = config.SETTING
-    server = config.server
-    if config.base_url:
-        raise UserError(
-            f"{group}.base_url={config.base_url} with {group}.kind=managed: the job starts its own server"
-            f" (use {group}.kind=endpoint for a running one)"
-        )
-    hf_config = Path(config.model or "") / "config.json"
-    if not hf_config.is_file():
-        raise UserError(f"{group}.model={config.model}: no Hugging Face folder (config.json is missing)")
-    for name in ("tensor", "data", "max_num_seqs"):
-        if getattr(server, name) < 1:
-            raise UserError(f"{group}.server.{name} must be at least 1, got {getattr(server, name)}")
-    if server.max_model_len is not None and server.max_model_len < 2:
-        raise UserError(f"{group}.server.max_model_len must be at least 2, got {server.max_model_len}")
+    group, server, problems = config.SETTING, config.server, Problems()
+    problems.require(
+        not config.base_url,
+        f"{group}.base_url={public_url(config.base_url or '')} with {group}.kind=managed: the job starts its own"
+        f" server (use {group}.kind=endpoint for a running one)",
+    )
+    for name, least in (("tensor", 1), ("data", 1), ("max_num_seqs", 1), ("max_model_len", 2)):
+        value = getattr(server, name)
+        at_least = value is None or value >= least
+        problems.require(at_least, f"{group}.server.{name} must be at least {least}, got {value}")
     for name in ("kv_cache_gib", "start_timeout_s"):
-        if getattr(server, name) <= 0:
-            raise UserError(f"{group}.server.{name} must be positive, got {getattr(server, name)}")
-    hf = json.loads(hf_config.read_text(encoding="utf-8"))
-    longest = server.max_model_len or hf.get("max_position_embeddings")
-    if longest is not None and config.max_new_tokens >= longest:
-        raise UserError(
+        value = getattr(server, name)
+        positive = 0 < value < math.inf
+        problems.require(positive, f"{group}.server.{name} must be a positive number, got {value}")
+    problems.require(
+        0 < server.gpu_memory_utilization <= 1,
+        f"{group}.server.gpu_memory_utilization must be more than 0 and at most 1,"
+        f" got {server.gpu_memory_utilization}",
+    )
+    with problems.collect():
+        of_model = _longest_context(config)
+        longest = server.max_model_len or of_model
+        problems.require(
+            longest is None or config.max_new_tokens < longest,
             f"{group}.max_new_tokens={config.max_new_tokens} leaves no room for a prompt: prompt and answer"
-            f" together have at most {longest} tokens"
+            f" together have at most {longest} tokens",
         )
-    if not 0 < server.gpu_memory_utilization <= 1:
-        raise UserError(
-            f"{group}.server.gpu_memory_utilization must be more than 0 and at most 1,"
-            f" got {server.gpu_memory_utilization}"
-        )
+    problems.check()
+
+
+def _longest_context(config: JudgeConfig) -> int | None:
+    """The longest prompt and answer, by the model's folder; None if it states none. UserError without a folder."""
+    setting, path = f"{config.SETTING}.model={config.model}", Path(config.model or "") / "config.json"
+    if not path.is_file():
+        raise UserError(f"{setting}: no Hugging Face folder (config.json is missing)")
+    try:
+        hf = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{setting}: config.json cannot be read ({error})") from error
+    longest = hf.get("max_position_embeddings") if isinstance(hf, dict) else None
+    if not isinstance(hf, dict) or not isinstance(longest, int | None):
+        raise UserError(f"{setting}: config.json is not a model's")
+    return longest

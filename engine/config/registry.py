@@ -114,7 +114,13 @@ def _from_file(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, file
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]  # half a module: the next import reads the file again
+        if isinstance(error, SyntaxError):
+            raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+        raise
     return module
 
 

@@ -1,107 +1,140 @@
-"""Rejects settings that cannot work together, before any model is built. Each message is one line with the values."""
+"""Rejects settings that cannot work together, before any model is built.
 
-import json
+All mistakes are reported at once, each with the values. A check that has no meaning after another one has failed, such
+as the division by a size of 0, is left out.
+"""
+
 import math
-from dataclasses import fields, is_dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
 from ralign.engine.config.run import GenRMRun, OptimConfig, Run
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import read_json_object
+from ralign.engine.runtime.problems import Problems
+
+LAYOUT_SIZES = {  # our name -> in a Hugging Face config.json: sizes of a model that a layout must divide or fit
+    "num_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+_MOST_GIB = 1_000_000  # far more than any machine has; a larger number of bytes would overflow
 
 
 def validate(run: Run, world_size: int) -> None:
-    """Raises UserError for the first combination of settings that cannot run on `world_size` processes."""
-    _check_finite(run)
-    _check_model(run)
-    _check_parallel(run, world_size)
-    _check_chat(run)
-    _check_lengths(run)
-    _check_sampling(run)
-    _check_algo(run, world_size)
-    _check_optim("optim", run.optim)
-    _check_optim("sft.optim", run.sft.optim)
-    _check_critic(run)
+    """Raises UserError with all combinations of settings that cannot run on `world_size` processes."""
+    checks = _values_of(run)
+    _check_layout(checks, run, world_size, _check_model(checks, run))
+    _check_chat(checks, run)
+    _check_critic_model(checks, run)
     if isinstance(run, GenRMRun):
-        _check_metarm(run)
-    _check_rest(run, world_size)
+        _check_metarm(checks, run)
+    if run.data.train is not None:
+        checks.require(os.path.isfile(run.data.train), f"data.train={run.data.train}: no such file")
+    checks.check()
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+def validate_layout(run: Run, world_size: int, sizes: Mapping[str, int]) -> None:
+    """`validate` where neither models nor data nor the MetaRM can be reached, as for a plan.
+
+    Args:
+        sizes: of the model, with the names of `LAYOUT_SIZES`.
+    """
+    checks = _values_of(run)
+    _check_layout(checks, run, world_size, sizes)
+    checks.check()
 
 
-def _at_least(least: float, **settings: float) -> None:
-    """Requires each setting to be at least `least`; __ in a name stands for a dot."""
-    for name, value in settings.items():
-        _require(value >= least, f"{name.replace('__', '.')} must be at least {least}, got {value}")
+def _values_of(run: Run) -> "_Checks":
+    """Raises UserError for values on which the other checks depend: numbers, and names of implementations."""
+    checks = _Checks()
+    _check_finite(checks, run)
+    checks.check()  # comparisons with NaN would add mistakes that are none
+    _check_registries(checks, run)
+    checks.check()
+    return checks
 
 
-def _positive(**settings: float) -> None:
-    for name, value in settings.items():
-        _require(value > 0, f"{name.replace('__', '.')} must be positive, got {value}")
+def _check_layout(checks: "_Checks", run: Run, world_size: int, sizes: Mapping[str, int] | None) -> None:
+    """All checks of the settings alone; `sizes` of the model, None if they are not valid."""
+    is_layout = _check_parallel(checks, run, world_size)
+    if sizes is not None:
+        _check_cut(checks, run, sizes)
+        _check_lengths(checks, run, sizes["max_position_embeddings"])
+    _check_sampling(checks, run)
+    _check_algo(checks, run)
+    if is_layout:
+        _check_shares(checks, run, world_size)
+    _check_optim(checks, "optim", run.optim)
+    _check_optim(checks, "sft.optim", run.sft.optim)
+    _check_critic(checks, run)
+    _check_rest(checks, run)
 
 
-def _share(**settings: float) -> None:
-    for name, value in settings.items():
-        _require(0 <= value <= 1, f"{name.replace('__', '.')} must be from 0 to 1, got {value}")
+class _Checks(Problems):
+    """Mistakes of settings; __ in a name stands for a dot."""
+
+    def at_least(self, least: float, **settings: float) -> bool:
+        return all(
+            [
+                self.require(value >= least, f"{_dotted(name)} must be at least {least}, got {value}")
+                for name, value in settings.items()
+            ]
+        )
+
+    def positive(self, **settings: float) -> None:
+        for name, value in settings.items():
+            self.require(value > 0, f"{_dotted(name)} must be positive, got {value}")
+
+    def share(self, **settings: float) -> None:
+        for name, value in settings.items():
+            self.require(0 <= value <= 1, f"{_dotted(name)} must be from 0 to 1, got {value}")
+
+    def divides(self, part: int, part_name: str, whole: int, whole_name: str) -> bool:
+        """False without a message for a `part` below 1, which has its own check."""
+        return part >= 1 and self.require(
+            whole % part == 0, f"{whole_name} = {whole} is not divisible by {part_name} = {part}"
+        )
 
 
-def _divides(part: int, part_name: str, whole: int, whole_name: str) -> None:
-    _require(whole % part == 0, f"{whole_name} = {whole} is not divisible by {part_name} = {part}")
+def _dotted(name: str) -> str:
+    return name.replace("__", ".")
 
 
-def _check_finite(node: Any, prefix: str = "") -> None:
+def _check_finite(checks: _Checks, node: Any, prefix: str = "") -> None:
     for item in fields(node):
         value = getattr(node, item.name)
         if is_dataclass(value):
-            _check_finite(value, f"{prefix}{item.name}.")
+            _check_finite(checks, value, f"{prefix}{item.name}.")
         elif isinstance(value, float):
-            _require(math.isfinite(value), f"{prefix}{item.name} must be finite, got {value}")
+            checks.require(math.isfinite(value), f"{prefix}{item.name} must be finite, got {value}")
 
 
-def _model_sizes(run: Run) -> dict[str, int]:
-    """Sizes that a layout must divide, from config.json if model.hf_path is given."""
+def _check_registries(checks: _Checks, run: Run) -> None:
+    """Requires that the named implementations exist."""
+    algo = run.algo
+    for registry, name in (
+        (FAMILIES, run.model.family),
+        (REWARDS, algo.reward),
+        (ADVANTAGES, algo.advantages),
+        (OBJECTIVES, algo.objective),
+    ):
+        with checks.collect():
+            registry.check(name)
+
+
+def _check_model(checks: _Checks, run: Run) -> dict[str, int] | None:
+    """Sizes that a layout must divide, from config.json if model.hf_path is given; None if they are not valid."""
     model = run.model
     if model.hf_path is not None:
-        return _folder_sizes("model.hf_path", model.hf_path)
-    return {
-        "num_layers": model.num_layers,
-        "num_attention_heads": model.num_attention_heads,
-        "num_query_groups": model.num_query_groups,
-        "ffn_hidden_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-    }
-
-
-def _folder_sizes(setting: str, folder: str) -> dict[str, int]:
-    path = Path(folder) / "config.json"
-    try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{setting}={folder}: cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{setting}={folder}: {path} is not JSON ({error})") from error
-    names = {
-        "num_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
-        "num_query_groups": "num_key_value_heads",
-        "ffn_hidden_size": "intermediate_size",
-        "max_position_embeddings": "max_position_embeddings",
-    }
-    for name in names.values():
-        _require(isinstance(hf.get(name), int), f"{setting}={folder}: config.json has no {name}")
-    return {ours: hf[theirs] for ours, theirs in names.items()}
-
-
-def _check_model(run: Run) -> None:
-    model = run.model
-    FAMILIES.check(model.family)
-    if model.hf_path is not None:
-        return
-    _at_least(
+        return _folder_sizes(checks, "model.hf_path", model.hf_path)
+    are_sizes = checks.at_least(
         1,
         model__num_layers=model.num_layers,
         model__hidden_size=model.hidden_size,
@@ -111,115 +144,147 @@ def _check_model(run: Run) -> None:
         model__head_dim=model.head_dim,
         model__max_position_embeddings=model.max_position_embeddings,
     )
-    _positive(
+    checks.positive(
         model__rope_theta=model.rope_theta, model__norm_eps=model.norm_eps, model__init_std=model.init_std
     )
-    _require(
+    checks.require(
         model.head_dim % 2 == 0, f"model.head_dim must be even (RoPE rotates pairs), got {model.head_dim}"
     )
-    _divides(
+    checks.divides(
         model.num_query_groups,
         "model.num_query_groups",
         model.num_attention_heads,
         "model.num_attention_heads",
     )
+    if not are_sizes:
+        return None
+    return {name: size for name, size in asdict(model).items() if name in LAYOUT_SIZES}
 
 
-def _check_parallel(run: Run, world_size: int) -> None:
-    parallel, sizes = run.parallel, _model_sizes(run)
-    _at_least(
+def _folder_sizes(checks: _Checks, setting: str, folder: str) -> dict[str, int] | None:
+    """The sizes in a folder's config.json; None if they cannot be read."""
+    try:
+        hf = read_json_object(Path(folder) / "config.json")
+    except UserError as error:
+        checks.add(f"{setting}={folder}: {error}")
+        return None
+    missing = [name for name in LAYOUT_SIZES.values() if type(hf.get(name)) is not int or hf[name] < 1]
+    where = f"{setting}={folder}: config.json has no"
+    if not checks.require(not missing, f"{where} {', '.join(missing)}"):
+        return None
+    return {ours: hf[theirs] for ours, theirs in LAYOUT_SIZES.items()}
+
+
+def _check_parallel(checks: _Checks, run: Run, world_size: int) -> bool:
+    """Whether the layout divides the world."""
+    parallel = run.parallel
+    are_sizes = checks.at_least(
         1,
         parallel__tensor=parallel.tensor,
         parallel__pipeline=parallel.pipeline,
         parallel__context=parallel.context,
     )
-    _require(
+    checks.require(
+        not parallel.sequence or parallel.tensor > 1,
+        f"parallel.sequence=True needs parallel.tensor > 1, got {parallel.tensor}",
+    )
+    is_layout = are_sizes and checks.require(
         world_size % (parallel.tensor * parallel.pipeline * parallel.context) == 0,
         f"parallel.tensor * parallel.pipeline * parallel.context = {parallel.tensor} * {parallel.pipeline}"
         f" * {parallel.context} does not divide the world of {world_size} process(es)",
     )
-    _check_cut(run, sizes, "the model")
-    if generate := run.generator.tensor:
-        _at_least(0, generator__tensor=generate)
-        _divides(generate, "generator.tensor", world_size, "the world size")
-        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-            _divides(generate, "generator.tensor", sizes[name], f"the model's {name}")
-    _require(
-        not parallel.sequence or parallel.tensor > 1,
-        f"parallel.sequence=True needs parallel.tensor > 1, got {parallel.tensor}",
+    generate = run.generator.tensor
+    is_engine = checks.at_least(0, generator__tensor=generate) and (
+        not generate or checks.divides(generate, "generator.tensor", world_size, "the world size")
     )
+    return is_layout and is_engine
 
 
-def _check_cut(run: Run, sizes: dict[str, int], whose: str) -> None:
+def _check_cut(checks: _Checks, run: Run, sizes: Mapping[str, int]) -> None:
+    """Requires that the layouts of trainer and generator divide the model."""
+    _check_trainer_cut(checks, run, sizes, "the model")
+    if generate := run.generator.tensor:
+        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+            checks.divides(generate, "generator.tensor", sizes[name], f"the model's {name}")
+
+
+def _check_trainer_cut(checks: _Checks, run: Run, sizes: Mapping[str, int], whose: str) -> None:
     """Requires that the trainer's layout divides these sizes."""
     parallel = run.parallel
     for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-        _divides(parallel.tensor, "parallel.tensor", sizes[name], f"{whose}'s {name}")
-    _divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], f"{whose}'s num_layers")
+        checks.divides(parallel.tensor, "parallel.tensor", sizes[name], f"{whose}'s {name}")
+    checks.divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], f"{whose}'s num_layers")
 
 
-def _check_critic(run: Run) -> None:
+def _check_critic(checks: _Checks, run: Run) -> None:
     critic = run.critic
-    _check_optim("critic.optim", critic.optim)
-    _share(critic__gamma=critic.gamma, critic__lam=critic.lam)
-    _at_least(0, critic__warmup_steps=critic.warmup_steps)
+    _check_optim(checks, "critic.optim", critic.optim)
+    checks.share(critic__gamma=critic.gamma, critic__lam=critic.lam)
+    checks.at_least(0, critic__warmup_steps=critic.warmup_steps)
     if critic.value_clip is not None:
-        _require(
+        checks.require(
             critic.value_clip > 0, f"critic.value_clip must be positive (or None), got {critic.value_clip}"
         )
     if not run.has_critic:
-        _require(
+        checks.require(
             critic.hf_path is None,
             f"critic.hf_path={critic.hf_path}: algo.advantages={run.algo.advantages} has no critic, only gae has one",
         )
         return
-    _require(
+    checks.require(
         run.algo.ratio == "token",
         f"algo.ratio={run.algo.ratio} needs one advantage per sequence, and algo.advantages=gae gives one per token: "
         "use algo.ratio=token",
     )
-    _require(
+    checks.require(
         critic.warmup_steps < run.num_steps or run.num_steps == 0,
         f"critic.warmup_steps = {critic.warmup_steps} leaves the policy no update in num_steps = {run.num_steps}",
     )
-    if critic.hf_path is not None:
-        sizes = _folder_sizes("critic.hf_path", critic.hf_path)
-        _check_cut(run, sizes, "the critic")
-        longest = run.data.max_prompt_tokens + run.generator.max_new_tokens
-        _require(
-            longest <= sizes["max_position_embeddings"],
-            f"data.max_prompt_tokens + generator.max_new_tokens = {longest} exceeds the critic's "
-            f"max_position_embeddings = {sizes['max_position_embeddings']}",
-        )
 
 
-def _check_chat(run: Run) -> None:
+def _check_critic_model(checks: _Checks, run: Run) -> None:
+    critic = run.critic
+    if critic.hf_path is None or not run.has_critic:
+        return
+    sizes = _folder_sizes(checks, "critic.hf_path", critic.hf_path)
+    if sizes is None:
+        return
+    _check_trainer_cut(checks, run, sizes, "the critic")
+    longest = run.data.max_prompt_tokens + run.generator.max_new_tokens
+    checks.require(
+        longest <= sizes["max_position_embeddings"],
+        f"data.max_prompt_tokens + generator.max_new_tokens = {longest} exceeds the critic's "
+        f"max_position_embeddings = {sizes['max_position_embeddings']}",
+    )
+
+
+def _check_chat(checks: _Checks, run: Run) -> None:
     """Requires a chat template in the model's folder if data.chat is set."""
     if not run.data.chat:
         return
     plain = "use data.chat=False for plain text"
-    _require(
-        run.model.hf_path is not None,
-        f"data.chat=True needs a chat template, and a model without model.hf_path has none: {plain}",
-    )
-    assert run.model.hf_path is not None
-    folder = Path(run.model.hf_path)
-    if (folder / "chat_template.jinja").is_file():
+    if run.model.hf_path is None:
+        checks.add(
+            f"data.chat=True needs a chat template, and a model without model.hf_path has none: {plain}"
+        )
         return
-    path = folder / "tokenizer_config.json"
+    folder = Path(run.model.hf_path)
+    if os.path.isfile(folder / "chat_template.jinja"):
+        return
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"data.chat=True: cannot read a chat template in {path} ({error})") from error
-    _require(
+        settings = read_json_object(folder / "tokenizer_config.json")
+    except UserError as error:
+        checks.add(f"data.chat=True: cannot read a chat template ({error})")
+        return
+    checks.require(
         bool(settings.get("chat_template")),
         f"data.chat=True: the tokenizer in model.hf_path={folder} has no chat template: {plain}",
     )
 
 
-def _check_lengths(run: Run) -> None:
-    prompt, longest = run.data.max_prompt_tokens, _model_sizes(run)["max_position_embeddings"]
-    _at_least(
+def _check_lengths(checks: _Checks, run: Run, longest: int) -> None:
+    prompt = run.data.max_prompt_tokens
+    checks.at_least(
         1,
         data__max_prompt_tokens=prompt,
         generator__max_new_tokens=run.generator.max_new_tokens,
@@ -227,90 +292,105 @@ def _check_lengths(run: Run) -> None:
     )
     for name, new in (("generator", run.generator.max_new_tokens), ("eval", run.eval.max_new_tokens)):
         text = f"data.max_prompt_tokens + {name}.max_new_tokens = {prompt} + {new} = {prompt + new}"
-        _require(prompt + new <= longest, f"{text} exceeds the model's max_position_embeddings = {longest}")
+        checks.require(
+            prompt + new <= longest, f"{text} exceeds the model's max_position_embeddings = {longest}"
+        )
         if name == "generator":
-            _require(prompt + new <= run.token_budget, f"{text} exceeds token_budget = {run.token_budget}")
+            checks.require(
+                prompt + new <= run.token_budget, f"{text} exceeds token_budget = {run.token_budget}"
+            )
 
 
-def _check_sampling(run: Run) -> None:
+def _check_sampling(checks: _Checks, run: Run) -> None:
     generator = run.generator
     why = (
         "truncated sampling biases the policy ratio, since the trainer's logprobs cover the whole vocabulary"
     )
-    _require(generator.top_p == 1, f"generator.top_p must be 1, got {generator.top_p}: {why}")
-    _require(generator.top_k == -1, f"generator.top_k must be -1, got {generator.top_k}: {why}")
-    _positive(
+    checks.require(generator.top_p == 1, f"generator.top_p must be 1, got {generator.top_p}: {why}")
+    checks.require(generator.top_k == -1, f"generator.top_k must be -1, got {generator.top_k}: {why}")
+    checks.positive(
         generator__temperature=generator.temperature,
         generator__gpu_memory_utilization=generator.gpu_memory_utilization,
     )
-    _at_least(0, generator__kv_cache_gib=generator.kv_cache_gib)
-    _at_least(1, memory__bucket_mib=run.memory.bucket_mib)
-    _at_least(0, memory__reserve_gib=run.memory.reserve_gib)
-    _share(generator__gpu_memory_utilization=generator.gpu_memory_utilization)
-    _at_least(1, generator__max_num_seqs=generator.max_num_seqs)
-    _at_least(1, generator__max_num_batched_tokens=generator.max_num_batched_tokens)
-    _at_least(0, eval__temperature=run.eval.temperature)
+    checks.at_least(0, generator__kv_cache_gib=generator.kv_cache_gib)
+    checks.at_least(1, memory__bucket_mib=run.memory.bucket_mib)
+    checks.at_least(0, memory__reserve_gib=run.memory.reserve_gib)
+    for name, size_gib in (
+        ("generator.kv_cache_gib", generator.kv_cache_gib),
+        ("memory.reserve_gib", run.memory.reserve_gib),
+    ):
+        checks.require(size_gib <= _MOST_GIB, f"{name} must be at most {_MOST_GIB}, got {size_gib}")
+    checks.share(generator__gpu_memory_utilization=generator.gpu_memory_utilization)
+    checks.at_least(1, generator__max_num_seqs=generator.max_num_seqs)
+    checks.at_least(1, generator__max_num_batched_tokens=generator.max_num_batched_tokens)
+    checks.at_least(0, eval__temperature=run.eval.temperature)
 
 
-def _check_metarm(run: GenRMRun) -> None:
-    kind = METARMS.load(run.metarm.kind)
-    kind.check(run.metarm)
-    _require(
+def _check_metarm(checks: _Checks, run: GenRMRun) -> None:
+    with checks.collect():
+        METARMS.load(run.metarm.kind).check(run.metarm)
+    checks.require(
         run.metarm.kind != "none" or not REWARDS.load(run.algo.reward).needs_metarm,
         f"algo.reward={run.algo.reward} needs a MetaRM, got metarm.kind=none",
     )
 
 
-def _check_algo(run: Run, world_size: int) -> None:
-    algo, data_size = run.algo, run.parallel.data_size(world_size)
-    REWARDS.check(algo.reward)
-    ADVANTAGES.check(algo.advantages)
-    OBJECTIVES.check(algo.objective)
-    _at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
-    _at_least(1, algo__num_samples=algo.num_samples)
-    _require(
+def _check_algo(checks: _Checks, run: Run) -> None:
+    algo = run.algo
+    checks.at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
+    checks.at_least(1, algo__num_samples=algo.num_samples)
+    checks.require(
         algo.num_samples >= 2 or run.has_critic,
         f"algo.num_samples must be at least 2, got {algo.num_samples}: {algo.advantages} compares answers"
         " to the same prompt",
     )
-    _divides(data_size, "the data-parallel size", algo.num_prompts, "algo.num_prompts")
-    num_engines = world_size // (run.generator.tensor or run.parallel.tensor)
-    _divides(num_engines, "the number of engines", algo.num_prompts, "algo.num_prompts")
     if algo.both_orders:
-        _divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
+        checks.divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
     num_samples = algo.num_prompts * algo.num_samples
-    _divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
-    _at_least(0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef)
-    _require(algo.clip_low < 1, f"algo.clip_low must be less than 1, got {algo.clip_low}")
-    _require(
+    checks.divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
+    checks.at_least(
+        0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef
+    )
+    checks.require(algo.clip_low < 1, f"algo.clip_low must be less than 1, got {algo.clip_low}")
+    checks.require(
         algo.objective != "cispo" or algo.dual_clip is None,
         f"algo.objective=cispo bounds every ratio on both sides: algo.dual_clip must be None, got {algo.dual_clip}",
     )
     if algo.dual_clip is not None:
-        _require(algo.dual_clip > 1, f"algo.dual_clip must exceed 1 (or be None), got {algo.dual_clip}")
+        checks.require(algo.dual_clip > 1, f"algo.dual_clip must exceed 1 (or be None), got {algo.dual_clip}")
     if algo.tis_cap is not None:
-        _require(algo.tis_cap > 0, f"algo.tis_cap must be positive (or None), got {algo.tis_cap}")
+        checks.require(algo.tis_cap > 0, f"algo.tis_cap must be positive (or None), got {algo.tis_cap}")
 
 
-def _check_optim(name: str, optim: OptimConfig) -> None:
-    _require(optim.lr > 0, f"{name}.lr must be positive, got {optim.lr}")
-    _require(
+def _check_shares(checks: _Checks, run: Run, world_size: int) -> None:
+    """Requires that every process and every engine has the same number of prompts."""
+    data_size = run.parallel.data_size(world_size)
+    num_prompts = run.algo.num_prompts
+    num_engines = world_size // (run.generator.tensor or run.parallel.tensor)
+    checks.divides(data_size, "the data-parallel size", num_prompts, "algo.num_prompts")
+    checks.divides(num_engines, "the number of engines", num_prompts, "algo.num_prompts")
+    checks.divides(data_size, "the data-parallel size", run.sft.num_samples, "sft.num_samples")
+
+
+def _check_optim(checks: _Checks, name: str, optim: OptimConfig) -> None:
+    checks.require(optim.lr > 0, f"{name}.lr must be positive, got {optim.lr}")
+    checks.require(
         0 <= optim.min_lr <= optim.lr,
         f"{name}.min_lr must be from 0 to {name}.lr = {optim.lr}, got {optim.min_lr}",
     )
-    _require(optim.eps > 0, f"{name}.eps must be positive, got {optim.eps}")
+    checks.require(optim.eps > 0, f"{name}.eps must be positive, got {optim.eps}")
     for field_name in ("beta1", "beta2"):
         beta = getattr(optim, field_name)
-        _require(0 <= beta < 1, f"{name}.{field_name} must be from 0 to less than 1, got {beta}")
+        checks.require(0 <= beta < 1, f"{name}.{field_name} must be from 0 to less than 1, got {beta}")
     for field_name in ("warmup_steps", "weight_decay", "clip_grad"):
         value = getattr(optim, field_name)
-        _require(value >= 0, f"{name}.{field_name} must not be negative, got {value}")
+        checks.require(value >= 0, f"{name}.{field_name} must not be negative, got {value}")
 
 
-def _check_rest(run: Run, world_size: int) -> None:
+def _check_rest(checks: _Checks, run: Run) -> None:
     name_is_folder = run.name not in ("", ".", "..") and "/" not in run.name
-    _require(name_is_folder, f"name must name a folder inside out, got {run.name!r}")
-    _at_least(
+    checks.require(name_is_folder, f"name must name a folder inside out, got {run.name!r}")
+    checks.at_least(
         0,
         seed=run.seed,
         num_steps=run.num_steps,
@@ -321,11 +401,11 @@ def _check_rest(run: Run, world_size: int) -> None:
         checkpoint__keep_best=run.checkpoint.keep_best,
         faults__max_skipped_updates=run.faults.max_skipped_updates,
     )
-    _positive(
+    checks.positive(
         faults__stall_s=run.faults.stall_s,
         faults__generation_stall_s=run.faults.generation_stall_s,
     )
-    _at_least(
+    checks.at_least(
         1,
         token_budget=run.token_budget,
         sft__num_samples=run.sft.num_samples,
@@ -333,8 +413,4 @@ def _check_rest(run: Run, world_size: int) -> None:
         eval__num_bootstrap=run.eval.num_bootstrap,
         checkpoint__keep_last=run.checkpoint.keep_last,
     )
-    _share(sft__golden_share=run.sft.golden_share)
-    data_size = run.parallel.data_size(world_size)
-    _divides(data_size, "the data-parallel size", run.sft.num_samples, "sft.num_samples")
-    if run.data.train is not None:
-        _require(Path(run.data.train).is_file(), f"data.train={run.data.train}: no such file")
+    checks.share(sft__golden_share=run.sft.golden_share)

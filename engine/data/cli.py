@@ -4,12 +4,14 @@ import argparse
 import json
 import sys
 from itertools import islice
-from pathlib import Path
 
 from ralign.engine.data.converters import LAYOUTS
-from ralign.engine.runtime.argparse_utils import Parser
+from ralign.engine.runtime.argparse_utils import Parser, number, whole_number
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_output
+from ralign.engine.runtime.problems import Problems
+from ralign.engine.runtime.text import printable
 
 _CONVERT = """\
 Converts a published preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON
@@ -63,7 +65,10 @@ def _main(argv: list[str]) -> None:
     overlap.add_argument("file", metavar="FILE")
     overlap.add_argument("--against", nargs="+", metavar="TEST", default=[], help="test files")
     overlap.add_argument(
-        "--threshold", type=float, default=0.8, help="smallest Jaccard similarity (default: 0.8)"
+        "--threshold",
+        type=number(0, 1, above=True),
+        default=0.8,
+        help="smallest Jaccard similarity (default: 0.8)",
     )
     overlap.add_argument(
         "--whole", action="store_true", help="compare prompts and responses, not only prompts"
@@ -73,7 +78,11 @@ def _main(argv: list[str]) -> None:
     overlap.set_defaults(call=_overlap)
     for each in (swap, overlap):
         each.add_argument(
-            "--max-bad-lines", type=int, default=0, metavar="N", help="skip up to N bad lines (default: 0)"
+            "--max-bad-lines",
+            type=whole_number(0),
+            default=0,
+            metavar="N",
+            help="skip up to N bad lines (default: 0)",
         )
     args = parser.parse_args(argv)
     args.call(args)
@@ -84,23 +93,28 @@ def _validate(args: argparse.Namespace) -> None:
 
     from ralign.engine.data.checks import check_file
 
-    reports = {path: check_file(path, need_golden=not args.without_golden) for path in args.files}
+    problems = Problems()
+    reports = {}
+    for path in args.files:
+        with problems.collect():
+            reports[path] = check_file(path, need_golden=not args.without_golden)
     if args.json:
         print(json.dumps({path: asdict(report) for path, report in reports.items()}, indent=2))
     else:
         for path, report in reports.items():
             _print_report(path, report)
     bad = [path for path, report in reports.items() if report.errors or not report.num_pairs]
-    if bad:
-        raise UserError(f"{', '.join(bad)}: not a valid pairs file")
+    problems.require(not bad, f"{', '.join(bad)}: not a valid pairs file")
+    problems.check()
 
 
 def _print_report(path: str, report) -> None:
     print(f"{path}: {report.num_pairs} pairs, {len(report.errors)} bad lines")
     for error in report.errors:
-        print(f"  error: {error}")
+        print(f"  error: {printable(error)}")
     for kind, ids in report.warnings.items():
-        print(f"  warning: {kind}: {len(ids)} pairs ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
+        shown = printable(", ".join(ids[:3]))
+        print(f"  warning: {kind}: {len(ids)} pairs ({shown}{', …' if len(ids) > 3 else ''})")
     if facts := report.facts:
         unbalanced = "" if facts["balanced"] else " (unbalanced: ralign-data swap --both balances it)"
         print(f"  labels: {facts['label_A']} A, {facts['label_B']} B{unbalanced}")
@@ -114,10 +128,10 @@ def _convert(args: argparse.Namespace) -> None:
     from ralign.engine.data.converters import convert, load_rows
     from ralign.engine.data.pairs import write_pairs
 
+    check_output(args.out, [args.source])
     result = convert(args.layout, load_rows(args.source, config=args.config, split=args.split))
     if not result.pairs:
         raise UserError(f"{args.source}: no row can be converted to a pair ({_counts(result.left_out)})")
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_pairs(args.out, result.pairs)
     left_out = f", left out: {_counts(result.left_out)}" if result.left_out else ""
     print(f"{args.out}: {len(result.pairs)} pairs{left_out}")
@@ -126,7 +140,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    return printable(", ".join(f"{count} {reason}" for reason, count in counts.items())) or "none"
 
 
 def _swap(args: argparse.Namespace) -> None:
@@ -135,6 +149,7 @@ def _swap(args: argparse.Namespace) -> None:
     from ralign.engine.data.pairs import read_pairs, write_pairs
     from ralign.engine.data.swap import swap_sides, why_not_swapped
 
+    check_output(args.out, [args.file])
     pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
     unsure = {pair.id: reason for pair in pairs if (reason := why_not_swapped(pair))}
     found = f"{len(unsure)} of {len(pairs)} golden judgments cannot be swapped reliably"
@@ -143,13 +158,17 @@ def _swap(args: argparse.Namespace) -> None:
         raise UserError(f"{args.file}: {found}, the first is {id}: {reason}")
     kept = [pair for pair in pairs if args.unsure == "keep" or pair.id not in unsure]
     swapped = [replace(swap_sides(pair), id=f"{pair.id}-swapped") for pair in kept]
+    if args.both and (repeated := {pair.id for pair in pairs} & {pair.id for pair in swapped}):
+        raise UserError(
+            f"{args.file}: --both would use the id {min(repeated)!r} twice: the file has it already"
+        )
     write_pairs(args.out, [*pairs, *swapped] if args.both else swapped)
     print(f"{args.out}: {len(swapped)} pairs swapped{' and the unchanged ones' if args.both else ''}")
     if unsure:
         done = "may name the wrong response" if args.unsure == "keep" else "were left out"
         print(f"warning: {found} and {done}:", file=sys.stderr)
         for id, reason in islice(unsure.items(), NUM_SHOWN):
-            print(f"  {id}: {reason}", file=sys.stderr)
+            print(printable(f"  {id}: {reason}"), file=sys.stderr)
         if len(unsure) > NUM_SHOWN:
             print(f"  and {len(unsure) - NUM_SHOWN} more", file=sys.stderr)
 
@@ -158,8 +177,8 @@ def _overlap(args: argparse.Namespace) -> None:
     from ralign.engine.data.overlap import near_duplicates, overlap, pair_text
     from ralign.engine.data.pairs import read_pairs, write_pairs
 
-    if not 0 < args.threshold <= 1:
-        raise UserError(f"--threshold must be above 0 and at most 1, got {args.threshold}")
+    if args.out:
+        check_output(args.out, [args.file, *args.against])
     pairs = read_pairs(args.file, need_golden=False, max_bad_lines=args.max_bad_lines)
     texts = [pair_text(pair, whole=args.whole) for pair in pairs]
     found: list[dict] = []
@@ -180,7 +199,8 @@ def _overlap(args: argparse.Namespace) -> None:
         print(json.dumps({"num_pairs": len(pairs), "num_found": len(dropped), "matches": found}, indent=2))
         return
     for match in found[:NUM_SHOWN]:
-        print(f"  {match['similarity']:.2f}  {match['id']}  {match['other_file']}: {match['other_id']}")
+        ids = printable(f"{match['id']}  {match['other_file']}: {match['other_id']}")
+        print(f"  {match['similarity']:.2f}  {ids}")
     if len(found) > NUM_SHOWN:
         print(f"  and {len(found) - NUM_SHOWN} more")
     share = 100 * len(dropped) / len(pairs)

@@ -82,7 +82,7 @@ def convert(layout: str, rows: Iterable[Row]) -> Conversion:
     Rows without a pair (a tie, an empty response, two equal responses) are counted by reason.
 
     Raises:
-        UserError: the layout is unknown, or a row lacks one of its columns.
+        UserError: the layout is unknown, or a row lacks one of its columns or has values of another shape.
     """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
@@ -99,6 +99,8 @@ def convert(layout: str, rows: Iterable[Row]) -> Conversion:
                 f"row {number} has no column {error.args[0]!r}: this is not the layout {layout}"
                 f" (columns: {', '.join(row)})"
             ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # a value of another shape
+            raise UserError(f"row {number} does not fit the layout {layout}: {error}") from error
     return result
 
 
@@ -113,10 +115,14 @@ def _checked(pair: Pair) -> Pair:
 
 
 def _with_own_id(pair: Pair, seen: dict[str, int]) -> Pair:
-    """Makes the id unique, as a pairs file requires. A set may repeat its ids."""
-    count = seen.get(pair.id, 0)
-    seen[pair.id] = count + 1
-    return replace(pair, id=f"{pair.id}#{count + 1}") if count else pair
+    """Make the id unique, as a pairs file requires: a set may repeat its ids, and have ids such as `p#2` too."""
+    id, count = pair.id, seen.get(pair.id, 0)
+    while id in seen:
+        count += 1
+        id = f"{pair.id}#{count}"
+    seen[pair.id] = max(count, 1)
+    seen.setdefault(id, 1)
+    return replace(pair, id=id)
 
 
 def _turns(value: Any) -> list[dict[str, str]]:

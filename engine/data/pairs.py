@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input, mistakes, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,8 @@ def read_pairs(path: str | Path, *, max_bad_lines: int = 0, need_golden: bool = 
 
 def scan_pairs(path: str | Path, *, need_golden: bool = True) -> tuple[list[Pair], list[str]]:
     """The pairs of a file and, for each bad line, ``FILE:LINE: reason``; `UserError` if it cannot be read."""
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read the pairs file {path}: {error.strerror}") from error
+    with mistakes("read", path):
+        lines = check_input(path).read_bytes().split(b"\n")
     pairs: list[Pair] = []
     line_of_id: dict[str, int] = {}
     reasons: list[str] = []
@@ -96,8 +95,12 @@ def scan_pairs(path: str | Path, *, need_golden: bool = True) -> tuple[list[Pair
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """Writes `pairs` as JSON lines in the schema that `read_pairs` reads."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    """Write `pairs` as JSON lines in the schema that `read_pairs` reads, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; an old one is as it was.
+    """
+    with replacing(path) as file:
         for pair in pairs:
             file.write(json.dumps(asdict(pair), ensure_ascii=False) + "\n")
 
@@ -109,12 +112,12 @@ class BadLine(Exception):
 def parse_object(line: bytes) -> dict[str, Any]:
     """The JSON object on one line; `BadLine` if there is none."""
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unrepeated)
     except UnicodeDecodeError as error:
         raise BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
         raise BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
-    except ValueError as error:  # NaN, infinity, or a number with thousands of digits
+    except ValueError as error:  # NaN, infinity, a repeated key, or a number with thousands of digits
         raise BadLine(f"unreadable JSON ({error})") from error
     except RecursionError as error:
         raise BadLine("unreadable JSON (nested too deeply)") from error
@@ -125,6 +128,16 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _unrepeated(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; JSON's usual readers take the last of several values of a key."""
+    record = dict(members)
+    if len(record) < len(members):
+        names = [name for name, _ in members]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} is there twice")
+    return record
 
 
 def parse_pair(record: dict[str, Any], *, need_golden: bool = True) -> Pair:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ralign.engine.data.pairs import Pair, context_turns, prompt_text
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input
 
 NEEDED = ("prompt", "response_A", "response_B")
 _PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B)\}")
@@ -77,6 +78,8 @@ def read_template(
     """
     if name_or_path in builtin:
         return builtin[name_or_path]
+    if Path(name_or_path).exists():
+        check_input(name_or_path)  # a device may never end
     try:
         template = Path(name_or_path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

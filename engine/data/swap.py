@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.data.side_names import find_names, speaks_of
 from ralign.engine.data.verdicts import visible
+from ralign.engine.data.worlds.judgeworld import has_oracle_judgment, oracle_judge
 
 _OTHER = {"A": "B", "a": "b", "1": "2", "One": "Two", "1st": "2nd"}
 _OTHER |= {"first": "second", "First": "Second", "FIRST": "SECOND"}
@@ -63,8 +64,8 @@ def swap_sides(pair: Pair) -> Pair:
         key: other_side(value) if key.endswith("_side") and value in ("A", "B") else value
         for key, value in pair.meta.items()
     }
-    if "reviews" in meta:
-        meta["reviews"] = [rename(review).text for review in meta["reviews"]]
+    if isinstance(reviews := meta.get("reviews"), list):
+        meta["reviews"] = [rename(review).text if isinstance(review, str) else review for review in reviews]
     swapped = replace(
         pair,
         response_A=pair.response_B,
@@ -73,9 +74,7 @@ def swap_sides(pair: Pair) -> Pair:
         gt_judgment=rename(pair.gt_judgment).text,
         meta=meta,
     )
-    if pair.source == "judgeworld" and pair.gt_judgment:
-        from ralign.engine.data.worlds.judgeworld import oracle_judge
-
+    if has_oracle_judgment(pair):
         return replace(swapped, gt_judgment=oracle_judge(swapped))
     return swapped
 
@@ -86,7 +85,7 @@ def why_not_swapped(pair: Pair) -> str | None:
     Only the part that the MetaRM reads is checked. The swap of a pair without a golden judgment is reliable.
     """
     golden = visible(pair.gt_judgment)
-    if not golden or pair.source == "judgeworld":
+    if not golden or has_oracle_judgment(pair):
         return None
     renaming = rename(golden)
     if not renaming.kinds:

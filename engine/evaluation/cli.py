@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ralign.engine.runtime.argparse_utils import Parser, positive
+from ralign.engine.runtime.argparse_utils import Parser, number, positive, whole_number
 from ralign.engine.runtime.entry_point import run_main
 
 _SCORE = """\
@@ -23,6 +23,7 @@ _METARM = """\
 Accuracy of a MetaRM on rationales built from pairs whose error is known (RM-Bench chat): one that names the true
 error, one that names another, one that praises style, and a vague one. The keyword MetaRM is the baseline."""
 
+_MAX_DRAWS = 1_000_000  # of the bootstrap: 32 MB for each metric
 _METARM_SPECS = "rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME"
 
 
@@ -68,12 +69,12 @@ def _add_run(commands) -> None:
     )
     run.add_argument("--limit", type=positive, metavar="N", help="only the first N pairs of each file")
     run.add_argument("--template", default="full", help="judge's prompt: full, compact, or a file (full)")
-    run.add_argument("--temperature", type=float, default=0.4, help="of the models (0.4)")
+    run.add_argument("--temperature", type=number(0), default=0.4, help="of the models (0.4)")
     run.add_argument("--max-new-tokens", type=positive, default=8192, help="of a judgment (8192)")
     run.add_argument(
         "--price",
         nargs=2,
-        type=float,
+        type=number(0),
         metavar=("IN", "OUT"),
         help="of a million prompt and answer tokens of models behind endpoints",
     )
@@ -89,10 +90,12 @@ def _add_run(commands) -> None:
     local.add_argument(
         "--max-num-seqs", type=positive, default=256, metavar="N", help="decoded at once (256)"
     )
-    local.add_argument("--kv-cache-gib", type=float, default=4.0, help="KV cache without a GPU (4)")
+    local.add_argument(
+        "--kv-cache-gib", type=number(0, above=True), default=4.0, help="KV cache without a GPU (4)"
+    )
     local.add_argument(
         "--gpu-memory-utilization",
-        type=float,
+        type=number(0, 1, above=True),
         help="share of a GPU's memory (0.9; less the MetaRM's if a managed one shares the GPU)",
     )
     run.set_defaults(call=_run)
@@ -110,7 +113,7 @@ def _add_metarm(commands) -> None:
     parser.add_argument(
         "--log", default="metarm_server.log", metavar="FILE", help="of a managed MetaRM's server"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap (0)")
     _add_metarm_options(parser)
     _add_endpoint_options(parser)
     parser.set_defaults(call=_metarm, price=None)
@@ -121,10 +124,18 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by", default="source", metavar="FIELD", help="field that names the subset, a dotted path (source)"
     )
-    parser.add_argument("--bootstrap", type=positive, default=2000, metavar="N", help="draws (2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of sampling (0)")
     parser.add_argument(
-        "--max-bad-lines", type=int, default=0, metavar="N", help="skip up to N bad lines a file (0)"
+        "--bootstrap", type=whole_number(1, _MAX_DRAWS), default=2000, metavar="N", help="draws (2000)"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="of the bootstrap and of sampling (0)"
+    )
+    parser.add_argument(
+        "--max-bad-lines",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="skip up to N bad lines a file (0)",
     )
     parser.add_argument(
         "--released",
@@ -141,12 +152,12 @@ def _add_metarm_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--metarm-graded-threshold",
-        type=float,
+        type=number(0, 1),
         default=0.5,
         metavar="SHARE",
         help="graded: share of the golden points that a Correct judgment covers (0.5)",
     )
-    group.add_argument("--metarm-temperature", type=float, default=0.4, help="(0.4)")
+    group.add_argument("--metarm-temperature", type=number(0), default=0.4, help="(0.4)")
     group.add_argument("--metarm-max-new-tokens", type=positive, default=16384, help="(16384)")
     group.add_argument(
         "--metarm-tries", type=positive, default=10, help="requests until an answer parses (10)"
@@ -154,7 +165,7 @@ def _add_metarm_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metarm-price",
         nargs=2,
-        type=float,
+        type=number(0),
         metavar=("IN", "OUT"),
         help="of a million of its prompt and answer tokens",
     )
@@ -164,7 +175,10 @@ def _add_metarm_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--metarm-max-model-len", type=positive, metavar="N", help="managed: longest sequence")
     group.add_argument(
-        "--metarm-gpu-memory-utilization", type=float, default=0.35, help="managed: share of memory (0.35)"
+        "--metarm-gpu-memory-utilization",
+        type=number(0, 1, above=True),
+        default=0.35,
+        help="managed: share of memory (0.35)",
     )
 
 
@@ -174,10 +188,17 @@ def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-key-env", default="OPENAI_API_KEY", help="variable with the key (OPENAI_API_KEY)"
     )
-    group.add_argument("--concurrency", type=positive, default=64, help="requests under way at once (64)")
-    group.add_argument("--timeout-s", type=float, default=600.0, help="of one request (600)")
     group.add_argument(
-        "--retries", type=int, default=5, help="of timeouts, lost connections and busy servers (5)"
+        "--concurrency", type=whole_number(1, 10_000), default=64, help="requests under way at once (64)"
+    )
+    group.add_argument(
+        "--timeout-s", type=number(0, 1e6, above=True), default=600.0, help="of one request (600)"
+    )
+    group.add_argument(
+        "--retries",
+        type=whole_number(0),
+        default=5,
+        help="of timeouts, lost connections and busy servers (5)",
     )
     group.add_argument(
         "--budget-tokens",
@@ -187,7 +208,7 @@ def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--budget-cost",
-        type=float,
+        type=number(0, above=True),
         metavar="X",
         help="stop when a model or the MetaRM with a price has cost X, likewise",
     )
@@ -195,15 +216,28 @@ def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from ralign.engine.evaluation.score import read_files, summarise, write_outputs, write_released
+    from ralign.engine.evaluation.score import (
+        check_outputs,
+        read_files,
+        split_name,
+        summarise,
+        write_outputs,
+        write_released,
+    )
     from ralign.engine.report.terminal import print_summary
+    from ralign.engine.runtime.files import check_output_folder
 
+    inputs = [path for _, path in map(split_name, args.files)]
+    if args.out:
+        check_outputs(args.out, inputs)
+    if args.released:
+        check_output_folder(args.released)
     judged = read_files(args.files, max_bad_lines=args.max_bad_lines)
     summary = summarise(judged, subset_field=args.by, num_bootstrap=args.bootstrap, seed=args.seed)
     if args.out:
         page = write_outputs(summary, judged, args.out, subset_field=args.by)
     if args.released:
-        write_released(judged, args.released)
+        write_released(judged, args.released, inputs)
     if args.json:
         print(json.dumps(summary, indent=2, allow_nan=False))
         return

@@ -33,6 +33,8 @@ from ralign.engine.judging.metarm import Outcome, Review
 from ralign.engine.report.progress import Progress
 from ralign.engine.report.summary import display, percent
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_output
+from ralign.engine.runtime.text import printable
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -163,6 +165,8 @@ def _failures(reviews: Sequence[Review]) -> dict[str, int]:
 
 def probe(args: argparse.Namespace) -> None:
     """The whole command; `args` as `cli` parses them."""
+    if args.cases:
+        check_output(args.cases, [args.file])
     cases = build_cases(read_pairs(args.file)[: args.limit])
     progress = Progress(enabled=not args.json)
     config = metarm_config(args)
@@ -195,8 +199,10 @@ def probe(args: argparse.Namespace) -> None:
 
 def _print_result(result: dict[str, Any]) -> None:
     table = Table(
-        title=f"{result['metarm']}: {result['num_pairs']} pairs of {result['num_prompts']} prompts, "
-        "per cent right [95 % interval over prompts]",
+        title=Text(
+            f"{printable(result['metarm'])}: {result['num_pairs']} pairs of {result['num_prompts']} prompts, "
+            "per cent right [95 % interval over prompts]"
+        ),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

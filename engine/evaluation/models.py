@@ -6,19 +6,23 @@ A model is a Hugging Face folder, an endpoint, or a file of answers; a MetaRM is
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, ServerConfig, check_endpoint
+from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, ServerConfig, check_endpoint, public_url
 from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import BadLine, parse_object
 from ralign.engine.evaluation.journal import Journal
+from ralign.engine.evaluation.pipeline import answer_key
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, Judge
 from ralign.engine.judging.local_model import LocalModel, LocalModelConfig
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input, mistakes, read_json_object
+from ralign.engine.runtime.problems import Problems
 
 KINDS = "a Hugging Face folder, endpoint:URL#MODEL or judged:FILE"
 METARM_KINDS = "rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME"
@@ -121,15 +125,13 @@ def read_answers(path: str) -> AnsweredModel:
     """The answers in a file. A null ``model_judgment`` is a failed call, as the released evaluator writes it.
 
     Raises:
-        UserError: a line is not a record with id and model_judgment.
+        UserError: a line is not a record with id and model_judgment, or has the id of an earlier line.
     """
     texts: dict[str, str] = {}
     failed: dict[str, str] = {}
     names: set[str] = set()
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"--model judged:{path}: {error.strerror}") from error
+    with mistakes("read", path):
+        lines = check_input(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -137,11 +139,16 @@ def read_answers(path: str) -> AnsweredModel:
             record = parse_object(line)
         except BadLine as bad:
             raise UserError(f"{path}:{number}: {bad}") from bad
-        if "id" not in record or not isinstance(record.get("model_judgment", 0), str | None):
+        if not isinstance(record.get("id"), str | int) or not isinstance(
+            record.get("model_judgment", 0), str | None
+        ):
             raise UserError(f"{path}:{number}: no id, or no model_judgment")
+        id = str(record["id"])
+        if answer_key(id, False) in (texts | failed):
+            raise UserError(f"{path}:{number}: id {id!r} was already used")
         meta = record["meta"] if isinstance(record.get("meta"), dict) else {}
         names.add(str(meta.get("model_name") or ""))
-        for key, order in ((str(record["id"]), ""), (f"{record['id']}\tswapped", "_swapped")):
+        for order, key in (("", answer_key(id, False)), ("_swapped", answer_key(id, True))):
             text = record.get(f"model_judgment{order}", 0)
             if isinstance(text, str):
                 texts[key] = text
@@ -156,7 +163,7 @@ def parse_endpoint(spec: str, option: str) -> tuple[str, str]:
     url, sharp, model = spec.removeprefix("endpoint:").rpartition("#")
     if not sharp or not model:
         raise UserError(
-            f"{option} {spec}: expected endpoint:URL#MODEL, such as endpoint:http://host:8000/v1#name"
+            f"{option} {public_url(spec)}: expected endpoint:URL#MODEL, such as endpoint:http://host:8000/v1#name"
         )
     return url, model
 
@@ -174,31 +181,39 @@ def parse_models(
         UserError: a model does not exist, or two have the same name.
     """
     models: dict[str, Model] = {}
+    problems = Problems()
     for argument in arguments:
-        name, equals, spec = argument.partition("=")
-        if not equals or "/" in name or ":" in name:
-            name, spec = "", argument
-        model: Model
-        if spec.startswith("endpoint:"):
-            url, served = parse_endpoint(spec, "--model")
-            config = ModelEndpointConfig(base_url=url, model=served, **endpoint)
-            check_endpoint(config)
-            name, model = name or served, EndpointModel(config)
-        elif spec.startswith("judged:"):
-            model = read_answers(spec.removeprefix("judged:"))
-            name = name or model.name
-        elif (Path(spec) / "config.json").is_file():
-            name = name or Path(spec).resolve().name
-            model = FolderModel(LocalModelConfig(folder=spec, **local))
-        else:
-            raise UserError(f"--model {spec}: expected {KINDS}; there is no config.json in {spec}")
-        name = name.replace("/", "_")
-        if name in models:
-            raise UserError(
-                f"--model {argument}: another model is named {name} too; rename it with NAME=MODEL"
-            )
-        models[name] = model
+        with problems.collect():
+            name, model = _parse_model(argument, local, endpoint)
+            if name in models:
+                raise UserError(
+                    f"--model {argument}: another model is named {name} too; rename it with NAME=MODEL"
+                )
+            models[name] = model
+    problems.check()
     return models
+
+
+def _parse_model(argument: str, local: Mapping[str, Any], endpoint: Mapping[str, Any]) -> tuple[str, Model]:
+    name, equals, spec = argument.partition("=")
+    if not equals or "/" in name or ":" in name:
+        name, spec = "", argument
+    model: Model
+    if spec.startswith("endpoint:"):
+        url, served = parse_endpoint(spec, "--model")
+        config = ModelEndpointConfig(base_url=url, model=served, **endpoint)
+        check_endpoint(config)
+        name, model = name or served, EndpointModel(config)
+    elif spec.startswith("judged:"):
+        model = read_answers(spec.removeprefix("judged:"))
+        name = name or model.name
+    elif os.path.isfile(os.path.join(spec, "config.json")):
+        read_json_object(Path(spec) / "config.json")
+        name = name or Path(spec).resolve().name
+        model = FolderModel(LocalModelConfig(folder=spec, **local))
+    else:
+        raise UserError(f"--model {spec}: expected {KINDS}; there is no config.json in {spec}")
+    return name.replace("/", "_"), model
 
 
 def endpoint_fields(args: argparse.Namespace, price: Sequence[float] | None) -> dict[str, Any]:

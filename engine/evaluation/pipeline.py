@@ -102,7 +102,8 @@ class Evaluation:
     def num_unfinished(self) -> int:
         """Pairs, in each order, without an answer, or with one that needs a review."""
         return self.num_missing() + sum(
-            answer_key(pair.id, False) in self.answers and self._lacks_review(pair, False) for pair in self.pairs
+            answer_key(pair.id, False) in self.answers and self._lacks_review(pair, False)
+            for pair in self.pairs
         )
 
     def _await(self, future: Future, pair: Pair, swapped: bool) -> None:

@@ -10,7 +10,6 @@ swapped, so that an "A" names response_B; for failed calls the reason in ``meta.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,15 @@ from typing import Any
 from ralign.engine.data.pairs import SIDES, BadLine, Side, parse_object
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input, mistakes, replacing
 
 SUBSET_FIELD = "source"
 _SUBSET_KEYS = ("subset", "domain", "category", "dataset", "name")
 _SCORES = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0}
+_TEXTS = (
+    *("response_A", "response_B", "gt_judgment", "model_judgment", "model_judgment_swapped"),
+    *("metarm_raw", "metarm_analysis"),
+)
 NUM_REASONS_SHOWN = 5
 
 
@@ -51,10 +55,8 @@ def read_judged(path: str | Path, *, max_bad_lines: int = 0) -> list[JudgedPair]
             fields or unknown values, an outcome that contradicts the verdict, an id used twice for one model). The
             message names the first of them with number and reason.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read the judged file {path}: {error.strerror}") from error
+    with mistakes("read", path):
+        lines = check_input(path).read_bytes().split(b"\n")
     judged: list[JudgedPair] = []
     seen: set[tuple[str | None, str]] = set()
     reasons = []
@@ -99,8 +101,8 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
         raise BadLine(f"unknown metarm_verdict {name!r}")
     if (verdict == label) == (outcomes[0] is Outcome.SKIPPED):
         raise BadLine(f"metarm_verdict {name} with model_pred {verdict} and gt_label {label}")
-    meta = record.get("meta")
-    model = meta.get("model_name") if isinstance(meta, dict) else None
+    _check_shown(record)
+    model = (record.get("meta") or {}).get("model_name")
     return JudgedPair(
         id=str(record["id"]),
         label=label,
@@ -113,6 +115,21 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
         model=None if model is None else str(model),
         record=record,
     )
+
+
+def _check_shown(record: dict[str, Any]) -> None:
+    """Checks the fields that only the page shows, which may be missing or null."""
+    for name in _TEXTS:
+        if not isinstance(record.get(name), str | None):
+            raise BadLine(f"{name} must be text or null, got {type(record[name]).__name__}")
+    if not isinstance(record.get("meta"), dict | None):
+        raise BadLine(f"meta must be an object or null, got {type(record['meta']).__name__}")
+    turns = record.get("conversations") or []
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in ("role", "content"))
+        for turn in turns
+    ):
+        raise BadLine("conversations must be turns, objects with strings role and content")
 
 
 def subset_of(record: dict[str, Any], field: str = SUBSET_FIELD) -> str:
@@ -151,7 +168,17 @@ def test_of(path: Path, model: str | None) -> str:
 
 
 def released_name(test: str, model: str) -> str:
-    """The released summary's file name for this test and model."""
+    """The released summary's file name for this test and model. Different ones may have the same name.
+
+    Raises:
+        UserError: nothing is left of one of the two.
+    """
+    for name in (test, model):
+        if not name_in_file(name).strip("."):
+            raise UserError(
+                f"{name!r} has no letter or digit for the released summary's file names: rename the file, or give the"
+                " model another name with NAME=FILE"
+            )
     return f"{name_in_file(test)}__{name_in_file(model)}.jsonl"
 
 
@@ -161,14 +188,10 @@ def name_in_file(name: str) -> str:
 
 
 def write_records(records: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write JSON lines atomically: a reader finds the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8", newline="\n") as file:
+    """Write JSON lines atomically: a reader finds the old file or the whole new one. UserError if that fails."""
+    with replacing(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(fresh, path)
 
 
 def by_subset(judged: Sequence[JudgedPair], field: str) -> dict[str, list[JudgedPair]]:

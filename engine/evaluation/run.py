@@ -17,6 +17,7 @@ from ralign.engine.data.pairs import Pair, read_pairs
 from ralign.engine.data.prompts import load_template
 from ralign.engine.evaluation.journal import Journal
 from ralign.engine.evaluation.models import (
+    AnsweredModel,
     FolderModel,
     Model,
     endpoint_fields,
@@ -24,24 +25,31 @@ from ralign.engine.evaluation.models import (
     metarm_config,
     parse_models,
 )
-from ralign.engine.evaluation.pipeline import Evaluation
+from ralign.engine.evaluation.pipeline import ANSWER_FIELDS, REVIEW_FIELDS, Evaluation
 from ralign.engine.evaluation.records import write_records
-from ralign.engine.evaluation.score import read_files, summarise, write_outputs, write_released
+from ralign.engine.evaluation.score import (
+    check_outputs,
+    read_named,
+    summarise,
+    write_outputs,
+    write_released,
+)
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM
 from ralign.engine.report.progress import Progress
 from ralign.engine.report.terminal import print_summary
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_output, check_output_folder, file_name
+from ralign.engine.runtime.problems import Problems
+from ralign.engine.runtime.text import printable
 
 _GPU_SHARE = 0.9  # of a GPU's memory, for all engines on it together
 
 
 def run(args: argparse.Namespace) -> None:
     """The whole command; `args` as `cli` parses them."""
-    template = load_template(args.template)
-    metarm = metarm_config(args)
-    models = models_of(args, metarm)
-    tests = _read_tests(args)
+    template, metarm, models, tests = _read(args)
+    inputs = _check_outputs(args, models, tests)
     progress = Progress()
     with ExitStack() as stack:
         evaluations = {
@@ -55,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         files = []
         for name, model in models.items():
             files += _judge_model(name, model, evaluations[name], reviewer, args, progress)
-    judged = read_files(files)
+    judged = read_named(files)
     summary = summarise(
         judged,
         subset_field=args.by,
@@ -65,9 +73,43 @@ def run(args: argparse.Namespace) -> None:
     )
     page = write_outputs(summary, judged, Path(args.out) / "report", subset_field=args.by)
     if args.released:
-        write_released(judged, args.released)
+        write_released(judged, args.released, inputs)
     print_summary(summary)
     print(f"Page: {page}")
+
+
+def _read(args: argparse.Namespace) -> tuple[str, MetaRMConfig, dict[str, Model], dict[str, list[Pair]]]:
+    """Template, MetaRM, models by name and tests. UserError with all mistakes of the options and the files."""
+    problems = Problems()
+    template, models = "", {}
+    with problems.collect():
+        template = load_template(args.template)
+    metarm = MetaRMConfig()
+    with problems.collect():
+        metarm = metarm_config(args)
+    with problems.collect():
+        models = models_of(args, metarm)
+    tests = _read_tests(args, problems)
+    problems.check()
+    return template, metarm, models, tests
+
+
+def _check_outputs(
+    args: argparse.Namespace, models: Mapping[str, Model], tests: Mapping[str, Sequence[Pair]]
+) -> list[str | Path]:
+    """The files that the command reads. UserError if it could not write its outputs, or would replace one of them."""
+    inputs = [*args.pairs, *(model.path for model in models.values() if isinstance(model, AnsweredModel))]
+    check_outputs(Path(args.out) / "report", inputs)
+    for name in models:
+        for test in tests:
+            check_output(_judged_file(args, name, test), inputs)
+    if args.released:
+        check_output_folder(args.released)
+    return inputs
+
+
+def _judged_file(args: argparse.Namespace, model: str, test: str) -> Path:
+    return Path(args.out) / "judgments" / file_name(model) / f"{test}.jsonl"
 
 
 def models_of(args: argparse.Namespace, metarm: MetaRMConfig) -> dict[str, Model]:
@@ -102,14 +144,16 @@ def _metarm_share(args: argparse.Namespace, metarm: MetaRMConfig) -> float:
     return args.metarm_gpu_memory_utilization if shared else 0.0
 
 
-def _read_tests(args: argparse.Namespace) -> dict[str, list[Pair]]:
+def _read_tests(args: argparse.Namespace, problems: Problems) -> dict[str, list[Pair]]:
     tests: dict[str, list[Pair]] = {}
     for path in map(Path, args.pairs):
-        if path.stem in tests:
-            raise UserError(
-                f"--pairs {path}: another file is named {path.stem} too; a test needs its own name"
-            )
-        tests[path.stem] = read_pairs(path, max_bad_lines=args.max_bad_lines)
+        if problems.require(
+            path.stem not in tests,
+            f"--pairs {path}: another file is named {path.stem} too; a test needs its own name",
+        ):
+            tests[path.stem] = []
+            with problems.collect():
+                tests[path.stem] = read_pairs(path, max_bad_lines=args.max_bad_lines)
     return tests
 
 
@@ -130,12 +174,12 @@ def _open_evaluations(
     """
     evaluations = {}
     for test, pairs in tests.items():
-        folder = Path(args.out) / "work" / name
+        folder = Path(args.out) / "work" / file_name(name)
         answers, reviews = (
-            stack.enter_context(closing(Journal(folder / f"{test}.{kind}.jsonl", settings)))
-            for kind, settings in (
-                ("answers", _answer_settings(model, pairs, template)),
-                ("reviews", _review_settings(args, metarm, pairs)),
+            stack.enter_context(closing(Journal(folder / f"{test}.{kind}.jsonl", settings, fields)))
+            for kind, settings, fields in (
+                ("answers", _answer_settings(model, pairs, template), ANSWER_FIELDS),
+                ("reviews", _review_settings(args, metarm, pairs), REVIEW_FIELDS),
             )
         )
         evaluations[test] = evaluation = Evaluation(
@@ -168,23 +212,23 @@ def _judge_model(
     metarm: MetaRM | None,
     args: argparse.Namespace,
     progress: Progress,
-) -> list[str]:
-    """Judge every test with one model; returns `NAME=FILE` for each judged file."""
+) -> list[tuple[str, Path]]:
+    """Judge every test with one model; returns (name, judged file) for each."""
     judge = None
     if any(evaluation.num_missing() for evaluation in evaluations.values()):
-        with progress.stage(f"start_{name}", f"Start of {name}"):
+        with progress.stage(f"start_{name}", f"Start of {printable(name)}"):
             judge = model.start(_total(evaluation.answers for evaluation in evaluations.values()))
     files = []
     with closing(judge) if judge is not None else nullcontext():
         for test, evaluation in evaluations.items():
             evaluation.judge, evaluation.metarm = judge, metarm
-            title = f"{name} on {test}"
+            title = printable(f"{name} on {test}")
             with progress.stage(f"judge_{name}", title, num_steps=evaluation.num_unfinished()):
                 evaluation.run()
             _report_failures(evaluation, progress)
-            path = Path(args.out) / "judgments" / name / f"{test}.jsonl"
+            path = _judged_file(args, name, test)
             write_records(evaluation.records(name, args.metarm), path)
-            files.append(f"{name}={path}")
+            files.append((name, path))
     return files
 
 
@@ -194,7 +238,7 @@ def _report_failures(evaluation: Evaluation, progress: Progress) -> None:
             f"{len(evaluation.failed)} calls had failed when the answers were made, and count as failures"
         )
     if evaluation.problems:
-        first = next(iter(evaluation.problems.values()))
+        first = printable(next(iter(evaluation.problems.values())))
         progress.say(
             f"{len(evaluation.problems)} calls failed for good and count as failures (first: {first});"
             " the same command repeats them"

@@ -11,6 +11,7 @@ its margins. Both resampling schemes therefore need only that table:
   counted among the draws). For L-Acc this is McNemar's exact test.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,45 +33,56 @@ from ralign.engine.report.metrics_csv import write_csv
 from ralign.engine.report.plots import plot_judgments
 from ralign.engine.report.summary import make_summary, write_summary
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_output, check_output_folder
+from ralign.engine.runtime.problems import Problems
 
 NUM_DRAWS = 20_000
+_OUTPUTS = ("summary.json", "metrics.csv", "judgments.png", "index.html")
 _ROUNDING = 1e-12
 
 Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 
 
-def read_files(paths: Sequence[str], *, max_bad_lines: int = 0) -> Judged:
-    """Judged files by model and test.
-
-    The test is the file's name without its suffix, or BENCH in a name by the released evaluator (`records.test_of`).
-    The model is NAME in ``NAME=FILE``, else ``meta.model_name``, else the file's folder.
-
-    Raises:
-        UserError: a bad file, or two files with the same test of the same model.
-    """
-    judged: Judged = {}
-    for argument in paths:
-        name, path = _split(argument)
-        parts: dict[tuple[str, str], list[JudgedPair]] = {}
-        for pair in read_judged(path, max_bad_lines=max_bad_lines):
-            model = name or pair.model or path.resolve().parent.name
-            parts.setdefault((model, test_of(path, pair.model)), []).append(pair)
-        for (model, test), pairs in parts.items():
-            tests = judged.setdefault(model, {})
-            if test in tests:
-                raise UserError(
-                    f"{argument}: model {model!r} has the test {test!r} from another file already;"
-                    " name the model with NAME=FILE, or rename the file"
-                )
-            tests[test] = pairs
-    return judged
+def read_files(arguments: Sequence[str], *, max_bad_lines: int = 0) -> Judged:
+    """Judged files, `FILE` or `NAME=FILE`, by model and test, as `read_named` reads them."""
+    return read_named([split_name(argument) for argument in arguments], max_bad_lines=max_bad_lines)
 
 
-def _split(argument: str) -> tuple[str | None, Path]:
-    if not Path(argument).exists() and "=" in argument:
+def split_name(argument: str) -> tuple[str | None, Path]:
+    """(NAME, FILE) of `NAME=FILE`, or (None, FILE)."""
+    if not os.path.exists(argument) and "=" in argument:
         name, _, path = argument.partition("=")
         return name, Path(path)
     return None, Path(argument)
+
+
+def read_named(files: Sequence[tuple[str | None, Path]], *, max_bad_lines: int = 0) -> Judged:
+    """Judged files by model and test.
+
+    The test is the file's name without its suffix, or BENCH in a name by the released evaluator (`records.test_of`).
+    The model is the name beside the file, else ``meta.model_name``, else the file's folder.
+
+    Raises:
+        UserError: bad files, or two files with the same test of the same model.
+    """
+    judged: Judged = {}
+    problems = Problems()
+    for name, path in files:
+        with problems.collect():
+            parts: dict[tuple[str, str], list[JudgedPair]] = {}
+            for pair in read_judged(path, max_bad_lines=max_bad_lines):
+                model = name or pair.model or path.resolve().parent.name
+                parts.setdefault((model, test_of(path, pair.model)), []).append(pair)
+            for (model, test), pairs in parts.items():
+                tests = judged.setdefault(model, {})
+                if test in tests:
+                    raise UserError(
+                        f"{path}: model {model!r} has the test {test!r} from another file already;"
+                        " name the model with NAME=FILE, or rename the file"
+                    )
+                tests[test] = pairs
+    problems.check()
+    return judged
 
 
 def score(judged: Judged, *, subset_field: str, num_bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -208,14 +220,20 @@ def summarise(
     )
 
 
+def check_outputs(folder: str | Path, inputs: Sequence[str | Path]) -> None:
+    """Raises UserError if `write_outputs` cannot write into this folder, or would replace an input."""
+    for name in _OUTPUTS:
+        check_output(check_output_folder(folder) / name, inputs)
+
+
 def write_outputs(
     summary: Mapping[str, Any], judged: Judged, folder: str | Path, *, subset_field: str
 ) -> Path:
     """Write summary.json, metrics.csv, the bar chart and the page into `folder`; returns the page's path."""
-    folder = Path(folder)
-    write_summary(summary, folder / "summary.json")
-    write_csv(summary, folder / "metrics.csv")
-    figure = plot_judgments(summary, folder / "judgments.png")
+    summary_file, table, figure, page = (Path(folder) / name for name in _OUTPUTS)
+    write_summary(summary, summary_file)
+    write_csv(summary, table)
+    plot_judgments(summary, figure)
     records = {
         model: {test: [pair.record for pair in pairs] for test, pairs in tests.items()}
         for model, tests in judged.items()
@@ -223,30 +241,32 @@ def write_outputs(
     return write_browser(
         summary,
         records,
-        folder / "index.html",
+        page,
         subset_of=lambda record: subset_of(record, subset_field),
         figure=figure,
     )
 
 
-def write_released(judged: Judged, folder: str | Path) -> None:
+def write_released(judged: Judged, folder: str | Path, inputs: Sequence[str | Path]) -> None:
     """Write each test of each model into `folder`, under the released summary's name for it.
 
     Raises:
-        UserError: two would have the same name.
+        UserError: two would have the same name, one would have no name or replace one of `inputs`, or the disk is full.
     """
-    written: dict[str, str] = {}
+    named: dict[Path, tuple[str, str]] = {}
     for model, tests in judged.items():
-        for test, pairs in tests.items():
-            name = released_name(test, model)
-            if name in written:
+        for test in tests:
+            path = check_output(check_output_folder(folder) / released_name(test, model), inputs)
+            if path in named:
+                other_model, other_test = named[path]
                 raise UserError(
-                    f"--released {folder}: {model} on {test} and {written[name]} would both be {name};"
-                    " give one of the models another name with NAME=FILE"
+                    f"--released {folder}: {model} on {test} and {other_model} on {other_test} would both be"
+                    f" {path.name}; give one of the models another name with NAME=FILE"
                 )
-            written[name] = f"{model} on {test}"
-            records = [pair.record for pair in pairs]
-            named = [
-                {**record, "meta": {**(record.get("meta") or {}), "model_name": model}} for record in records
-            ]
-            write_records(named, Path(folder) / name)
+            named[path] = model, test
+    for path, (model, test) in named.items():
+        records = (pair.record for pair in judged[model][test])
+        write_records(
+            ({**record, "meta": {**(record.get("meta") or {}), "model_name": model}} for record in records),
+            path,
+        )

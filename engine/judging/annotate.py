@@ -10,10 +10,11 @@ Every answer is appended to OUTPUT.journal.jsonl at once. A killed run continues
 request. OUTPUT (the pairs with a judgment, in the order of the input) and OUTPUT.summary.json (counts of kept,
 rejected and failed pairs with reasons, tokens, cost) are written at the end, and when a budget is spent. The next run
 repeats failed calls.
+
+The exit status is 2, with one line, if there is no judgment at the end or every call failed.
 """
 
 import json
-import os
 import queue
 import re
 from collections import Counter
@@ -25,19 +26,32 @@ from typing import ClassVar
 
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import EndpointConfig, check_endpoint, extra_fields
-from ralign.engine.data.pairs import Pair, context_turns, other_side, prompt_text, read_pairs, write_pairs
+from ralign.engine.data.pairs import (
+    BadLine,
+    Pair,
+    context_turns,
+    other_side,
+    parse_object,
+    prompt_text,
+    read_pairs,
+    write_pairs,
+)
 from ralign.engine.data.prompts import read_template
 from ralign.engine.data.verdicts import all_verdicts, visible
 from ralign.engine.judging.cache import cache_key
+from ralign.engine.judging.client_reply import MAX_TOKENS
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, JudgeStopped, Reply, Request
 from ralign.engine.report.progress import Progress
 from ralign.engine.runtime.append_log import LineLog
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input, check_output, write_text
+from ralign.engine.runtime.problems import Problems
 
 NEEDED = ("prompt", "response_A", "response_B", "label")
 NONE = "(none)"
+_MAX_CHARGED = 1000 * MAX_TOKENS  # of one request with all its tries
 _PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B|label|other|reviews)\}")
 
 GOLDEN = r"""You write the reference judgment of a comparison: two responses to the same user message, of which \
@@ -136,15 +150,7 @@ def main() -> None:
 
 def _main(argv: list[str]) -> None:
     config = parse(AnnotateConfig(), argv, __doc__)
-    for name, value in (("pairs", config.pairs), ("output", config.output)):
-        if not value:
-            raise UserError(f"{name} is missing: give {name}=FILE")
-    if Path(config.pairs).resolve() == Path(config.output).resolve():
-        raise UserError(f"output={config.output} is the pairs file itself")
-    for name, value in (("num_tries", config.num_tries), ("limit", config.limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    check_endpoint(config.annotator)
+    _check(config)
     summary = annotate(config)
     reasons = ", ".join(f"{number} {reason}" for reason, number in summary["rejected"].items())
     print(
@@ -153,6 +159,41 @@ def _main(argv: list[str]) -> None:
         f" {summary['num_failed']} calls failed; {summary['tokens']['prompt']} + {summary['tokens']['answer']}"
         f" tokens, cost {summary['cost']:.4g}"
     )
+    if summary["num_failed"] and not summary["num_answered"]:
+        raise UserError(
+            f"all {summary['num_failed']} calls failed ({summary['first_problem']}); the same command tries them again"
+        )
+    if not summary["num_kept"]:
+        raise UserError(f"no pair of {config.pairs} got a golden judgment")
+
+
+def _check(config: AnnotateConfig) -> None:
+    """Raises UserError, with all mistakes in one line."""
+    problems = Problems()
+    for name, value in (("pairs", config.pairs), ("output", config.output)):
+        problems.require(bool(value), f"{name} is missing: give {name}=FILE")
+    for name, value in (("num_tries", config.num_tries), ("limit", config.limit)):
+        problems.require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+    problems.require(
+        config.max_bad_lines >= 0, f"max_bad_lines must not be negative, got {config.max_bad_lines}"
+    )
+    with problems.collect():
+        check_endpoint(config.annotator)
+    with problems.collect():
+        load_template(config.template)
+    if config.pairs:
+        with problems.collect():
+            check_input(config.pairs)
+    if config.output:
+        for path in (config.output, *_beside(config.output)):
+            with problems.collect():
+                check_output(path, [config.pairs] if config.pairs else [])
+    problems.check()
+
+
+def _beside(output: str) -> tuple[Path, Path]:
+    """Journal and summary of an output file."""
+    return Path(f"{output}.journal.jsonl"), Path(f"{output}.summary.json")
 
 
 def annotate(config: AnnotateConfig) -> dict:
@@ -164,7 +205,7 @@ def annotate(config: AnnotateConfig) -> dict:
     """
     template = load_template(config.template)
     pairs = read_pairs(config.pairs, max_bad_lines=config.max_bad_lines, need_golden=False)[: config.limit]
-    with Journal(Path(f"{config.output}.journal.jsonl")) as journal:
+    with Journal(_beside(config.output)[0]) as journal:
         writer = Writer(config, template, journal)
         judge = Endpoint(config.annotator, ClientContext(tokens_used=journal.tokens))
         progress, done = Progress(), Counter()
@@ -228,6 +269,8 @@ class Writer:
     def __init__(self, config: AnnotateConfig, template: str, journal: "Journal"):
         self.config, self.template, self.journal = config, template, journal
         self.failed: Counter[str] = Counter()  # problem -> number of failed calls
+        self.first_problem = ""  # of the failed calls
+        self.num_answered = 0  # in this run
 
     def key(self, pair: Pair) -> str:
         """A hash of everything that an answer depends on: prompt, model and sampling."""
@@ -269,7 +312,11 @@ class Writer:
             reason = reason_to_reject(reply, pair.gt_label)
             if reply.failed:
                 self.failed[reply.problem.partition(": ")[0]] += 1
+                self.first_problem = self.first_problem or reply.problem
+                if reply.num_prompt_tokens or reply.num_answer_tokens:
+                    self.journal.add_failed(pair, reply)
             else:
+                self.num_answered += 1
                 self.journal.add(self.key(pair), pair, reply, reason)
                 if self.needs_answer(pair):
                     submit(pair)
@@ -291,10 +338,7 @@ class Writer:
                 kept.append(replace(pair, gt_judgment=tries[-1]["judgment"]))
             elif tries:
                 rejected[tries[-1]["reason"]] += 1
-        output = Path(self.config.output)
-        part = output.with_name(f"{output.name}.part")
-        write_pairs(part, kept)
-        os.replace(part, output)
+        write_pairs(self.config.output, kept)
         num_prompt, num_answer = self.journal.tokens
         judge = self.config.annotator
         summary = {
@@ -303,49 +347,63 @@ class Writer:
             "num_kept": len(kept),
             "num_rejected": rejected.total(),
             "rejected": dict(rejected.most_common()),
+            "num_answered": self.num_answered,
             "num_left": len(pairs) - len(kept) - rejected.total(),
             "num_failed": self.failed.total(),
             "failed": dict(self.failed.most_common()),
+            "first_problem": self.first_problem,
             "tokens": {"prompt": num_prompt, "answer": num_answer},
             "cost": (num_prompt * judge.price_in + num_answer * judge.price_out) / 1e6,
         }
-        Path(f"{output}.summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_text(_beside(self.config.output)[1], json.dumps(summary, indent=2) + "\n")
         return summary
 
 
 class Journal:
     """All answers, one JSON object a line. `add` returns when the line is on disk; a torn last line is dropped.
 
+    A line has the fields of an answer (see `add`), or of a failed call that cost tokens: `id`, `failed` and `tokens`.
+
     Attributes:
         tries: key -> its answers so far.
-        tokens: (prompt, answer) tokens of all answers.
+        tokens: (prompt, answer) tokens of all answers and failed calls.
     """
 
     def __init__(self, path: Path):
-        """Open the journal for this process only. UserError if that fails, or if another process has it open."""
+        """Open the journal for this process only.
+
+        Raises:
+            UserError: that fails, another process has it open, or a line is not one of a journal.
+        """
         self.tries: dict[str, list[dict]] = {}
         self.tokens = (0, 0)
         self._log = LineLog(path)
         for number, line in enumerate(self._log.lines(), start=1):
             try:
-                self._take(json.loads(line))
-            except (ValueError, LookupError, TypeError) as error:
+                entry = parse_object(line)
+                _check_entry(entry)
+            except BadLine as bad:
                 self._log.close()
-                raise UserError(f"{path}:{number}: not a line of this journal") from error
+                raise UserError(f"{path}:{number}: not a line of this journal ({bad})") from bad
+            self._take(entry)
 
     def _take(self, entry: dict) -> None:
-        self.tries.setdefault(entry["key"], []).append(entry)
+        if "failed" not in entry:
+            self.tries.setdefault(entry["key"], []).append(entry)
         self.tokens = (self.tokens[0] + entry["tokens"][0], self.tokens[1] + entry["tokens"][1])
 
     def add(self, key: str, pair: Pair, reply: Reply, reason: str | None) -> None:
-        """Append an answer. `reason` says why it is rejected; None keeps it."""
-        entry = {
-            "key": key,
-            "id": pair.id,
-            "reason": reason,
-            "judgment": visible(reply.text),
-            "tokens": [reply.num_prompt_tokens, reply.num_answer_tokens],
-        }
+        """Append an answer. `reason`: why it is rejected; None keeps it. UserError if it cannot be written."""
+        tokens = [0, 0] if reply.cached else [reply.num_prompt_tokens, reply.num_answer_tokens]
+        judgment = visible(reply.text)
+        self._append({"key": key, "id": pair.id, "reason": reason, "judgment": judgment, "tokens": tokens})
+
+    def add_failed(self, pair: Pair, reply: Reply) -> None:
+        """Append the tokens of a call without usable text. UserError if it cannot be written."""
+        tokens = [reply.num_prompt_tokens, reply.num_answer_tokens]
+        self._append({"id": pair.id, "failed": reply.problem, "tokens": tokens})
+
+    def _append(self, entry: dict) -> None:
         self._log.add(json.dumps(entry).encode())
         self._take(entry)
 
@@ -354,3 +412,18 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         self._log.close()
+
+
+def _check_entry(entry: dict) -> None:
+    """Raises BadLine unless the entry has the fields of a line in the journal."""
+    texts = ("id", "failed") if "failed" in entry else ("key", "id", "judgment")
+    for name in texts:
+        if not isinstance(entry.get(name), str):
+            raise BadLine(f"{name} must be text")
+    if "failed" not in entry and not isinstance(entry.get("reason", 0), str | None):
+        raise BadLine("reason must be text or null")
+    tokens = entry.get("tokens")
+    if not isinstance(tokens, list) or len(tokens) != 2:
+        raise BadLine("tokens must be two numbers")
+    if any(type(count) is not int or not 0 <= count <= _MAX_CHARGED for count in tokens):
+        raise BadLine(f"tokens must be whole numbers from 0 to {_MAX_CHARGED}")

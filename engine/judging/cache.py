@@ -32,7 +32,8 @@ class ReplyCache:
 
     def __init__(self, folder: str | Path):
         """Open or create this host's file in `folder`. UserError if that fails."""
-        path = Path(folder) / f"{socket.gethostname()}.sqlite"
+        path = self._path = Path(folder) / f"{socket.gethostname()}.sqlite"
+        self._damaged: set[bytes] = set()  # keys of rows that cannot be read
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite fails at once, without waiting for a lock, while another process switches a new file to the
@@ -44,9 +45,13 @@ class ReplyCache:
             raise UserError(f"cannot use the cache {path}: {error}") from error
 
     def get(self, key: bytes) -> Reply | None:
-        """The reply under this key, marked as cached."""
-        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return Reply(**(json.loads(row[0]) | {"cached": True})) if row else None
+        """The reply under this key, marked as cached; None without one, or if its row is damaged."""
+        row = self._db.execute("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        if (reply := _read_reply(row[0])) is None:
+            self._damaged.add(key)
+        return reply
 
     def put(self, client_id: str, replies: Sequence[tuple[bytes, Reply]]) -> None:
         """Save replies and add their tokens to the client's count, in one transaction.
@@ -56,7 +61,9 @@ class ReplyCache:
         num_prompt = sum(reply.num_prompt_tokens for _, reply in replies)
         num_answer = sum(reply.num_answer_tokens for _, reply in replies)
         rows = [(key, json.dumps(asdict(reply))) for key, reply in replies if not reply.problem]
+        replaced = [(key,) for key, _ in rows if key in self._damaged]
         with self._db:
+            self._db.executemany("DELETE FROM replies WHERE key = ?", replaced)
             self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
             self._db.execute(
                 "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (asker) DO UPDATE SET"
@@ -64,13 +71,25 @@ class ReplyCache:
                 " num_answer_tokens = num_answer_tokens + excluded.num_answer_tokens",
                 (client_id, num_prompt, num_answer),
             )
+        self._damaged.difference_update(key for (key,) in replaced)
 
     def tokens_used(self, client_id: str) -> tuple[int, int]:
-        """Prompt and answer tokens of this client, over all its restarts."""
-        row = self._db.execute(
-            "SELECT num_prompt_tokens, num_answer_tokens FROM spent WHERE asker = ?", (client_id,)
-        ).fetchone()
-        return (row[0], row[1]) if row else (0, 0)
+        """Prompt and answer tokens of this client, over all its restarts.
+
+        Raises:
+            UserError: they cannot be read, so that a budget could not be kept.
+        """
+        try:
+            row = self._db.execute(
+                "SELECT num_prompt_tokens, num_answer_tokens FROM spent WHERE asker = ?", (client_id,)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise UserError(f"cannot use the cache {self._path}: {error}") from error
+        if row is None:
+            return 0, 0
+        if not all(isinstance(count, int) and count >= 0 for count in row):
+            raise UserError(f"cannot use the cache {self._path}: its token counts are damaged, such as {row}")
+        return row[0], row[1]
 
     def close(self) -> None:
         self._db.close()
@@ -82,6 +101,22 @@ def _open(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power failure may lose the last replies
     db.executescript(_SCHEMA)
     return db
+
+
+_KINDS = {name: type(value) for name, value in asdict(Reply()).items()}
+
+
+def _read_reply(row: bytes) -> Reply | None:
+    """The reply in a row; None if the row is not one that `put` wrote."""
+    try:
+        values = json.loads(row)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("text"), str):
+        return None
+    if any(type(value) is not _KINDS.get(name) for name, value in values.items()):
+        return None
+    return Reply(**(values | {"cached": True}))
 
 
 def cache_key(**parts: object) -> bytes:

@@ -1,35 +1,34 @@
 """One try of one request to an OpenAI-compatible server, through the official asynchronous client.
 
 A try gives a `Reply` (text, or the reason why there is no usable text) or raises a `Failure` (which states whether a
-retry makes sense). Clients are made and used in one event loop.
+retry makes sense), within `timeout_s`, whatever the server sends. Clients are made and used in one event loop.
 """
 
 import asyncio
-import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import urlsplit
 
+from ralign.engine.data.chat import without_control
+from ralign.engine.judging.client_reply import (
+    CHARS_PER_TOKEN,
+    MAX_REPLY_BYTES,
+    Failure,
+    decoded,
+    error_in,
+    parse_json,
+    read_completion,
+    refusal,
+    retry_after_s,
+    shown,
+)
 from ralign.engine.judging.judge import Reply
 
-MAX_REPLY_BYTES = 1 << 20
-_RETRIED_STATUS = frozenset({408, 409, 425, 429})
-_STOPPING_STATUS = frozenset({401, 403, 404})
-_READ_HEADERS = ("content-type", "retry-after")
-_CHARS_PER_TOKEN = 4  # for servers that report no token counts
+logger = logging.getLogger(__name__)
 
 Messages = Iterable[tuple[str, str]]  # (role, content), oldest first
-
-
-@dataclass(eq=False)
-class Failure(Exception):
-    """One try without an answer."""
-
-    problem: str
-    retry: bool
-    after_s: float | None = None  # the server's Retry-After
-    unreachable: bool = False
-    stops: bool = False  # all other requests would fail too
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -37,8 +36,9 @@ class Address:
     """A server, and the settings that all requests to it share."""
 
     base_url: str
-    api_key: str
+    api_key: str = field(default="", repr=False)  # "": the server needs none
     key_name: str  # environment variable of the key, for messages
+    setting: str = "endpoint"  # group of the settings, for messages
     timeout_s: float
     num_connections: int
     use_proxy: bool = True
@@ -54,63 +54,100 @@ class ChatClient:
         self.address = address
         # The client would send headers about this machine.
         telemetry_headers = ("Lang", "Package-Version", "OS", "Arch", "Async", "Runtime", "Runtime-Version")
+        headers = {f"X-Stainless-{name}": omit for name in telemetry_headers} | {
+            "Accept-Encoding": "identity"  # an answer is small, and a compressed one may unpack to any size
+        }
         self._client = AsyncOpenAI(
             base_url=address.base_url,
-            api_key=address.api_key,
+            api_key=address.api_key or "none",
             timeout=address.timeout_s,
             max_retries=0,
             http_client=_http_client(address),
-            default_headers=cast(Any, {f"X-Stainless-{name}": omit for name in telemetry_headers}),
+            default_headers=cast(Any, headers),
         )
         self._url = str(self._client.base_url.join("chat/completions"))
         per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
         self._options: Any = {"headers": dict.fromkeys(per_call, omit)}
 
     async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
-        """One try. Raises `Failure` without an answer."""
-        import httpx
+        """One try. Raises `Failure` without an answer, and nothing else."""
         import openai
 
         address = self.address
-        body = {
-            **address.body,
-            "messages": [{"role": role, "content": content} for role, content in messages],
-        }
-        if attempt:
-            body["seed"] = attempt
-        late = Failure(f"no answer within {address.timeout_s:g} s", retry=True)
         try:
             async with asyncio.timeout(address.timeout_s):  # the client's own timeout limits single reads
-                # The untyped call: the typed one spends most of its time on type checks.
-                response = await self._client.post(
-                    self._url, body=body, cast_to=httpx.Response, options=self._options
-                )
+                content = await self._post(messages, attempt)
+            return read_completion(content, num_chars(messages), address.api_key, self._who())
+        except Failure:
+            raise
         except TimeoutError:
-            raise late from None
+            raise self._late() from None
         except openai.APIConnectionError as error:  # timeouts among them
-            if (lost := _lost_connection(error)) is None:
-                raise late from None
-            raise Failure(f"{address.base_url}: {lost}", retry=True, unreachable=True) from None
+            raise self._broken(error) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from None
-        return read_completion(response.content, num_chars(messages))
+        except Exception as error:
+            # The server's bytes pass through the parsers of aiohttp, httpx, openai and json, which may raise anything.
+            # Only the class is reported: messages of aiohttp's errors contain the request's headers, with the key.
+            raise self._unreadable(error) from None
 
     async def close(self) -> None:
         await self._client.close()
 
-    def _refused(self, error) -> Failure:
-        status, address = error.status_code, self.address
-        message = " ".join(str(error.message).split())[:300]
-        hint = f" (key from {address.key_name})" if status in (401, 403) else ""
-        model = address.body.get("model")
-        after = error.response.headers.get("retry-after", "")
-        stops = status in _STOPPING_STATUS or error.code == "insufficient_quota"  # sent with status 429
-        return Failure(
-            f"{address.base_url} refuses model {model} with status {status}{hint}: {message}",
-            retry=not stops and (status in _RETRIED_STATUS or status >= 500),
-            after_s=float(after) if after.replace(".", "", 1).isdigit() else None,
-            stops=stops,
+    async def _post(self, messages: Messages, attempt: int) -> bytes:
+        import httpx
+
+        body = {
+            **self.address.body,
+            "messages": [{"role": role, "content": content} for role, content in without_control(messages)],
+        }
+        if attempt:
+            body["seed"] = attempt
+        # The untyped call: the typed one spends most of its time on type checks.
+        response = await self._client.post(
+            self._url, body=body, cast_to=httpx.Response, options=self._options
         )
+        return response.content
+
+    def _who(self, hint: str = "") -> str:
+        return f"{self.address.base_url} refuses model {self.address.body.get('model')}{hint}"
+
+    def _late(self) -> Failure:
+        return Failure(f"no answer within {self.address.timeout_s:g} s", retry=True)
+
+    def _unreadable(self, error: BaseException) -> Failure:
+        kind = type(error).__name__
+        return Failure(f"{self.address.base_url}: the response cannot be read ({kind})", retry=True)
+
+    def _broken(self, error) -> Failure:
+        """A lost connection, a timeout, or a response that is not HTTP."""
+        import openai
+
+        if (lost := _lost_connection(error)) is not None:
+            sentence = shown(str(lost), self.address.api_key)
+            return Failure(f"{self.address.base_url}: {sentence}", retry=True, unreachable=True)
+        if isinstance(error, openai.APITimeoutError):
+            return self._late()
+        return self._unreadable(error.__cause__ or error)
+
+    def _refused(self, error) -> Failure:
+        status, content, headers = error.status_code, error.response.content, error.response.extensions
+        address = self.address
+        if 300 <= status < 400:
+            return Failure(
+                f"{address.base_url} redirects to {_host(headers['location'], address.api_key)} (status {status}),"
+                f" which is not followed: give {address.setting}.base_url the address of the server itself",
+                retry=False,
+                refused_status=status,
+            )
+        hint = f" (key from {address.key_name})" if status in (401, 403) else ""
+        try:
+            in_body = error_in(parse_json(content), address.api_key)
+        except ValueError:
+            in_body = None
+        failure = refusal(self._who(hint), status, content, in_body, address.api_key)
+        failure.after_s = retry_after_s(headers["retry-after"])
+        return failure
 
 
 def _http_client(address: Address):
@@ -140,48 +177,41 @@ def _http_client(address: Address):
             response = await super().send(request, **cast(Any, options | {"stream": True}))
             content = bytearray()
             try:
-                async for part in response.aiter_bytes():
+                async for part in response.aiter_raw():
                     content += part
                     if len(content) > MAX_REPLY_BYTES:
                         break
             finally:
                 await response.aclose()
-            headers = {name: response.headers[name] for name in _READ_HEADERS if name in response.headers}
-            kind, status = type(response), response.status_code
-            return kind(status, headers=headers, content=bytes(content), request=request)
+            encoding = response.headers.get("content-encoding", "").strip().lower()
+            response.extensions["retry-after"] = response.headers.get("retry-after", "")
+            return type(response)(
+                response.status_code,
+                content=decoded(bytes(content), encoding),
+                request=request,
+                extensions=response.extensions,
+            )
+
+    async def take_location(response) -> None:
+        """A redirect, which could send the prompts anywhere, is neither followed nor prepared."""
+        response.extensions["location"] = response.headers.pop("location", "")
 
     limits: Any = httpx.Limits(max_connections=address.num_connections)
-    return OneAddress(limits=limits, trust_env=address.use_proxy)
-
-
-def read_completion(content: bytes, num_prompt_chars: int = 0) -> Reply:
-    """The reply in the body of a chat completion. Raises `Failure`, to be retried, for another body."""
-    if len(content) > MAX_REPLY_BYTES:
-        return Reply(
-            problem=f"the answer has more than {MAX_REPLY_BYTES} bytes",
-            num_prompt_tokens=num_prompt_chars // _CHARS_PER_TOKEN,
-            num_answer_tokens=len(content) // _CHARS_PER_TOKEN,
-        )
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        message, finish_reason = choice["message"], choice.get("finish_reason")
-        text, usage = message["content"], body.get("usage") or {}
-        thinking = message.get("reasoning_content") or message.get("reasoning") or ""
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise Failure(f"the body is not a completion: {content[:80]!r}", retry=True) from None
-    if not isinstance(text, str | None) or not isinstance(thinking, str):
-        raise Failure(f"the content is not text: {content[:80]!r}", retry=True)
-    answer = text or ""
-    if answer and thinking:  # the server's parser split them: join them as the model wrote them
-        answer = f"{thinking}\n\n</think>\n\n{answer}"
-    return Reply(
-        text=answer.encode("utf-8", "replace").decode("utf-8"),  # no lone surrogates
-        problem="" if (text or "").strip() else "the answer is empty",
-        finish_reason=finish_reason if isinstance(finish_reason, str) else "",
-        num_prompt_tokens=_count(usage, "prompt_tokens", num_prompt_chars),
-        num_answer_tokens=_count(usage, "completion_tokens", len(thinking) + len(text or "")),
+    return OneAddress(
+        limits=limits,
+        trust_env=address.use_proxy,
+        follow_redirects=False,
+        event_hooks={"response": [take_location]},
     )
+
+
+def log_errors_by_class(loop: asyncio.AbstractEventLoop) -> None:
+    """Make `loop` log the class of an error that nobody handles: asyncio would print the request's headers."""
+
+    def log(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        logger.error("error in the client's event loop: %s", type(context.get("exception")).__name__)
+
+    loop.set_exception_handler(log)
 
 
 def num_chars(messages: Messages) -> int:
@@ -190,7 +220,16 @@ def num_chars(messages: Messages) -> int:
 
 def estimated_tokens(messages: Messages) -> float:
     """Tokens of a prompt, by its length."""
-    return num_chars(messages) / _CHARS_PER_TOKEN
+    return num_chars(messages) / CHARS_PER_TOKEN
+
+
+def _host(location: str, api_key: str) -> str:
+    """The host of a redirect, for a message."""
+    try:
+        host = urlsplit(location).netloc.rpartition("@")[2]
+    except ValueError:
+        host = ""
+    return shown(host, api_key, 80) or "another path"
 
 
 def _lost_connection(error: BaseException | None) -> BaseException | None:
@@ -202,9 +241,3 @@ def _lost_connection(error: BaseException | None) -> BaseException | None:
             return None if isinstance(error, TimeoutError) else error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _count(usage: Any, name: str, num_chars: int) -> int:
-    """The server's token count, or an estimate by length."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and count >= 0 else -(-num_chars // _CHARS_PER_TOKEN)

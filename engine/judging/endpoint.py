@@ -5,35 +5,53 @@ tasks.
 
     event                                                        reply
     timeout, lost connection, 408, 409, 425, 429, 5xx,           retries with back-off and jitter (not before a
-        a body that is not a completion                          Retry-After header's time), then `failed`
-    400, 413, 422 and other refusals of this request             `failed` at once
-    401, 403, 404: wrong key, model or address                   `failed`, and `stop_reason` for all later requests
+        broken HTTP, a body that is not a completion             Retry-After header's time), then `failed`
+    400, 413, 422, a redirect and other refusals                 `failed` at once; `stop_reason` if no request
+                                                                 of the first ones is answered
+    401, 402, 403, 404: wrong key, no credit, wrong model        `failed`, and `stop_reason` for all later requests
+        or address; also as an error in a body of status 200
     an empty answer, or one of more than MAX_REPLY_BYTES         an answer without text, with its `problem`
     budget spent, or an error of the cache                       `failed` without a call, and `stop_reason`
+
+Every request ends: a try within `timeout_s`, a pause within `max_backoff_s` or MAX_RETRY_AFTER_S. Tokens of a try that
+brings no usable text count against the budget if the server reports them.
 """
 
 import asyncio
-import os
+import logging
 import random
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from typing import Any
 
-from ralign.engine.config.judge import EndpointConfig, extra_fields
+from ralign.engine.config.judge import EndpointConfig, api_key_of, extra_fields
 from ralign.engine.judging.cache import ReplyCache, cache_key
-from ralign.engine.judging.client import Address, ChatClient, Failure, estimated_tokens
+from ralign.engine.judging.client import (
+    Address,
+    ChatClient,
+    Failure,
+    estimated_tokens,
+    log_errors_by_class,
+)
 from ralign.engine.judging.client_process import ClientProcess
+from ralign.engine.judging.endpoint_advice import advice
 from ralign.engine.judging.judge import ClientContext, Judge, Reply, Request, Usage
+
+logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 120.0
 REQUESTS_PER_PROCESS = 128  # under way at once; a process completes about 1,200 requests a second
+NUM_REFUSED = 8  # refusals with the same sentence, before any answer, that stop the endpoint
 _FIRST_BACKOFF_S = 0.5
+_MAX_DOUBLINGS = 40
 _RECONNECT_S = 1.0  # between tries while a managed server restarts
 _COMMIT_S = 0.005  # replies of this period share a transaction
 _CLOSED = Reply(failed=True, problem="the judge was closed")
@@ -80,24 +98,31 @@ class Endpoint(Judge):
         self._queue: deque[tuple[Request, Future[Reply]]] = deque()
         self._is_scheduled = False  # whether a call of _dispatch is on its way to the loop
         self._in_flight = 0
+        self._is_closed = False
+        self._num_charged = 0  # tries that cost tokens
+        self._refusals: Counter[str] = (
+            Counter()
+        )  # sentence -> number of refused requests before the first answer
         self._waiting: dict[
             bytes, list[Future[Reply]]
         ] = {}  # cache key of a request under way -> its futures
         self._sending: set[asyncio.Task[Reply]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
-        self._thread.start()
         url = base_url or config.base_url
         assert url is not None, "check_endpoint refuses it"
         self._address = Address(
             base_url=url,
-            api_key=api_key or os.environ.get(config.api_key_env) or "none",
+            api_key=api_key or api_key_of(config),
             key_name=config.api_key_env,
+            setting=config.SETTING,
             timeout_s=config.timeout_s,
             num_connections=config.concurrency,
             use_proxy=use_proxy,
             body=self._body,
         )
+        self._loop = asyncio.new_event_loop()
+        log_errors_by_class(self._loop)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     async def _open(self) -> None:
@@ -123,7 +148,9 @@ class Endpoint(Judge):
     def submit(self, request: Request) -> Future[Reply]:
         future: Future[Reply] = Future()
         self._queue.append((request, future))
-        if not self._is_scheduled:
+        if self._is_closed:
+            self._close_queue()
+        elif not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon_threadsafe(self._dispatch)
         return future
@@ -133,14 +160,13 @@ class Endpoint(Judge):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._close_queue()  # for a thread that submits meanwhile
         if self._cache:
             self._cache.close()
 
     async def _end(self) -> None:
-        for _, future in self._queue:
-            if future.set_running_or_notify_cancel():
-                future.set_result(_CLOSED)
-        self._queue.clear()
+        self._is_closed = True
+        self._close_queue()
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
@@ -148,10 +174,18 @@ class Endpoint(Judge):
         for client in self._clients:
             await client.close()
 
+    def _close_queue(self) -> None:
+        """Reply to all requests that were not sent. Called when `_is_closed` is set, by any thread."""
+        with suppress(IndexError):
+            while True:
+                _, future = self._queue.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_result(_CLOSED)
+
     def _dispatch(self) -> None:
         """Take requests from the queue while there are free slots: reply from the cache, or send."""
         self._is_scheduled = False  # first, so that a later `submit` schedules another call
-        while self._queue and self._in_flight < self.config.concurrency:
+        while self._queue and not self._is_closed and self._in_flight < self.config.concurrency:
             request, future = self._queue.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -185,7 +219,7 @@ class Endpoint(Judge):
 
     def _refusal(self, request: Request) -> str | None:
         """Why this request may not be sent, or None."""
-        if self._stop_reason is None and (reason := self._over_budget(request)):
+        if self._stop_reason is None and (reason := self._over_budget(request, self._in_flight)):
             self._stop(reason)
         return self._stop_reason
 
@@ -200,58 +234,108 @@ class Endpoint(Judge):
 
     async def _send(self, key: bytes, request: Request) -> Reply:
         try:
-            reply = await self._with_retries(request)
+            reply = await self._with_retries(key, request)
         finally:
             self._in_flight -= 1
             self._loop.call_soon(self._dispatch)
-        if reply.failed:
-            self.usage.num_failed += 1
-            return reply
-        self.usage.num_calls += 1
+        self.usage.num_failed += reply.failed
+        return reply
+
+    async def _with_retries(self, key: bytes, request: Request) -> Reply:
+        """The reply, with the tokens of all tries."""
+        start_s, retries = time.monotonic(), 0
+        num_prompt = num_answer = 0  # of tries without usable text
+
+        def counted(reply: Reply) -> Reply:
+            if not num_prompt and not num_answer:
+                return reply
+            return replace(
+                reply,
+                num_prompt_tokens=num_prompt + reply.num_prompt_tokens,
+                num_answer_tokens=num_answer + reply.num_answer_tokens,
+            )
+
+        while True:
+            try:
+                reply = await next(self._next_client).ask(request.messages, request.attempt)
+            except Failure as failure:
+                num_prompt += failure.num_prompt_tokens
+                num_answer += failure.num_answer_tokens
+                if failure.num_prompt_tokens or failure.num_answer_tokens:
+                    unusable = Reply(
+                        problem=failure.problem,
+                        num_prompt_tokens=failure.num_prompt_tokens,
+                        num_answer_tokens=failure.num_answer_tokens,
+                    )
+                    await self._count(key, unusable)
+                waited_s = time.monotonic() - start_s
+                if failure.unreachable and (reason := self._failure()):
+                    self._stop(reason)
+                    return counted(Reply(failed=True, problem=reason))
+                if failure.unreachable and waited_s < self.patience_s and self._stop_reason is None:
+                    await asyncio.sleep(_RECONNECT_S * random.uniform(0.5, 1))
+                    continue
+                if reason := self._gives_up(failure, retries):
+                    return counted(Reply(failed=True, problem=reason))
+                await asyncio.sleep(self._pause_s(retries, failure.after_s))
+                if (reason := self._over_budget(request, self._in_flight - 1)) is not None:
+                    self._stop(reason)
+                    return counted(Reply(failed=True, problem=reason))
+                retries += 1
+                self.usage.num_retries += 1
+            else:
+                self.usage.num_calls += 1
+                await self._count(key, reply)
+                return counted(reply)
+
+    def _gives_up(self, failure: Failure, retries: int) -> str | None:
+        """Why there is no other try after this failure, or None. Stops the endpoint if no request can succeed."""
+        if failure.stops:
+            self._stop(failure.problem)
+        if failure.refused_status is not None and not self.usage.num_calls:
+            self._refusals[failure.problem] += 1
+            num_refused = self._refusals.total()
+            # A few requests may be too long, and refused before others are answered: such sentences differ.
+            if self._refusals[failure.problem] >= NUM_REFUSED or num_refused >= (
+                NUM_REFUSED + self.config.concurrency
+            ):
+                self._stop(
+                    f"{failure.problem}; the first {num_refused} requests were refused{advice(self.config, failure)}"
+                )
+        if failure.retry and retries < self.config.num_retries and self._stop_reason is None:
+            return None
+        return failure.problem + (f" (after {retries} retries)" if retries else "")
+
+    async def _count(self, key: bytes, reply: Reply) -> None:
+        """Count the tokens of one try, on disk too; a usable reply is cached."""
+        if reply.tokens_estimated and not self.usage.num_estimated:
+            logger.warning(
+                "%s reports no usable token counts: tokens, budget and cost count one token for four characters",
+                self._address.base_url,
+            )
+        self.usage.num_estimated += reply.tokens_estimated
         self.usage.num_prompt_tokens += reply.num_prompt_tokens
         self.usage.num_answer_tokens += reply.num_answer_tokens
+        self._num_charged += 1
         num_prompt, num_answer = self._tokens_used
         self._tokens_used = (num_prompt + reply.num_prompt_tokens, num_answer + reply.num_answer_tokens)
         if self._cache:
             await self._save(key, reply)
-        return reply
-
-    async def _with_retries(self, request: Request) -> Reply:
-        start_s, retries = time.monotonic(), 0
-        while True:
-            try:
-                return await next(self._next_client).ask(request.messages, request.attempt)
-            except Failure as failure:
-                waited_s = time.monotonic() - start_s
-                if failure.unreachable and (reason := self._failure()):
-                    self._stop(reason)
-                    return Reply(failed=True, problem=reason)
-                if failure.unreachable and waited_s < self.patience_s and self._stop_reason is None:
-                    await asyncio.sleep(_RECONNECT_S * random.uniform(0.5, 1))
-                    continue
-                if not failure.retry or retries == self.config.num_retries:
-                    if failure.stops:
-                        self._stop(failure.problem)
-                    tries = f" (after {retries} retries)" if retries else ""
-                    return Reply(failed=True, problem=failure.problem + tries)
-                await asyncio.sleep(self._pause_s(retries, failure.after_s))
-                retries += 1
-                self.usage.num_retries += 1
 
     def _pause_s(self, retries: int, after_s: float | None) -> float:
-        backoff_s = min(self.config.max_backoff_s, _FIRST_BACKOFF_S * 2**retries) * random.uniform(0.5, 1)
+        backoff_s = _FIRST_BACKOFF_S * 2 ** min(retries, _MAX_DOUBLINGS)
+        backoff_s = min(self.config.max_backoff_s, backoff_s) * random.uniform(0.5, 1)
         return max(backoff_s, min(after_s or 0.0, MAX_RETRY_AFTER_S))
 
-    def _over_budget(self, request: Request) -> str | None:
+    def _over_budget(self, request: Request, num_others: int) -> str | None:
         """Why this request would exceed the budget, or None.
 
-        Counts tokens used, requests under way (at the mean so far) and the request's own prompt.
+        Counts tokens used, the other requests under way (at the mean so far) and the request's own prompt.
         """
         config, (num_in, num_out) = self.config, self._tokens_used
-        calls = max(self.usage.num_calls, 1)
-        factor = 1 + self._in_flight / calls if self.usage.num_calls else 1
-        num_in = num_in + (factor - 1) * self.usage.num_prompt_tokens + estimated_tokens(request.messages)
-        num_out = num_out + (factor - 1) * self.usage.num_answer_tokens
+        share = num_others / max(self._num_charged, 1)
+        num_in = num_in + share * self.usage.num_prompt_tokens + estimated_tokens(request.messages)
+        num_out = num_out + share * self.usage.num_answer_tokens
         if config.budget_tokens is not None and num_in + num_out > config.budget_tokens / self.num_clients:
             return f"the budget of {config.budget_tokens} tokens is spent"
         cost = (num_in * config.price_in + num_out * config.price_out) / 1e6
@@ -277,9 +361,10 @@ class Endpoint(Judge):
             sqlite3.Error
         ) as error:  # such as a full disk: deliver these replies, and send no more requests
             self._stop(f"the cache {self.config.cache} cannot be written: {error}")
-        for *_, saved in waiting:
-            if not saved.done():
-                saved.set_result(None)
+        finally:
+            for *_, saved in waiting:
+                if not saved.done():
+                    saved.set_result(None)
 
 
 def _shared_body(config: EndpointConfig) -> dict[str, Any]:

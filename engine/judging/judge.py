@@ -41,7 +41,9 @@ class Reply:
         failed: the call failed for good.
         problem: why there is no usable text ("" if there is): the call failed, or the answer is empty or too long.
         finish_reason: "stop", "length" (cut off) or another of the server's.
-        num_prompt_tokens, num_answer_tokens: the server's counts; for a cached reply those of the original call.
+        num_prompt_tokens, num_answer_tokens: what the server counted, tries without usable text included; for a cached
+            reply those of the original call.
+        tokens_estimated: the server reported no usable count, and one is estimated by length.
         cached: the reply came from the cache.
     """
 
@@ -51,6 +53,7 @@ class Reply:
     finish_reason: str = ""
     num_prompt_tokens: int = 0
     num_answer_tokens: int = 0
+    tokens_estimated: bool = False
     cached: bool = False
 
 
@@ -62,8 +65,9 @@ class Usage:
     num_cached: int = 0  # replies from the cache
     num_retries: int = 0
     num_failed: int = 0  # requests without an answer
-    num_prompt_tokens: int = 0  # of the calls; cached replies cost none
+    num_prompt_tokens: int = 0  # of all tries that the server charged for; cached replies cost none
     num_answer_tokens: int = 0
+    num_estimated: int = 0  # tries whose tokens are estimated by length
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

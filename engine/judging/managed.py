@@ -5,8 +5,6 @@ policy trains.
 """
 
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, Judge, Reply, Request, Usage
 from ralign.engine.judging.server import Server, failure_file
+from ralign.engine.judging.server_address import LOOPBACK, server_address
 from ralign.engine.runtime.cluster import Cluster
 
 T = TypeVar("T")
@@ -36,8 +35,9 @@ class ManagedJudge(Judge):
         self.cluster, self.sleeps = context.cluster, config.server.sleep_level > 0
         log = context.server_log
         self._server: Server | None = None
+        address = _address(self.cluster)
         if self.cluster is None or self.cluster.is_first_rank:
-            self._server = Server(config, log, host=_address(self.cluster))
+            self._server = Server(config, log, host=address)
         url = self._on_first_rank(lambda server: server.start())
         self.endpoint = Endpoint(
             config,
@@ -111,9 +111,16 @@ def fingerprint(folder: Path) -> str:
 
 
 def _address(cluster: Cluster | None) -> str:
-    """The address of this machine for the other ranks."""
-    one_machine = cluster is None or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == cluster.world_size
-    return "127.0.0.1" if one_machine else socket.gethostname()
+    """The address at which the first rank's server listens. Collective."""
+    if cluster is None:
+        return LOOPBACK
+
+    def gather(value: object) -> list:
+        values: list = [None] * cluster.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    return server_address(cluster.world_size, cluster.is_first_rank, gather)
 
 
 def _read_if_exists(path: Path) -> str | None:

@@ -1,25 +1,29 @@
 """One vLLM server for a managed judge.
 
 `process_guard` ends it with the job, however the job ends. If it crashes, it is restarted once at the same address.
+Every request needs the server's key (`server_guard`), which reaches the server through a pipe.
 """
 
-import json
+import http.client
 import os
-import random
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from ralign.engine.config.judge import JudgeConfig
 from ralign.engine.judging.judge import JudgeStopped
+from ralign.engine.judging.server_address import LOOPBACK, free_port, in_url
+from ralign.engine.judging.server_guard import sleep_path, wake_path
 from ralign.engine.runtime.errors import UserError
 
 _POLL_S = 0.5
@@ -41,13 +45,13 @@ def failure_file(log: Path) -> Path:
 class Server:
     """One vLLM server. All methods may be called from any thread of the process that made it."""
 
-    def __init__(self, config: JudgeConfig, log: Path, *, host: str = "127.0.0.1"):
-        """`host` is the address of this machine for the other ranks. Nothing is started yet."""
+    def __init__(self, config: JudgeConfig, log: Path, *, host: str = LOOPBACK):
+        """`host` is the address of this machine to listen at. Nothing is started yet."""
         self.config, self.log, self.host = config, log, host
         self.failure_file = failure_file(log)
-        self.port = _free_port()
-        self.api_key = secrets.token_hex(16)
-        self.root = f"http://{host}:{self.port}"
+        self.port = free_port(host)
+        self.api_key = secrets.token_hex(32)
+        self.root = f"http://{in_url(host)}:{self.port}"
         self.num_restarts = 0
         self.failure: str | None = None  # why the server is gone for good
         self._asleep = False
@@ -67,17 +71,17 @@ class Server:
     def _spawn(self) -> None:
         env = {name: value for name, value in os.environ.items() if name not in _TORCHRUN_ENV}
         env = {name: value for name, value in env.items() if not name.startswith("TORCHELASTIC_")}
-        env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": self.api_key, "VLLM_LOGGING_LEVEL": "INFO"}
+        env |= {"VLLM_LOGGING_LEVEL": "INFO"}
         if self.config.server.devices is not None:
             env["CUDA_VISIBLE_DEVICES"] = self.config.server.devices
         if not torch.cuda.is_available():
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
         guard = [sys.executable, "-m", "ralign.engine.judging.process_guard", str(os.getpid())]
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, _pipe_with(f"{self.api_key}\n") as key:
             self._process = subprocess.Popen(
                 [*guard, *server_command(self.config, self.host, self.port)],
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=key,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -97,11 +101,28 @@ class Server:
             time.sleep(_POLL_S)
 
     def _healthy(self) -> bool:
-        try:
-            with _NO_PROXY.open(f"{self.root}/health", timeout=5) as reply:
-                return reply.status == 200
-        except (OSError, urllib.error.URLError):
+        if not self._listens():
             return False
+        try:
+            with _NO_PROXY.open(self._request("/health"), timeout=5) as reply:
+                return reply.status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _listens(self) -> bool:
+        """Whether it is a process of this server that listens at its port; no other one is sent the key."""
+        try:
+            processes = psutil.Process(self._process.pid).children(recursive=True)
+            connections = [found for process in processes for found in process.net_connections("tcp")]
+        except psutil.Error:  # one has just ended
+            return False
+        return any(
+            found.status == psutil.CONN_LISTEN and found.laddr.port == self.port for found in connections
+        )
+
+    def _request(self, path: str, method: str = "GET") -> urllib.request.Request:
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        return urllib.request.Request(f"{self.root}{path}", method=method, headers=headers)
 
     def _log_tail(self, num_chars: int = 600) -> str:
         """The last error in the log, or else its last lines."""
@@ -124,8 +145,8 @@ class Server:
                 try:
                     self._wait_for_health()
                     if self._asleep:
-                        self._post(f"/sleep?level={self.config.server.sleep_level}")
-                except (UserError, OSError) as error:
+                        self._post(sleep_path(self.config.server.sleep_level))
+                except (UserError, OSError, http.client.HTTPException) as error:
                     self._give_up(f"the judge's server failed after a restart: {error}")
                     return
 
@@ -137,27 +158,23 @@ class Server:
     def sleep(self) -> None:
         """Free the GPU memory; no request may be under way. JudgeStopped if the server is gone for good."""
         self._asleep = True
-        self._post_with_retry(f"/sleep?level={self.config.server.sleep_level}")
+        self._post_with_retry(sleep_path(self.config.server.sleep_level))
 
     def wake(self) -> None:
         """Get ready for requests. JudgeStopped if the server is gone for good."""
         if not self._asleep:
             return
         self._asleep = False
-        if self.config.server.sleep_level == 2:  # the weights were dropped: load them again
-            self._post_with_retry("/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache")
-        else:
-            self._post_with_retry("/wake_up")
+        self._post_with_retry(wake_path(self.config.server.sleep_level))
 
-    def _post_with_retry(self, *paths: str) -> None:
-        """Post to all paths in turn; start over from the first if the server restarts meanwhile."""
+    def _post_with_retry(self, path: str) -> None:
+        """Post to a path; again if the server restarts meanwhile."""
         while True:
             with self._transition:
                 if self.failure is not None:
                     raise JudgeStopped(self.failure)
                 try:
-                    for path in paths:
-                        self._post(path, {"method": "reload_weights"} if path == "/collective_rpc" else {})
+                    self._post(path)
                     return
                 except urllib.error.HTTPError as error:
                     raise JudgeStopped(
@@ -165,18 +182,12 @@ class Server:
                     ) from None
                 except TimeoutError:  # it hangs: end it, so that `_watch` restarts it
                     self._process.terminate()
-                except OSError:  # it has just ended: `_watch` restarts it
+                except (OSError, http.client.HTTPException):  # it has just ended: `_watch` restarts it
                     pass
             time.sleep(_POLL_S)
 
-    def _post(self, path: str, body: dict | None = None) -> None:
-        request = urllib.request.Request(
-            f"{self.root}{path}",
-            method="POST",
-            data=json.dumps(body or {}).encode(),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"},
-        )
-        with _NO_PROXY.open(request, timeout=_SLEEP_TIMEOUT_S):
+    def _post(self, path: str) -> None:
+        with _NO_PROXY.open(self._request(path, "POST"), timeout=_SLEEP_TIMEOUT_S):
             pass
 
     def close(self) -> None:
@@ -194,12 +205,12 @@ class Server:
 
 
 def server_command(config: JudgeConfig, host: str, port: int) -> list[str]:
-    """The command line of vLLM's server for this judge on this machine."""
+    """The command line of the server for this judge; it listens at `host` alone."""
     server, on_gpu = config.server, torch.cuda.is_available()
     options: dict[str, object] = {
         "model": config.model,
         "served-model-name": config.model,
-        "host": "127.0.0.1" if host == "127.0.0.1" else "0.0.0.0",
+        "host": host,
         "port": port,
         "tensor-parallel-size": server.tensor,
         "data-parallel-size": server.data,
@@ -211,7 +222,7 @@ def server_command(config: JudgeConfig, host: str, port: int) -> list[str]:
         options["gpu-memory-utilization"] = server.gpu_memory_utilization
     else:
         options |= {"kv-cache-memory-bytes": int(server.kv_cache_gib * 2**30), "block-size": 32}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [sys.executable, "-m", "ralign.engine.judging.server_entry"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command += ["--enable-sleep-mode"] if on_gpu and server.sleep_level else []
     # With chunked prefill vLLM rewinds a request's own random generator, which torch's CPU generators cannot do.
@@ -219,13 +230,13 @@ def server_command(config: JudgeConfig, host: str, port: int) -> list[str]:
     return command + shlex.split(server.options or "")
 
 
-def _free_port() -> int:
-    """A free port below the ephemeral range, so that no connection takes it before the server binds it."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
+@contextmanager
+def _pipe_with(text: str) -> Iterator[int]:
+    """The descriptor of a pipe to read `text` from: it fits into the pipe, so that no reader is waited for."""
+    reading, writing = os.pipe()
+    try:
+        with open(writing, "w", encoding="utf-8") as file:
+            file.write(text)
+        yield reading
+    finally:
+        os.close(reading)

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,17 +19,21 @@ from types import ModuleType
 
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.run import Run
-from ralign.engine.config.validation import validate
+from ralign.engine.config.validation import LAYOUT_SIZES, validate, validate_layout
 from ralign.engine.planner import layouts
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read_constants
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import shape_of
 from ralign.engine.planner.terms import terms_rows
+from ralign.engine.runtime.argparse_utils import Parser, number, whole_number
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input
+from ralign.engine.runtime.text import printable
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # in the source tree and in an installed package
+_MAX_GPUS = 1_000_000
 HOST_GB = 256.0  # per GPU, on a node with 8 GPUs and 2 TB
 LENGTHS = ("mean_prompt_tokens", "mean_new_tokens")
 
@@ -61,8 +66,8 @@ def entry_point() -> None:
     run_main(main, sys.argv[1:])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="ralign-plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -70,16 +75,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="a recipe's file, or the name of a recipe of ralign")
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the job, over all nodes")
+    parser.add_argument(
+        "--gpus", type=whole_number(1, _MAX_GPUS), required=True, help="GPUs of the job, over all nodes"
+    )
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(CHIPS)}, or memory in GB (default h100)")
     parser.add_argument(
-        "--host-gb", type=float, default=HOST_GB, help="host memory per GPU, GB (default: 256)"
+        "--host-gb",
+        type=number(0, above=True),
+        default=HOST_GB,
+        help="host memory per GPU, GB (default: 256)",
     )
     parser.add_argument("--constants", help="JSON file with measured constants of the time model")
     for name, what in zip(LENGTHS, ("prompt", "answer"), strict=True):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            type=float,
+            type=number(0),
             help=f"mean {what} length, tokens (default: from --constants, else half of the longest)",
         )
     parser.add_argument("--terms", action="store_true", help="print the terms of the predicted time")
@@ -91,11 +101,13 @@ def recipe_file(recipe: str) -> Path:
     """The file of a recipe given by path or by name.
 
     Raises:
-        UserError: no such file and no recipe of that name.
+        UserError: no such file and no recipe of that name, or a file that is not Python's.
     """
     for path in (Path(recipe), RECIPES / f"{recipe.removesuffix('.py')}.py"):
-        if path.is_file():
-            return path
+        if os.path.isfile(path):
+            if path.suffix != ".py":
+                raise UserError(f"recipe {recipe}: expected a Python file, whose name ends in .py")
+            return check_input(path)
     known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
     raise UserError(f"recipe {recipe}: no such file and no recipe of that name ({known})")
 
@@ -104,7 +116,7 @@ def recipe_run(recipe: str) -> Run:
     """The settings of a recipe, from its first function without arguments annotated `-> Run`.
 
     Raises:
-        UserError: there is no such file, or no such function in it.
+        UserError: there is no such file, it is not valid Python, or there is no such function in it.
     """
     path = recipe_file(recipe)
     module = _module_of(path)
@@ -126,7 +138,10 @@ def _module_of(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None, path  # a name that ends in .py has a loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"recipe {error.filename}:{error.lineno}: {error.msg}") from error
     return module
 
 
@@ -146,9 +161,12 @@ def plan(
     """
     if num_gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {num_gpus}")
-    shape = shape_of(run.model)
-    if run.model.hf_path is None or (Path(run.model.hf_path) / "config.json").is_file():
+    is_here = run.model.hf_path is None or os.path.isfile(Path(run.model.hf_path) / "config.json")
+    if is_here:
         validate(replace(run, data=replace(run.data, train=None)), num_gpus)
+    shape = shape_of(run.model)
+    if not is_here:
+        validate_layout(run, num_gpus, {name: asdict(shape)[name] for name in LAYOUT_SIZES})
     job = Job.of(run, num_gpus, shape)
     model_parallel = job.tensor * job.pipeline * job.context
     for name, size in (("layout", model_parallel), ("generator.tensor", job.generate_tensor)):
@@ -233,7 +251,7 @@ def as_text(report: dict, *, terms: bool = False) -> str:
         f" ({'shares the weights' if layout['shares_weights'] else 'own copy, gather path'});"
         f" offload {'on' if layout['offload'] else 'off'}, KV sleep {'on' if layout['kv_sleep'] else 'off'}"
     )
-    blocks = [head, cut, memory_table(layout, chip["memory_bytes"]), time_table(layout)]
+    blocks = [printable(head), cut, memory_table(layout, chip["memory_bytes"]), time_table(layout)]
     blocks += [f"Does not fit: {problem}" for problem in report["problems"]]
     if report["advice"]:
         blocks.append("\n".join(f"Advice: {line}" for line in report["advice"]))
@@ -302,6 +320,7 @@ def _gib(size: int | None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(

@@ -1,10 +1,11 @@
 """Chips with their published peaks, and the constants of the time model."""
 
-import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import read_json_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def chip_of(text: str) -> Chip:
         memory_gb = float(text.lower().removesuffix("gb"))
     except ValueError:
         memory_gb = 0.0
-    if not 0 < memory_gb < 1e5:
+    if not 1 <= memory_gb < 1e5:
         raise UserError(f"--gpu must be one of {', '.join(CHIPS)}, or a memory size in GB, got {text}")
     return replace(CHIPS["h100"], name=f"{memory_gb:g}GB", memory_bytes=int(memory_gb * 1e9))
 
@@ -82,6 +83,9 @@ class Constants:
     gpus_per_node: int = 8
 
 
+_DIVISORS = ("train_efficiency", "prefill_efficiency", "link_efficiency", "decode_bandwidth", "gpus_per_node")
+
+
 def read_constants(path: str | Path | None) -> Constants:
     """The defaults, overridden by a file with a JSON object of the same names.
 
@@ -90,15 +94,16 @@ def read_constants(path: str | Path | None) -> Constants:
     """
     if path is None:
         return Constants()
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--constants {path}: {error}") from error
+    values = read_json_object(path)
     known = {item.name: item.type for item in fields(Constants)}
-    if not isinstance(values, dict):
-        raise UserError(f"--constants {path}: expected a JSON object")
     for name, value in values.items():
-        if name not in known or not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (
+            name not in known
+            or not is_number
+            or not 0 <= value < math.inf
+            or (name in _DIVISORS and not value)
+        ):
             raise UserError(
                 f"--constants {path}: {name}={value!r}; expected numbers named {', '.join(known)}"
             )

@@ -4,7 +4,6 @@ What a decoder layer consists of comes from the model's family (`policy.families
 `ralign-plan` and the refusal of a start answer at once.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from ralign.engine.config.registry import FAMILIES
 from ralign.engine.policy.families.family import EMBEDDING, FINAL_NORM, HEAD, VALUE_HEAD, family_of
 from ralign.engine.policy.sizes import Sizes, head_size, padded_vocab_size, sizes_of
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import read_json_object
 
 if TYPE_CHECKING:
     from ralign.engine.config.run import ModelConfig
@@ -151,10 +151,29 @@ def shape_of_folder(folder: str, setting: str) -> Shape:
     return PUBLISHED[name]
 
 
+_SIZES = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
 def read_shape(folder: str | Path) -> Shape:
-    """The shape of the model in a Hugging Face folder; errors as `shape_of_hf`."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return shape_of_hf(config, Path(folder).name)
+    """The shape of the model in a Hugging Face folder.
+
+    Raises:
+        UserError: config.json cannot be read, lacks a size, or has one that is none; as `shape_of_hf`.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json_object(path)
+    try:
+        shape = shape_of_hf(config, Path(folder).name)
+    except KeyError as error:
+        raise UserError(f"{path} has no {error.args[0]}") from error
+    for name in _SIZES:
+        size = getattr(shape, name)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
+    return shape
 
 
 def shape_of_hf(config: dict, name: str = "") -> Shape:

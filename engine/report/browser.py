@@ -16,6 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent
 from ralign.engine.report.terminal import count_columns
+from ralign.engine.runtime.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("browser.html")
 _CHUNK_CHARS = 4_000_000
@@ -65,10 +66,8 @@ def write_browser(
         # A <script> is not unescaped, and only "</script" and "<!--" in it have a meaning.
         index=Markup(json.dumps(index, ensure_ascii=False).replace("<", "\\u003c")),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    write_text(path, text)
+    return Path(path)
 
 
 def _pack(records: Records, subset_of) -> tuple[dict[str, Any], list[str]]:
@@ -137,7 +136,7 @@ class _Packer:
 
     def _cut(self) -> None:
         content = ",".join(f'"{kind}":[{",".join(parts)}]' for kind, parts in self._parts.items())
-        packed = gzip.compress(f"{{{content}}}".encode("utf-8", "replace"), compresslevel=6, mtime=0)
+        packed = gzip.compress(f"{{{content}}}".encode("utf-8", "backslashreplace"), compresslevel=6, mtime=0)
         self._chunks.append(base64.b64encode(packed).decode("ascii"))
         self._parts = {"pairs": [], "rows": []}
         self._num_chars = 0

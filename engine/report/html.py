@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment
 from ralign.engine.report.progress import duration
 from ralign.engine.report.summary import METRICS, display, percent, tests_of
+from ralign.engine.runtime.files import write_text
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -101,8 +102,6 @@ def write_html(
         caption: base64.b64encode(Path(figure).read_bytes()).decode("ascii")
         for caption, figure in (figures or {}).items()
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(
         summary=summary,
         tests=tests_of(summary),
@@ -117,5 +116,5 @@ def write_html(
         examples=examples or {},
         config=json.dumps(config, indent=2) if config else "",
     )
-    path.write_text(text, encoding="utf-8")
-    return path
+    write_text(path, text)
+    return Path(path)

@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.report.summary import CALL_COUNTS, METRICS, SWAP_METRICS
+from ralign.engine.runtime.files import replacing
 
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail", *CALL_COUNTS)
 
 
 def write_csv(summary: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes one row per model, test and subset (empty for a whole test), and returns `path`.
+    """Write one row per model, test and subset (empty for a whole test), and return `path`.
 
     A metric has the columns NAME, NAME_low and NAME_high: fractions, empty without a denominator.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = list(_rows(summary))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["model"])
         writer.writeheader()
         writer.writerows(rows)
-    return path
+    return Path(path)
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

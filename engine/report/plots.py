@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from ralign.engine.report.metrics_log import read_metrics, series
 from ralign.engine.report.summary import display, percent, tests_of
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import drafting
 
 CURVES = {
     "reward/mean": "Reward",
@@ -47,7 +48,7 @@ def plot_judgments(summary: Mapping[str, Any], path: str | Path) -> Path:
     for panel, test in zip(panels, tests, strict=True):
         results = {model: found[test] for model, found in summary["models"].items() if test in found}
         _draw_bars(panel, results)
-        panel.set_title(display(test), fontsize=11, color=INK)
+        panel.set_title(display(test), fontsize=11, color=INK, parse_math=False)
     panels[0].set_ylabel("pairs judged right, %")
     handles = [
         Patch(facecolor=_RIGHT, label="right for the right reason (F-Score)"),
@@ -80,7 +81,7 @@ def _draw_bars(panel: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
         if right > 8:
             text = f"F {percent(f_score, bounds=False)}"
             panel.text(x, 2, text, fontsize=8.5, color="white", **centred)
-    panel.set_xticks(range(len(results)), [display(model) for model in results])
+    panel.set_xticks(range(len(results)), [display(model) for model in results], parse_math=False)
     panel.set_xlim(-0.6, len(results) - 0.4)
     panel.set_ylim(0, 116)
     panel.set_yticks(range(0, 101, 20))
@@ -127,7 +128,11 @@ def plot_training(logs: Mapping[str, str | Path], path: str | Path) -> Path:
     handles = [
         Patch(facecolor=c, label=display(name)) for name, c in zip(runs, COLORS * len(runs), strict=False)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a run may be named $x^$
     return save(figure, path)
 
 
@@ -153,7 +158,7 @@ def tidy(panel: Axes) -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI)
+    with drafting(path) as draft:
+        figure.savefig(draft, dpi=_DPI, format=path.suffix[1:])
     return path

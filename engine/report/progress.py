@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from ralign.engine.runtime import output
+from ralign.engine.runtime.text import printable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -85,7 +86,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line, indented under the stage's heading."""
         if self.enabled:
-            self._console.print(f"  {text}", markup=False)
+            self._console.print(f"  {printable(text)}", markup=False)
 
     @contextmanager
     def stage(self, key: str, title: str = "", *, num_steps: int | None = None) -> Iterator[Stage]:
@@ -94,7 +95,7 @@ class Progress:
         self._stage = stage = Stage(num_steps, self._clock)
         self._last_line_s = self._clock()
         if self.enabled:
-            self._console.print(f"== {title or key}", style="bold cyan", markup=False)
+            self._console.print(f"== {printable(title or key)}", style="bold cyan", markup=False)
             if self._console.is_terminal and num_steps:
                 stage.bar = self._start_bar(num_steps)
         try:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import read_json_object, write_text
+from ralign.engine.runtime.text import printable
 
 METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
 SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
@@ -48,31 +50,27 @@ def make_summary(
 
 
 def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a summary as JSON and creates its folder."""
+    """Write a summary as JSON, whole or not at all, and create its folder."""
     _check(summary, "summary")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def read_summary(path: str | Path) -> dict[str, Any]:
     """Reads a summary; UserError if the file cannot be read or has another format."""
-    try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    summary = read_json_object(path)
     _check(summary, str(path))
     return summary
 
 
 def display(name: str) -> str:
-    """A name for display: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`."""
+    """A name for display: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`.
+
+    The name may come from a file: characters that are not printable are escaped.
+    """
     base, _, number = name.rpartition("_")
     if base in _NAMES and number.isdigit():
         return f"{_NAMES[base]} {number}"
-    return _NAMES.get(name, name.replace("_", " "))
+    return _NAMES.get(name, printable(name.replace("_", " ")))
 
 
 def tests_of(summary: Mapping[str, Any]) -> list[str]:
@@ -95,23 +93,33 @@ def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str
 def _check(summary: Any, where: str) -> None:
     if not isinstance(summary, dict) or set(summary) - {"comparisons"} != {"models", "seed", "time_s"}:
         raise UserError(f"{where}: expected an object with models, seed and time_s")
-    for model, tests in summary["models"].items():
-        for test, result in tests.items():
+    for model, tests in _object(summary["models"], f"{where}: models").items():
+        for test, result in _object(tests, f"{where}: {model}").items():
             _check_result(result, f"{where}: {model} on {test}")
-            for subset, part in result.get("subsets", {}).items():
+            subsets = result.get("subsets", {})
+            for subset, part in _object(subsets, f"{where}: {model} on {test}: subsets").items():
                 _check_result(part, f"{where}: {model} on {test}, {subset}")
 
 
-def _check_result(result: Mapping[str, Any], where: str) -> None:
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected an object, got {value!r}")
+    return value
+
+
+def _check_result(result: Any, where: str) -> None:
     required = {*METRICS, *_COUNTS, "swap_consistency"}
-    if set(result) - _OPTIONAL != required:
+    if set(_object(result, where)) - _OPTIONAL != required:
         odd = ", ".join(sorted(required ^ (set(result) - _OPTIONAL)))
         raise UserError(f"{where}: missing or unknown fields: {odd}")
     for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
         if name not in METRICS and result.get(name) is None:
             continue
-        interval = result[name]
+        interval = _object(result[name], f"{where}: {name}")
         if set(interval) != {"value", "low", "high"}:
             raise UserError(f"{where}: {name} needs value, low and high")
-        if any(bound is not None and not 0 <= bound <= 1 for bound in interval.values()):
+        if not all(
+            bound is None or (isinstance(bound, float | int) and 0 <= bound <= 1)
+            for bound in interval.values()
+        ):
             raise UserError(f"{where}: {name} is not a fraction: {interval}")

@@ -91,7 +91,7 @@ def failures(result: Mapping[str, Any]) -> str:
 
 
 def _comparison_table(test: str, comparisons: list[dict[str, Any]]) -> Table:
-    title = f"{display(test)}: difference in points [95 % interval], p of the paired permutation test"
+    title = Text(f"{display(test)}: difference in points [95 % interval], p of the paired permutation test")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in METRICS.values():
@@ -99,8 +99,8 @@ def _comparison_table(test: str, comparisons: list[dict[str, Any]]) -> Table:
     table.add_column("Pairs", justify="right")
     for found in comparisons:
         cells = [Text(_difference(found[name])) for name in METRICS]
-        title = f"{display(found['model'])} against {display(found['baseline'])}"
-        table.add_row(Text(title), *cells, str(found["num_pairs"]))
+        models = f"{display(found['model'])} against {display(found['baseline'])}"
+        table.add_row(Text(models), *cells, str(found["num_pairs"]))
     return table
 
 
@@ -117,7 +117,7 @@ def _time_table(time_s: Mapping[str, float]) -> Table:
     table.add_column("Stage")
     table.add_column("Time", justify="right")
     for stage, seconds in time_s.items():
-        table.add_row(display(stage), duration(seconds))
+        table.add_row(Text(display(stage)), duration(seconds))
     table.add_section()
     table.add_row("all", duration(sum(time_s.values())))
     return table

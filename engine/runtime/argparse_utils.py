@@ -1,9 +1,13 @@
 """argparse as all console scripts use it."""
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import NoReturn
 
 from ralign.engine.runtime.errors import UserError
+
+_MOST = 2**63 - 1  # a signed 64-bit integer, which all libraries take
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,8 +17,37 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists all)")
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def whole_number(least: int, most: int = _MOST) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+    expected = f"of at least {least}" if most == _MOST else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        digits = text.removeprefix("-")
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MOST))
+        if not (is_number and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {expected}")
+        return int(text)
+
+    return read
+
+
+def number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number from `least` (with `above`: above it) to `most`."""
+    expected = f"{'above' if above else 'of at least'} {least:g}"
+    if most < math.inf:
+        expected += f" and at most {most:g}"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        is_in_range = math.isfinite(value) and least <= value <= most and not (above and value == least)
+        if not is_in_range:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number {expected}")
+        return value
+
+    return read
+
+
+positive = whole_number(1)

@@ -1,7 +1,9 @@
 """The main function of every command: a user's mistake ends in one line and exit status 2."""
 
+import io
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -13,6 +15,8 @@ from typing import NoReturn
 
 from ralign.engine.runtime import extras, output
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import is_full
+from ralign.engine.runtime.text import printable
 
 Main = Callable[[list[str]], None]
 
@@ -26,17 +30,60 @@ _LEAVE_S = 0.5  # for the others to leave: torchrun lists each process that it h
 def run_main(main: Main, argv: Sequence[str] | None = None) -> None:
     """Call `main` with the command line; a UserError becomes one line on stderr and exit status 2.
 
-    Any other exception is a bug and keeps its traceback.
+    So do a full disk and a lack of memory. Ctrl-C becomes one line and status 130, a reader of the output that has
+    left (`| head`) status 141. Any other exception is a bug and keeps its traceback.
     """
+    try:
+        _call(main, argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=output.stderr(), flush=True)
+        sys.exit(130)
+    except MemoryError as error:
+        _report_mistake(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except BrokenPipeError:
+        if not (left := _streams_without_reader()):
+            raise
+        for stream in left:  # what is still in the buffer goes nowhere, at exit too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)
+
+
+def _call(main: Main, argv: Sequence[str] | None) -> None:
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # what they cannot encode, such as "…" in the locale C, is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with extras.named_when_missing():
             main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # at exit, a full disk or a closed pipe would be a traceback
     except UserError as error:
-        _report_mistake(" ".join(str(error).split()))
+        _report_mistake(str(error))
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _report_mistake(f"{error.filename or 'output'}: {error.strerror}")
+
+
+def _streams_without_reader() -> list[io.TextIOWrapper]:
+    """Those of stdout and stderr that are pipes whose other end is closed."""
+    left = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                left.append(stream)
+    return left
 
 
 def run_job(main: Main, argv: Sequence[str] | None = None) -> None:
-    """`run_main` for a job, whose terminal shows ralign's own lines only (see output.py)."""
+    """Call `main` for a job, whose terminal shows ralign's own lines only (see output.py).
+
+    A UserError ends as in `run_main`; an interrupt and a lack of memory leave their traceback in the log.
+    """
 
     def captured(argv: list[str]) -> None:
         if {"-h", "--help"}.isdisjoint(argv):  # the help is printed by a package
@@ -46,7 +93,7 @@ def run_job(main: Main, argv: Sequence[str] | None = None) -> None:
         main(argv)
 
     try:
-        run_main(captured, argv)
+        _call(captured, argv)
     finally:
         output.finish()
 
@@ -58,6 +105,7 @@ def rank() -> int:
 
 def _report_mistake(message: str) -> NoReturn:
     """One process of a node reports; the others leave with status 0, so that torchrun has no failure to list."""
+    message = printable(" ".join(message.split()))
     claim = _claim_file()
     if rank() and (claim is None or int(os.environ["LOCAL_RANK"])):
         _wait(claim)

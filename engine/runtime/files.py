@@ -4,13 +4,14 @@ An output is written beside its path and renamed, so that a kill, a full disk or
 """
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote
 
 from ralign.engine.runtime.errors import UserError
@@ -43,6 +44,23 @@ def check_input(path: str | Path) -> Path:
     return path
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: it cannot be read, is cut off, or is other JSON.
+    """
+    path = check_input(path)
+    try:
+        with mistakes("read", path):
+            content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
     """The path of a file that does not exist yet, or of a regular file that is none of `inputs`.
 
@@ -61,12 +79,33 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
                 raise UserError(f"cannot write {path}: it is also an input")
     if path.name in ("", ".", ".."):
         raise UserError(f"cannot write {path}: it is a folder")
+    _check_parents(path)
     return path
 
 
+def check_output_folder(path: str | Path) -> Path:
+    """The path of a folder, or of one that can be made.
+
+    Raises:
+        UserError: it, or a folder above it, is a file.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"cannot write into {path}: it is not a folder")
+    _check_parents(path)
+    return path
+
+
+def _check_parents(path: Path) -> None:
+    """Requires that the nearest thing that exists above `path` is a folder."""
+    above = next((parent for parent in path.parents if os.path.lexists(parent)), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"cannot write {path}: {above} is not a folder")
+
+
 @contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A UTF-8 text file that takes the place of `path`, parents included, when the block ends without an error.
+def drafting(path: str | Path) -> Iterator[Path]:
+    """A path beside `path`, whose parents are made; a file that the block writes there takes the place of `path`.
 
     Raises:
         UserError: it cannot be written, also for an OSError of the block; then `path` is as it was.
@@ -76,9 +115,8 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
     with mistakes("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("w", encoding="utf-8", newline="\n") as file:
-                yield file
-                file.flush()
+            yield draft
+            with draft.open("rb") as file:
                 os.fsync(file.fileno())
             if path.exists():
                 draft.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -86,6 +124,19 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
         finally:
             with suppress(FileNotFoundError):
                 draft.unlink()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A UTF-8 text file that takes the place of `path` as in `drafting`, when the block ends without an error.
+
+    A lone surrogate is written as its escape `\\udXXX`, which JSON reads as the same character.
+    """
+    with (
+        drafting(path) as draft,
+        draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
+        yield file
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -134,7 +134,7 @@ def _copy(stream: TextIO, descriptor: int) -> TextIO:
 
 
 class _Terminal(io.TextIOWrapper):
-    """A stream that goes on in the log, descriptor 1, once its terminal or pipe is gone: the run must not end for it."""
+    """A stream that goes on in the log, descriptor 1, once its terminal or pipe is gone, which must not end the run."""
 
     def write(self, text: str) -> int:
         with self._or_log():

@@ -48,7 +48,7 @@ def planned_run(recipe: Path, settings: Sequence[str]) -> Run | None:
     Raises:
         UserError: an invalid setting of the recipe.
     """
-    if not _PLANNED.search(recipe.read_text(encoding="utf-8")):
+    if not _PLANNED.search(recipe.read_text(encoding="utf-8", errors="replace")):
         return None
     return parse(cli.recipe_run(str(recipe)), settings)
 

@@ -11,16 +11,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from ralign.engine.planner.cli import RECIPES, recipe_file
 from ralign.engine.planner.hardware import chip_of
-from ralign.engine.runtime.argparse_utils import Parser, positive
+from ralign.engine.runtime.argparse_utils import Parser, number, positive, whole_number
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import check_input, check_output_folder, mistakes
+from ralign.engine.runtime.problems import Problems
 from ralign.engine.slurm import notice
 
-_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")  # minutes, or [days-]hours:minutes:seconds
+_TIME = re.compile(r"([0-9]{1,6}-)?[0-9]{1,9}(:[0-9]{1,9}){0,2}")  # minutes, or [days-]hours:minutes:seconds
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?")  # sbatch's --array
 CPUS_PER_GPU = 8  # process, checkpoint thread and engine; nodes of 8 GPUs have at least 96 CPUs
@@ -37,15 +41,19 @@ def _main(argv: list[str]) -> None:
     spelled = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     print(f"{spelled} {shlex.join(command)}", flush=True)
     if args.dry_run:
-        print(f"\n# {args.script}\n{args.script.read_text(encoding='utf-8')}", end="")
+        script = args.script.read_text(encoding="utf-8", errors="backslashreplace")
+        print(f"\n# {args.script}\n{script}", end="")
         return
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch is not installed here: run this on a login node of the cluster (or with --dry-run)"
         )
-    args.logs.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
-    if done.returncode:
+    with mistakes("write into", args.logs):
+        args.logs.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, errors="backslashreplace"
+    )
+    if done.returncode or not done.stdout.strip():
         raise UserError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     print(done.stdout.strip())
     job = done.stdout.split()[-1]
@@ -85,10 +93,21 @@ def sbatch_command(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]
         "RALIGN_LOGS": str(args.logs),
         "RALIGN_MAX_RESTARTS": str(args.max_restarts),
     }
-    names = [setting.partition("=")[2] for setting in args.settings if setting.startswith("name=")]
-    if args.seeds and names:
+    if args.seeds and (names := _values("name", args.settings)):
         variables["RALIGN_NAME"] = names[-1]
     return command, variables
+
+
+def _values(name: str, settings: Sequence[str]) -> list[str]:
+    """All values of a setting: `NAME=VALUE`, `--NAME=VALUE`, or `--NAME VALUE`."""
+    values = []
+    for word, following in zip_longest(settings, settings[1:]):
+        given, equals, value = word.partition("=")
+        if equals and given.removeprefix("--") == name:
+            values.append(value)
+        elif word == f"--{name}" and following is not None:
+            values.append(following)
+    return values
 
 
 def _script_for(recipe: Path) -> Path:
@@ -98,21 +117,33 @@ def _script_for(recipe: Path) -> Path:
 
 
 def _check(args: argparse.Namespace) -> None:
-    _require(args.script.is_file(), f"no batch script {args.script}; give one with --script")
-    _require(args.time is None or _TIME.fullmatch(args.time), f"--time={args.time}: expected [DAYS-]HH:MM:SS")
-    _require(
-        args.seeds is None or _SEEDS.fullmatch(args.seeds),
+    """Raises UserError with all mistakes of the options and the settings' form."""
+    problems = Problems()
+    with problems.collect():
+        check_input(args.script)
+    with problems.collect():
+        check_output_folder(args.logs)
+    require = problems.require
+    require(
+        args.time is None or _TIME.fullmatch(args.time) is not None,
+        f"--time={args.time}: expected [DAYS-]HH:MM:SS",
+    )
+    require(
+        args.seeds is None or _SEEDS.fullmatch(args.seeds) is not None,
         f"--seeds={args.seeds}: expected numbers and ranges, as in 0-3 or 0,2,5",
     )
-    _require(args.gpus >= 0, f"--gpus={args.gpus}: expected 0 or more")
-    _require(
-        args.mem is None or _MEMORY.fullmatch(args.mem),
+    if args.seeds and (seeds := _values("seed", args.settings)):
+        problems.add(f"--seeds={args.seeds} sets the seed of each run: leave out seed={seeds[-1]}")
+    require(
+        args.mem is None or _MEMORY.fullmatch(args.mem) is not None,
         f"--mem={args.mem}: expected a size, as in 500G, or 0",
     )
+    is_value = False  # of the flag before it
     for setting in args.settings:
-        _require(
-            "=" in setting or setting.startswith("--"), f"cannot read {setting!r}: expected field.sub=value"
-        )
+        is_flag = setting.startswith("--")
+        require("=" in setting or is_flag or is_value, f"cannot read {setting!r}: expected field.sub=value")
+        is_value = is_flag and "=" not in setting
+    problems.check()
 
 
 def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
@@ -131,11 +162,6 @@ def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
     return seconds
 
 
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="ralign-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,7 +170,9 @@ def _parser() -> Parser:
     add("recipe", metavar="RECIPE", help="a recipe's file, or the name of a recipe of ralign")
     add("settings", nargs="*", metavar="FIELD=VALUE", help="the recipe's settings (flags after --)")
     add("--nodes", type=positive, required=True, help="number of nodes")
-    add("--gpus", type=int, default=8, help="GPUs per node, one task each; 0 for CPUs (default 8)")
+    add(
+        "--gpus", type=whole_number(0), default=8, help="GPUs per node, one task each; 0 for CPUs (default 8)"
+    )
     add("--tasks", type=positive, help="tasks per node (default: one per GPU)")
     add(
         "--gpu",
@@ -167,13 +195,13 @@ def _parser() -> Parser:
     add("--seeds", help="an array of runs, NAME_seed0, NAME_seed1, ...: 0-3, or 0,2,5")
     add(
         "--warn-minutes",
-        type=float,
+        type=number(0, notice.MAX_S // 60, above=True),
         help="minutes of notice before the time limit, for the rest of a step and a checkpoint (default: 1.5 times the "
         "prediction of ralign-plan, at least 20, at most half of --time)",
     )
     add(
         "--max-restarts",
-        type=int,
+        type=whole_number(0),
         default=3,
         help="number of times that a failed job is queued again (default 3)",
     )

@@ -48,9 +48,7 @@ def step(
         prompt_index=0, response_ids=ids, logprobs=logprobs, finish_reason="stop", weight_version=0
     )
     samples = [
-        Response(
-            example=example, group=example, rollout=rollout, text=f"\\boxed{{A}}</think>it is {word} {end}"
-        )
+        Response(example=example, group=example, rollout=rollout, text=f"\\boxed{{A}} it is {word} {end}")
         for example, word, end in cases
     ]
     with task.judging():

@@ -169,7 +169,8 @@ def _bullets(facts: dict[str, str]) -> str:
 def _judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str, str]) -> str | None:
     """Evidence (for each fact the note's value, A's, B's, a mark), the decisive factors, the verdict.
 
-    None if neither response is better. The mark is the side with a wrong value, "both", or "same" for none. A fault of one side only is decisive.
+    The mark is the side with a wrong value, "both", or "same" for none. A fault of one side only is decisive. None if
+    neither response is better.
     """
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():

@@ -87,7 +87,7 @@ def test_every_restart_goes_on_from_the_last_complete_checkpoint(tmp_path):
             time.sleep(rng.choice([0, 0.02]))
         assert [process.wait() for process in ranks] == [-signal.SIGKILL] * 2
         for path in folders.complete(folder / "checkpoints"):
-            assert folders.find_altered(path, folders.check(path), rank=0, world_size=1) is None
+            assert folders.find_fault(path, folders.check(path), rank=0, world_size=1) is None
         after = folders.complete(folder / "checkpoints")
         newest = int(after[-1].name.removeprefix("step")) if after else 0
         lost.append(last_logged(folder) - newest)

@@ -114,3 +114,14 @@ def test_another_address_of_the_metarm_is_the_same_run_and_another_metarm_is_not
 def test_a_run_without_a_checkpoint_begins(tmp_path):
     run = Run(out=str(tmp_path))
     assert open_folder(run) is None and open_folder(Run(out=str(tmp_path), seed=5)) is None
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1', "5", "[]", "{}", "null", "[" * 100_000, "\udcff"])
+def test_settings_that_cannot_be_read_are_one_line(tmp_path, text):
+    run = begun(tmp_path)
+    (run.folder / "config.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(
+        UserError, match=r"cannot read the interrupted run's settings in .*resume=never"
+    ) as found:
+        open_folder(run)
+    assert "\n" not in str(found.value) and progress(run)

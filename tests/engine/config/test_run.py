@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -93,6 +94,21 @@ def test_what_cannot_be_parsed_is_named(token, said, capsys):
     with pytest.raises(UserError, match=said):
         parse(Run(), [token])
     assert capsys.readouterr() == ("", "")  # tyro's own box of many lines stays away
+
+
+def test_all_that_cannot_be_parsed_is_named_in_one_go():
+    argv = ["optim.lrr=1", "num_steps=1.5", "stray", "data.world.cue_agreement=3", "optim.lr=abc", "--seed"]
+    with pytest.raises(UserError, match="^6 mistakes: ") as refused:
+        parse(Run(), argv)
+    for said in (
+        "cannot read 'stray'",
+        "--seed needs a value",
+        "unknown setting optim.lrr=1",
+        "num_steps=1.5: expected a whole number",
+        "optim.lr=abc: expected a number",
+        "data.world: cue_agreement",
+    ):
+        assert said in str(refused.value)
 
 
 def test_a_dataclass_checks_the_final_values_only():
@@ -225,6 +241,54 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
 def test_impossible_combinations_are_refused_with_their_values(overrides, said):
     with pytest.raises(UserError, match=said):
         validate(parse(Run(), overrides.split()), world_size=2)
+
+
+def test_all_impossible_settings_are_named_in_one_go_and_no_more():
+    overrides = (
+        "parallel.tensor=0 model.num_layers=0 algo.num_samples=1 optim.lr=0 generator.top_p=0.9 name=a/b"
+    )
+    with pytest.raises(UserError) as refused:
+        validate(parse(Run(), overrides.split()), world_size=2)
+    assert str(refused.value).split("; ") == [
+        "6 mistakes: model.num_layers must be at least 1, got 0",
+        "parallel.tensor must be at least 1, got 0",
+        "generator.top_p must be 1, got 0.9: truncated sampling biases the policy ratio, since the trainer's logprobs"
+        " cover the whole vocabulary",
+        "algo.num_samples must be at least 2, got 1: grpo compares answers to the same prompt",
+        "optim.lr must be positive, got 0.0",
+        "name must name a folder inside out, got 'a/b'",
+    ]
+    with pytest.raises(
+        UserError, match="^2 mistakes: optim.lr must be finite, got nan; .*eps must be finite"
+    ):
+        validate(parse(Run(), ["optim.lr=nan", "optim.eps=inf"]), world_size=2)
+    with pytest.raises(
+        UserError, match="^2 mistakes: algo.reward=no: .*; algo.objective=none: expected one of"
+    ):
+        validate(parse(Run(), ["algo.reward=no", "algo.objective=none"]), world_size=2)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_of_zero_is_a_mistake_or_fine_but_never_divides(size):
+    for name in (name for name, value in _leaves(Run()) if type(value) is int):
+        with contextlib.suppress(UserError):
+            validate(parse(Run(), [f"{name}={size}", "generator.tensor=2"]), world_size=4)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "5", "[]", "null", '{"num_hidden_layers": 4', "[" * 100_000, "{}", "\xff"]
+)
+def test_a_config_json_that_describes_no_model_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    for setting in ("model.hf_path", "critic.hf_path"):
+        run = parse(Run(), [f"{setting}={tmp_path}", "algo.advantages=gae"])
+        with pytest.raises(UserError, match=f"^{setting}={tmp_path}: .*config.json"):
+            validate(run, world_size=2)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(content, encoding="latin-1")
+    run = parse(Run(), [f"model.hf_path={tmp_path}", "data.chat=True"])
+    with pytest.raises(UserError, match="data.chat=True: .*chat template"):
+        validate(run, world_size=2)
 
 
 def test_a_critic_s_own_layers_must_divide_too_and_a_group_of_one_will_do(tmp_path):

@@ -1,5 +1,7 @@
 """Published layouts: small files made in them, loaded by `datasets` as the published ones are."""
 
+import contextlib
+
 import pytest
 from ralign.engine.data.cli import _main
 from ralign.engine.data.converters import LAYOUTS, convert, load_rows
@@ -247,3 +249,37 @@ def test_a_source_that_is_not_there_and_a_split_that_must_be_chosen(tmp_path, mo
     with pytest.raises(UserError, match="splits train, test: choose one with --split"):
         load_rows(f"{tmp_path}/two")
     assert len(list(load_rows(f"{tmp_path}/two", split="test"))) == len(_MATH)
+
+
+def test_ids_are_unique_also_where_a_set_has_such_ids_itself():
+    rows = [{"question_id": id, "winner": "model_a", "prompt": "q", "response_1": "a", "response_2": "b"} for id in (
+        "x#2", "x", "x", "x", "x#2", "x#3")]  # fmt: skip
+    ids = [pair.id for pair in convert("ppe", rows).pairs]
+    assert ids == ["ppe-x#2", "ppe-x", "ppe-x#3", "ppe-x#4", "ppe-x#2#2", "ppe-x#3#2"]
+
+
+class Row(dict):
+    """A row with every column; `choose` gives the value of a column by its name."""
+
+    def __init__(self, choose):
+        self.choose = choose
+
+    def __missing__(self, name):
+        return self.choose(name)
+
+    def get(self, name, default=None):
+        return self.choose(name)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, "x", [], [5], [None], {"a": 1}, [{"role": "user"}], float("nan"), b"x"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_of_another_shape_are_a_mistake_or_left_out(layout, value):
+    for other in ("x", -1, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]):
+        for share in range(1, 4):
+            row = Row(lambda name, other=other, share=share: value if len(name) % 3 < share else other)
+            with contextlib.suppress(UserError):
+                convert(layout, [row])
+    with pytest.raises(UserError, match="row 0 does not fit the layout helpsteer3: "):
+        convert("helpsteer3", [Row(lambda name: "x")])

@@ -5,7 +5,7 @@ import json
 import pytest
 from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import Pair, write_pairs
-from ralign.engine.data.verdicts import parse_verdict
+from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.evaluation.cli import _main, build_parser
 from ralign.engine.evaluation.metarm_probe import KINDS, build_cases, measure_metarm
 from ralign.engine.evaluation.models import metarm_config
@@ -42,7 +42,7 @@ def test_each_pair_gives_four_rationales_of_which_one_names_the_error():
     assert [case.kind for case in cases] == list(KINDS) * 6
     for case in cases:
         good, bad = case.pair.gt_label, "AB"[case.pair.gt_label == "A"]
-        assert parse_verdict(case.rationale) == good
+        assert verdict_of(case.rationale) == good
         assert (case.expected is Outcome.CORRECT) == (case.kind == "true_error")
         if case.kind == "true_error":
             assert "not sunflower seeds" in case.rationale and f"Response {bad}" in case.rationale

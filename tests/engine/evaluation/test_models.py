@@ -38,7 +38,7 @@ def test_shares_that_do_not_fit_are_refused_in_one_line(share):
         UserError, match="0.8 of the models and --metarm-gpu-memory-utilization 0.35 are too much"
     ):
         share("--gpu-memory-utilization", "0.8")
-    with pytest.raises(UserError, match="is a share up to 1, got 1.5"):
+    with pytest.raises(UserError, match="'1.5' is not a finite number above 0 and at most 1"):
         share("--gpu-memory-utilization", "1.5", metarm="rule")
     assert share("--gpu-memory-utilization", "0.8", "--metarm-devices", "1") == 0.8
     assert share("--gpu-memory-utilization", "0.65") == 0.65

@@ -323,7 +323,7 @@ def _command(*args, **kwargs):
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
     for args, said in (
-        (["score", str(tmp_path / "none.jsonl")], "cannot read the judged file"),
+        (["score", str(tmp_path / "none.jsonl")], "none.jsonl: No such file"),
         (["score"], "required: FILE"),
         (["sore"], "invalid choice: 'sore'"),
         (["score", "x", "--bootstrap", "0"], "'0' is not a whole number"),

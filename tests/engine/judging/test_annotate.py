@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 
+import psutil
 import pytest
 from ralign.engine.data.pairs import Pair, read_pairs
 from ralign.engine.judging.annotate import (
@@ -22,6 +25,7 @@ from ralign.engine.judging.annotate import (
     render,
 )
 from ralign.engine.judging.judge import Judge, JudgeStopped, Reply
+from ralign.engine.runtime.append_log import LineLog
 from ralign.engine.runtime.errors import UserError
 
 COMMAND = [sys.executable, "-c", "from ralign.engine.judging.annotate import main; main()"]
@@ -252,6 +256,152 @@ def test_a_spent_budget_writes_the_judgments_so_far_and_a_larger_one_continues(j
     assert server.stats()["num_asked"] <= 41
 
 
+def test_ids_that_contain_each_other_have_keys_of_their_own(tmp_path):
+    config = AnnotateConfig(annotator=AnnotatorConfig(model="m"))
+    with Journal(tmp_path / "j") as journal:
+        writer = Writer(config, GOLDEN, journal)
+        ids = ["p", "p\tswapped", "p swapped", 'p", "prompt": "', "P", "p\x00"]
+        assert len({writer.key(make_pair(id=name)) for name in ids}) == len(ids)
+
+
+def test_answers_from_the_cache_cost_nothing(job, tmp_path):
+    config, server = job([make_pair(n) for n in range(4)], annotator={"cache": str(tmp_path / "cache")})
+    assert annotate(config)["tokens"] == {"prompt": 280, "answer": 120}
+    config.output = str(tmp_path / "again.jsonl")
+    summary = annotate(config)
+    assert summary["num_kept"] == 4 and summary["tokens"] == {"prompt": 0, "answer": 0}
+    assert server.stats()["num_asked"] == 4
+
+
+def test_a_failed_call_that_cost_tokens_counts_in_the_next_run_too(fault_server, faults, tmp_path):
+    charged = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+    fault_server.faults = {"charged": faults.Fault(faults.http(200, charged))}
+    write(tmp_path / "pairs.jsonl", [make_pair(behaviour="fault charged")])
+    config = AnnotateConfig(
+        pairs=str(tmp_path / "pairs.jsonl"),
+        output=str(tmp_path / "o"),
+        annotator=AnnotatorConfig(model="m", base_url=fault_server.url, num_retries=1, max_backoff_s=0.01),
+    )
+    assert annotate(config)["tokens"] == {"prompt": 18, "answer": 2}
+    assert annotate(config)["tokens"] == {"prompt": 36, "answer": 4}
+    assert fault_server.num_asked["charged"] == 4
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [("500", "all 2 calls failed .*status 500"), ("prose", "no pair of .* got a golden judgment")],
+)
+def test_a_run_that_makes_nothing_ends_with_a_mistake(job, behaviour, message):
+    config, server = job([make_pair(n, behaviour=behaviour) for n in range(2)])
+    argv = [f"pairs={config.pairs}", f"output={config.output}", "annotator.model=m"]
+    argv += [f"annotator.base_url={server.url}", "annotator.num_retries=0"]
+    with pytest.raises(UserError, match=message):
+        _main(argv)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "p0"}',
+        '{"settings": null}',
+        "5",
+        '{"key": "k", "id": "p", "reason": null, "judgment": 5, "tokens": [1, 1]}',
+        '{"key": "k", "id": "p", "reason": null, "judgment": "A", "tokens": "no"}',
+        '{"key": "k", "id": "p", "reason": null, "judgment": "A", "tokens": [1]}',
+        '{"key": "k", "id": "p", "reason": null, "judgment": "A", "tokens": [true, -1]}',
+        '{"key": "k", "id": "p", "reason": null, "judgment": "A", "tokens": [1, 1%s]}' % ("0" * 400),
+        '{"key": 1, "id": "p", "reason": null, "judgment": "A", "tokens": [1, 1]}',
+        '{"key": "k", "id": "p", "reason": 3, "judgment": "A", "tokens": [1, 1]}',
+        '{"id": "p", "failed": null, "tokens": [1, 1]}',
+        "[" * 5000,
+    ],
+)
+def test_a_journal_with_another_line_is_refused(tmp_path, line):
+    good = '{"key": "k", "id": "p", "reason": null, "judgment": "A", "tokens": [1, 1]}'
+    (tmp_path / "j").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match="j:2: not a line of this journal"):
+        Journal(tmp_path / "j")
+
+
+def test_a_full_disk_is_one_mistake_and_the_same_command_goes_on(job, monkeypatch):
+    config, server = job([make_pair(n) for n in range(12)], annotator={"concurrency": 1})
+    real, num_written = LineLog.add, iter(range(100))
+
+    def fill(self, line):
+        if next(num_written) == 5:
+            raise UserError("cannot write the journal: No space left on device")
+        real(self, line)
+
+    monkeypatch.setattr(LineLog, "add", fill)
+    with pytest.raises(UserError, match="No space left"):
+        annotate(config)
+    assert not os.path.exists(config.output)
+    assert annotate(config)["num_kept"] == 12
+    assert server.stats()["num_asked"] <= 13 + 1  # the answer that was lost, and one under way
+
+
+BROKEN = ("garbage", "length", "header", "retry", "denied", "echo", "html", "empty", "huge", "redirect")
+
+
+def broken_replies(faults, request):
+    """Responses of all kinds that contain the key which the request carries."""
+    key = re.search(rb"authorization: bearer (\S+)", request, re.IGNORECASE)[1].decode()
+    refused = {"error": {"message": f"Incorrect API key provided: {key}. Bearer {key}"}}
+    good = faults.completion(f"your key is {key} \\boxed{{A}}", finish_reason=key)
+    return {
+        "garbage": f"\x00{key}\r\n\r\n".encode(),
+        "length": f"HTTP/1.1 200 OK\r\ncontent-length: -{key}\r\n\r\n{{}}".encode(),
+        "header": f"HTTP/1.1 200 OK\r\n{key}\x00: {key}\r\n{'x' * 99999}: 1\r\n\r\n".encode(),
+        "retry": faults.http(429, refused, f"retry-after: \u00b2{key}"),
+        "denied": faults.http(500, refused),
+        "echo": faults.http(200, good),
+        "html": faults.http(502, f"<html>{'x' * 70}{key}{'x' * 500}".encode()),
+        "empty": faults.http(200, {"choices": [], "note": key, "usage": {"prompt_tokens": 10**400}}),
+        "huge": faults.http(200, key.encode() * 100_000),
+        "redirect": faults.http(307, b"", f"location: http://{key}@{key}/{key}"),
+    }
+
+
+@pytest.mark.parametrize("num_processes", [0, 1], ids=["thread", "process"])
+def test_the_key_is_in_no_artefact_of_a_run_with_broken_replies(
+    fault_server, faults, tmp_path, num_processes
+):
+    key = "sk-canary-98a4c1e0"
+    for name in BROKEN:
+        fault_server.faults[name] = lambda request, name=name: faults.Fault(
+            broken_replies(faults, request)[name], then="close"
+        )
+    unauthorized = {"error": {"message": f"no such key: {key}", "code": 401}}
+    fault_server.faults["stop"] = faults.Fault(faults.http(200, unauthorized))
+    pairs = [make_pair(n, behaviour=f"fault {name}") for n, name in enumerate(BROKEN)]
+    write(tmp_path / "pairs.jsonl", pairs)
+    write(tmp_path / "stop.jsonl", [make_pair(behaviour="fault stop")])
+    texts, commands = [], set()
+    for name in ("pairs.jsonl", "stop.jsonl"):
+        argv = [f"pairs={name}", f"output=golden-{name}", "annotator.model=m", "annotator.cache=cache"]
+        argv += [f"annotator.base_url={fault_server.url}", f"annotator.num_processes={num_processes}"]
+        argv += ["annotator.timeout_s=20", "annotator.num_retries=1", "annotator.max_backoff_s=0.1"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": key, "PYTHONASYNCIODEBUG": "1"}
+        program = subprocess.Popen(
+            [*COMMAND, *argv], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        with program:
+            while program.poll() is None:
+                with suppress(psutil.Error):
+                    process = psutil.Process(program.pid)
+                    commands.update(" ".join(p.cmdline()) for p in (process, *process.children()))
+                time.sleep(0.05)
+            texts.append(program.stdout.read())
+        assert program.returncode == (0 if name == "pairs.jsonl" else 2), texts[-1].decode()
+        assert b"Traceback" not in texts[-1], texts[-1].decode()
+    assert b"no such key: ***" in texts[-1] and set(BROKEN) <= set(fault_server.num_asked)
+    assert any("client_process" in command for command in commands) == bool(num_processes)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".jsonl", ".json", ".sqlite"}
+    written = [*texts, *(path.read_bytes() for path in files), *(command.encode() for command in commands)]
+    assert not any(key.encode() in text for text in written)
+
+
 def test_one_process_an_output(tmp_path):
     with Journal(tmp_path / "j"), pytest.raises(UserError, match="in use"):
         Journal(tmp_path / "j")
@@ -264,7 +414,10 @@ def test_one_process_an_output(tmp_path):
     ("argv", "message"),
     [
         ([], "pairs is missing"),
-        (["pairs=x", "output=x"], "is the pairs file itself"),
+        (["pairs=x", "output=x"], "cannot write x: it is also an input"),
+        (["pairs=x", "output=/"], "cannot write /: it is a folder"),
+        (["pairs=x", "output=/dev/null"], "cannot write /dev/null: it is not a regular file"),
+        (["pairs=/dev/zero", "output=y"], "cannot read /dev/zero: it is not a regular file"),
         (["pairs=x", "output=y"], "annotator.model is missing"),
         (["pairs=x", "output=y", "annotator.model=m"], "annotator.base_url"),
         (
@@ -286,6 +439,7 @@ def test_one_process_an_output(tmp_path):
 )
 def test_mistakes_are_refused(tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").touch()
     with pytest.raises(UserError, match=message):
         _main(argv)
 

@@ -6,7 +6,10 @@ import sys
 import threading
 from contextlib import ExitStack
 
+import pytest
 from ralign.engine.judging.cache import ReplyCache
+from ralign.engine.judging.judge import Reply
+from ralign.engine.runtime.errors import UserError
 
 NUM_PROCESSES, NUM_ROUNDS = 6, 20
 _PROGRAM = """
@@ -60,3 +63,38 @@ def test_opening_waits_for_the_lock_of_another_process(tmp_path):
         assert thread.is_alive() and not opened
     thread.join(60)
     opened.pop().close()
+
+
+@pytest.mark.parametrize(
+    "row", ['{"text": "A', "", "5", "[]", "{}", '{"text": 5}', "[" * 100_000, b"\xff\xfe", 7]
+)
+def test_a_damaged_row_is_a_miss_and_is_replaced(tmp_path, row):
+    cache, key = ReplyCache(tmp_path), b"key"
+    cache.put("me", [(key, Reply(text="old")), (b"other", Reply(text="other"))])
+    with cache._db as db:
+        db.execute("UPDATE replies SET reply = ? WHERE key = ?", (row, key))
+    assert cache.get(key) is None and cache.get(b"other").text == "other"
+    cache.put("me", [(key, Reply(text="new"))])
+    assert cache.get(key) == Reply(text="new", cached=True)
+    cache.put("me", [(key, Reply(text="newer"))])
+    assert cache.get(key).text == "new"  # the first reply stays
+    cache.close()
+
+
+def test_a_row_of_an_earlier_release_is_read(tmp_path):
+    cache = ReplyCache(tmp_path)
+    with cache._db as db:
+        db.execute("INSERT INTO replies VALUES (?, ?)", (b"key", '{"text": "A", "num_answer_tokens": 3}'))
+    assert cache.get(b"key") == Reply(text="A", num_answer_tokens=3, cached=True)
+    cache.close()
+
+
+@pytest.mark.parametrize("count", ["many", -1, 1.5, b"\xff"])
+def test_damaged_token_counts_are_a_mistake(tmp_path, count):
+    cache = ReplyCache(tmp_path)
+    cache.put("me", [(b"key", Reply(text="A"))])
+    with cache._db as db:
+        db.execute("UPDATE spent SET num_prompt_tokens = ?", (count,))
+    with pytest.raises(UserError, match="cannot use the cache"):
+        cache.tokens_used("me")
+    cache.close()

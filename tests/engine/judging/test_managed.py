@@ -45,7 +45,7 @@ def make_judge(folder: Path) -> Path:
     for pair in pairs:
         for word in WORDS:
             for end, verdict in (("yes", "Correct"), ("no", "Incorrect")):
-                prompt = render_review(COMPACT, pair, f"it is {word} {end}")
+                prompt = render_review(COMPACT, pair, f"\\boxed{{A}} it is {word} {end}")
                 answer = f"<genrm_analysis> said</genrm_analysis><final_verdict>{verdict}</final_verdict>"
                 examples.append((prompt, answer))
     assert train_tiny_model(folder, examples, num_steps=150) < 0.1
@@ -179,7 +179,7 @@ def test_the_command_line_follows_the_settings(tmp_path):
     server = ServerConfig(tensor=2, max_model_len=99, max_num_seqs=7, options="--quantization fp8")
     command = " ".join(server_command(config_for(tmp_path, server=server), "127.0.0.1", 1234))
     for part in (
-        "api_server",
+        "ralign.engine.judging.server_entry",
         "--tensor-parallel-size 2",
         "--max-model-len 99",
         "--port 1234",
@@ -187,7 +187,7 @@ def test_the_command_line_follows_the_settings(tmp_path):
     ):
         assert part in command
     assert command.endswith("--quantization fp8")
-    assert "--host 0.0.0.0" in " ".join(server_command(config_for(tmp_path), "node7", 1234))
+    assert "--host 10.0.0.7" in " ".join(server_command(config_for(tmp_path), "10.0.0.7", 1234))
 
 
 def test_a_changed_model_has_another_fingerprint(tmp_path):

@@ -1,5 +1,6 @@
 """The server of a managed judge: sleep and wake around a crash, one restart, and its end for all ranks."""
 
+import socket
 import sys
 import time
 
@@ -10,12 +11,15 @@ from ralign.engine.judging import server as server_module
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import JudgeStopped, Request, ask
 from ralign.engine.judging.server import Server, failure_file
+from ralign.engine.runtime.errors import UserError
 
-# A server that is healthy at once, and records the paths of its requests.
+# A server that is healthy at once, and records the paths of its requests. Without its key it is not healthy.
 _PROGRAM = """
 import http.server, os, sys, time
+key = sys.stdin.read().strip()
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
+        assert self.headers["authorization"] == f"Bearer {key}"
         if "hangs" in sys.argv[2] and not os.path.exists(sys.argv[2]):  # until it restarts
             open(sys.argv[2], "w").close()
             time.sleep(600)
@@ -26,7 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     do_POST = answer
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(200 if len(key) == 64 and self.headers["authorization"] == f"Bearer {key}" else 401)
         self.end_headers()
     def log_message(self, *args): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
@@ -72,26 +76,47 @@ def test_a_request_to_a_dead_server_reaches_its_next_process(start):
     kill(server)
     server.wake()
     assert server.num_restarts == 1 and server.failure is None
-    assert log.read_text().split()[0].startswith("/sleep") and log.read_text().split()[-1] == "/wake_up"
+    paths = log.read_text().split()
+    assert paths[0] == "/control/sleep/1" and paths[-1] == "/control/wake/1"
 
 
 def test_a_server_that_hangs_is_restarted(start, monkeypatch):
     monkeypatch.setattr(server_module, "_SLEEP_TIMEOUT_S", 1.0)
     server, log = start("hangs")
     server.sleep()
-    assert server.num_restarts == 1 and log.read_text().split()[-1] == "/sleep?level=1"
+    assert server.num_restarts == 1 and log.read_text().split()[-1] == "/control/sleep/1"
 
 
-def test_level_2_loads_the_weights_again(start):
+def test_the_level_of_the_settings_is_that_of_the_requests(start):
     server, log = start()
     server.config.server.sleep_level = 2
     server.sleep()
     server.wake()
-    assert log.read_text().split()[-3:] == [
-        "/wake_up?tags=weights",
-        "/collective_rpc",
-        "/wake_up?tags=kv_cache",
-    ]
+    assert log.read_text().split() == ["/control/sleep/2", "/control/wake/2"]
+
+
+def test_the_key_is_in_no_command_line_and_no_environment(start):
+    server, _ = start()
+    processes = [p for p in psutil.Process().children(recursive=True) if str(server.port) in p.cmdline()]
+    assert len(processes) == 2  # the guard and the server
+    for process in processes:
+        assert server.api_key not in " ".join(process.cmdline())
+        assert server.api_key not in process.environ().values()
+    assert server.api_key not in server.log.read_text()
+
+
+def test_another_process_at_the_port_is_not_sent_the_key(tmp_path, monkeypatch):
+    """As of another user, who has taken the port between its choice and the server's start."""
+    config = MetaRMConfig(kind="managed", model="m", server=ServerConfig(start_timeout_s=1.5))
+    server = Server(config, tmp_path / "log")
+    with socket.create_server(("127.0.0.1", server.port)) as other:
+        waits = [sys.executable, "-c", "import time; time.sleep(60)"]
+        monkeypatch.setattr(server_module, "server_command", lambda config, host, port: waits)
+        with pytest.raises(UserError, match="did not start within"):
+            server.start()
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
 
 
 def test_a_second_crash_is_final_for_every_rank(start, tmp_path):
@@ -123,5 +148,5 @@ def test_a_new_server_removes_an_earlier_job_s_failure(start, tmp_path):
 
 def test_a_server_that_refuses_to_sleep_stops_the_judge(start):
     server, _ = start("spoiled")
-    with pytest.raises(JudgeStopped, match=r"/sleep\?level=1 with status 500"):
+    with pytest.raises(JudgeStopped, match="/control/sleep/1 with status 500"):
         server.sleep()

@@ -146,7 +146,7 @@ def test_mean_lengths_are_taken_in_tokens_and_are_at_most_the_longest():
     assert known["time_s"] == pytest.approx(half["time_s"])  # what the default shares come to
     with pytest.raises(UserError, match="mean_new_tokens must be from 0 .* to 8192, .* got 9000"):
         cli.main([*argv, "--mean-new-tokens=9000"])
-    with pytest.raises(UserError, match="mean_prompt_tokens must be .* got -1"):
+    with pytest.raises(UserError, match="--mean-prompt-tokens: '-1' is not a finite number of at least 0"):
         cli.main([*argv, "--mean-prompt-tokens=-1"])
 
 
@@ -170,6 +170,62 @@ def test_an_unknown_gpu_recipe_or_model_is_one_line():
     with pytest.raises(UserError, match="no published model of that name"):
         plan(make_run("Unknown-7B"), 8, "h100")
     assert chip_of("48GB").memory_bytes == 48_000_000_000
+
+
+MISTAKES = [
+    (["x.txt", "--gpus=8"], "recipe x.txt: expected a Python file, whose name ends in .py"),
+    (["syntax.py", "--gpus=8"], "syntax.py:1: "),
+    (["nul.py", "--gpus=8"], "source code string cannot contain null bytes"),
+    (["latin.py", "--gpus=8"], "latin.py"),
+    (["empty.py", "--gpus=8"], "recipe empty.py: no function without arguments annotated `-> Run`"),
+    (["folder.py", "--gpus=8"], "recipe folder.py: no such file"),
+    (["/dev/zero", "--gpus=8"], "recipe /dev/zero: no such file"),
+    (["x" * 5000, "--gpus=8"], "no such file and no recipe of that name"),
+    (["r_align_32b"], "the following arguments are required: --gpus"),
+    (["r_align_32b", "--gpus=0"], "argument --gpus: '0' is not a whole number from 1 to 1000000"),
+    (["r_align_32b", "--gpus=99999999999"], "argument --gpus: '99999999999' is not a whole number"),
+    (
+        ["r_align_32b", "--gpus=8", "--host-gb=nan"],
+        "argument --host-gb: 'nan' is not a finite number above 0",
+    ),
+    (["r_align_32b", "--gpus=8", "--mean-prompt-tokens=inf"], "'inf' is not a finite number of at least 0"),
+    (["r_align_32b", "--gpus=8", "parallel.tensor=0"], "parallel.tensor must be at least 1, got 0"),
+    (["r_align_32b", "--gpus=8", "token_budget=0"], "exceeds token_budget = 0"),
+    (["r_align_32b", "--gpus=8", "memory.reserve_gib=1e308"], "memory.reserve_gib must be at most 1000000"),
+    (["r_align_32b", "--gpus=8", "model.hf_path=broken"], "broken/config.json: not JSON"),
+    (
+        ["r_align_mini", "--gpus=2", "optim.lr=x", "qq=1"],
+        "2 mistakes: optim.lr=x: expected a number; unknown",
+    ),
+    (["r_align_mini", "--gpus=2", "name=\x1b[31m/"], r"name must name a folder inside out, got '\x1b[31m/'"),
+    (["\x1b[31m.py", "--gpus=2"], r"recipe \x1b[31m.py: no such file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"), MISTAKES, ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else ""
+)
+def test_every_mistake_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "x.txt": b"x",
+        "syntax.py": b"def f(:\n",
+        "nul.py": b"\0",
+        "latin.py": b"# \xff\n",
+        "empty.py": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"a":')
+    monkeypatch.setattr(sys, "argv", ["ralign-plan", *argv])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as ended:
+        cli.entry_point()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and shown.out == "" and shown.err.count("\n") == 1
+    assert shown.err.startswith("error: ") and message in shown.err
 
 
 def test_a_recipe_of_ralign_is_imported_by_its_name_and_a_users_own_from_its_file(tmp_path, monkeypatch):

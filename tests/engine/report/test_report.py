@@ -62,6 +62,10 @@ def test_the_summary_is_the_contract_s(summary, tmp_path):
         (lambda s: s["models"]["sft"]["unbiased"].update(extra=1), "extra"),
         (lambda s: s["models"]["sft"]["unbiased"]["l_acc"].update(value=97.3), "l_acc is not a fraction"),
         (lambda s: s["models"]["sft"]["unbiased"]["s_corr"].pop("low"), "s_corr needs value, low and high"),
+        (lambda s: s["models"]["sft"]["unbiased"]["l_acc"].update(value="x"), "l_acc is not a fraction"),
+        (lambda s: s["models"]["sft"]["unbiased"].update(l_acc=5), "l_acc: expected an object, got 5"),
+        (lambda s: s["models"]["sft"].update(unbiased=[]), r"sft on unbiased: expected an object, got \[\]"),
+        (lambda s: s.update(models=5), "models: expected an object, got 5"),
     ],
 )
 def test_another_shape_is_refused(summary, break_it, said, tmp_path):

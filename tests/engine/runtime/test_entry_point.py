@@ -70,3 +70,56 @@ def test_torchrun_gets_the_message_for_its_summary(tmp_path):
     assert end(start(tmp_path, 0))[0] == 2
     reply = json.loads((tmp_path / "attempt_0" / "0" / "error.json").read_text())["message"]
     assert reply["message"] == "error: no such file" and int(reply["extraInfo"]["timestamp"])
+
+
+def command(body: str, **options) -> subprocess.CompletedProcess:
+    """A command whose main function has this body, run in its own process."""
+    lines = ["import os, signal, sys, numpy as np", "from ralign.engine.runtime.entry_point import run_main"]
+    lines += ["from ralign.engine.runtime.errors import UserError", "def main(argv):"]
+    lines += [f"    {line}" for line in body.splitlines()] + ["run_main(main, [])"]
+    program = [sys.executable, "-c", "\n".join(lines)]
+    return subprocess.run(program, **{"capture_output": True, "text": True, "timeout": 120, **options})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted"),
+        ("np.empty(10**15)", 2, "error: not enough memory: Unable to allocate 7.11 PiB for an array"),
+        ("raise MemoryError", 2, "error: not enough memory"),
+        ("raise OSError(28, 'No space left on device', 'a/b')", 2, "error: a/b: No space left on device"),
+        (r"raise UserError('\x1b[2J\x07 two\nlines \udc80')", 2, r"error: \x1b[2J\x07 two lines \udc80"),
+    ],
+)
+def test_what_is_no_bug_ends_in_one_line(body, status, line):
+    done = command(body)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert done.stderr.startswith(line)
+
+
+@pytest.mark.parametrize("error", ["OSError(2, 'no such file')", "BrokenPipeError(32, 'of a socket')"])
+def test_a_bug_keeps_its_traceback(error):
+    done = command(f"raise {error}")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_full_disk_under_the_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = command("print('x')", stdout=full, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stderr) == (2, "error: output: No space left on device\n")
+
+
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_a_reader_that_has_left_ends_the_command_in_silence(size):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = command(f"print('x' * {size})", stdout=writer, stderr=subprocess.PIPE, capture_output=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_the_terminal_cannot_encode_is_escaped():
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    env.pop("PYTHONIOENCODING", None)
+    done = command(r"print('a \u2026 \udcff'); raise UserError('\u2013')", env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "a \\u2026 \\udcff\n", "error: \\u2013\n")

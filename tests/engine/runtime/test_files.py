@@ -1,10 +1,19 @@
+import json
 import os
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.runtime.files import check_input, check_output, file_name, replacing, write_text
+from ralign.engine.runtime.files import (
+    check_input,
+    check_output,
+    check_output_folder,
+    drafting,
+    file_name,
+    replacing,
+    write_text,
+)
 
 
 def test_an_output_takes_its_place_only_when_it_is_whole(tmp_path):
@@ -79,3 +88,30 @@ def test_file_names_are_injective_and_stay_in_their_folder(one, other):
     assert (file_name(one) == file_name(other)) == (one == other)
     name = file_name(one)
     assert name.isascii() and 0 < len(name) <= 120 and "/" not in name and not name.startswith(".")
+
+
+def test_json_with_a_lone_surrogate_is_read_back(tmp_path):
+    text = "a\ud800b\\\udfff"
+    write_text(tmp_path / "out", json.dumps({"text": text}, ensure_ascii=False))
+    assert json.loads((tmp_path / "out").read_text("utf-8"))["text"] == text
+
+
+def test_a_file_that_a_library_writes_takes_its_place_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "folder" / "out.png"
+    with drafting(path) as draft:
+        draft.write_bytes(b"\x89")
+        assert not path.exists()
+    with pytest.raises(UserError, match=f"cannot write {path}: No space"), drafting(path) as draft:
+        draft.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    assert path.read_bytes() == b"\x89" and os.listdir(path.parent) == ["out.png"]
+
+
+def test_a_folder_for_outputs_may_be_missing_but_is_no_file(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loose").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        assert check_output_folder(path) == path
+    for path in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "loose" / "a"):
+        with pytest.raises(UserError, match=f"cannot write .*{path}: .* is not a folder"):
+            check_output_folder(path)

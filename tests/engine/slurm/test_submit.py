@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_seeds_make_an_array_of_named_runs(capsys):
     words = dry_run(capsys, "r_align_mini", "--nodes=1", "--seeds=0-3", "name=paper")
     assert "--array=0-3" in words and "RALIGN_NAME=paper" in words
     assert any(word.startswith("--output=") and "%A_%a" in word for word in words)
+
+
+@pytest.mark.parametrize("given", [["name=foo"], ["--name=foo"], ["--name", "foo"], ["name=x", "--name=foo"]])
+def test_the_name_of_an_array_counts_in_every_spelling(capsys, given):
+    words = dry_run(capsys, "r_align_mini", "--nodes=1", "--seeds=0-1", "--", *given, "--smoke")
+    assert "RALIGN_NAME=foo" in words and words[-1] == "--smoke"
 
 
 def test_the_notice_covers_the_predicted_step_and_a_checkpoint(capsys):
@@ -99,12 +106,49 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
         (["no_such_recipe", "--nodes=1"], "recipe no_such_recipe: no such file"),
         (["r_align_mini", "--nodes=1", "--time=tomorrow"], "--time=tomorrow"),
         (["r_align_mini", "--nodes=1", "--seeds=a"], "--seeds=a"),
-        (["r_align_mini", "--nodes=1", "--gpus=-1"], "--gpus=-1"),
+        (
+            ["r_align_mini", "--nodes=1", "--gpus=-1"],
+            "argument --gpus: '-1' is not a whole number of at least 0",
+        ),
         (["r_align_mini", "--nodes=1", "--gpu=tpu"], "got tpu"),
         (["r_align_mini", "--nodes=1", "--mem=much"], "--mem=much"),
         (["r_align_mini", "--nodes=1", "--cpus-per-task=0"], "'0' is not a whole number"),
-        (["r_align_mini", "--nodes=1", "--warn-minutes=0"], "--warn-minutes=0"),
+        (
+            ["r_align_mini", "--nodes=1", "--warn-minutes=0"],
+            "argument --warn-minutes: '0' is not a finite number",
+        ),
+        (["r_align_mini", "--nodes=1", "--warn-minutes=1e-9"], "--warn-minutes=1e-09: expected more than 0"),
         (["r_align_mini", "--nodes=1", "--warn-minutes=1100"], "at most 1092"),
+        (["r_align_mini", "--nodes=1", "--warn-minutes=nan"], "'nan' is not a finite number above 0"),
+        (["r_align_mini", "--nodes=1", "--warn-minutes=inf"], "'inf' is not a finite number above 0"),
+        (
+            ["r_align_mini", "--nodes=1", "--max-restarts=-1"],
+            "argument --max-restarts: '-1' is not a whole number",
+        ),
+        (["r_align_mini", "--nodes=1", f"--time={'9' * 5000}"], "expected [DAYS-]HH:MM:SS"),
+        (
+            ["r_align_mini", "--nodes=1", "--logs=README.md"],
+            "cannot write into README.md: it is not a folder",
+        ),
+        (
+            ["r_align_mini", "--nodes=1", "--logs=README.md/a"],
+            "cannot write README.md/a: README.md is not a folder",
+        ),
+        (
+            ["r_align_mini", "--nodes=1", "--script=/dev/zero"],
+            "cannot read /dev/zero: it is not a regular file",
+        ),
+        (["README.md", "--nodes=1"], "recipe README.md: expected a Python file, whose name ends in .py"),
+        (
+            ["r_align_mini", "--nodes=1", "--seeds=0-1", "--", "--seed=3"],
+            "--seeds=0-1 sets the seed of each run",
+        ),
+        (["r_align_mini", "--nodes=1", "--seeds=0-1", "--", "--seed", "3"], "leave out seed=3"),
+        (
+            ["r_align_mini", "--nodes=1", "--time=soon", "--seeds=a", "--mem=much", "lr"],
+            "4 mistakes: --time=soon: expected [DAYS-]HH:MM:SS; --seeds=a: expected numbers and ranges, as in 0-3 or"
+            " 0,2,5; --mem=much: expected a size, as in 500G, or 0; cannot read 'lr'",
+        ),
         (["r_align_mini", "--nodes=1", "--time=20", "--warn-minutes=20"], "the time limit is 20 minutes"),
         (["r_align_mini", "--nodes=1", "optim.lr=fast"], "optim.lr=fast"),
         (["r_align_mini", "--nodes=1", "lr"], "cannot read 'lr'"),
@@ -113,8 +157,26 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
     ],
 )
 def test_mistakes_are_named(argv, named):
-    with pytest.raises(UserError, match=named.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(named)):
         submit._main(["--dry-run", *argv])
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "message"),
+    [
+        ("echo no such partition >&2; exit 1", "sbatch refused the job: no such partition"),
+        ("exit 0", "sbatch refused the job: "),
+        (r"printf '\377\033[31m' >&2; exit 1", r"sbatch refused the job: \xff\x1b[31m"),
+    ],
+)
+def test_what_sbatch_answers_is_one_line(tmp_path, monkeypatch, capsys, sbatch, message):
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{sbatch}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sys, "argv", ["", "r_align_mini", "--nodes=1", f"--logs={tmp_path}/logs"])
+    with pytest.raises(SystemExit):
+        submit.main()
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}".strip()
 
 
 def test_without_slurm_it_says_so(monkeypatch):

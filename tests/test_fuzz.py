@@ -423,6 +423,7 @@ def test_a_judged_record_is_read_if_and_only_if_it_agrees_with_itself(changes):
         and record.get("model_pred_swapped") in ("A", "B", None)
         and isinstance(outcome, str)
         and outcome in allowed
+        and isinstance(record.get("meta"), dict | None)
     )
     try:
         pair = parse_judged(record)

@@ -80,6 +80,7 @@ def test_every_test_that_is_named_is_there(path):
     assert not missing
 
 
+@pytest.mark.jobs
 def test_every_module_imports_without_cuda_and_asks_for_no_device():
     code = "import importlib, sys, torch\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
     code += "assert not torch.cuda.is_initialized() and not torch.distributed.is_initialized()"

@@ -70,6 +70,12 @@ class Checkpoints:
         self._pending = step, score, save
 
     @property
+    def last_step(self) -> int:
+        """Steps done at the newest complete checkpoint; 0 without one."""
+        found = folders.complete(self.folder)
+        return folders.step_of(found[-1]) if found else 0
+
+    @property
     def is_written(self) -> bool:
         """Whether this rank has nothing left to write. If this holds on all ranks, `wait` does not block."""
         return self._pending is None or self._pending[2].is_written

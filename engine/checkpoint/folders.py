@@ -53,6 +53,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{_COMPLETE}{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of a complete checkpoint."""
+    return int(path.name.removeprefix(_COMPLETE))
+
+
 def draft_of(folder: Path, step: int) -> Path:
     return folder / f"{_DRAFT}{_COMPLETE}{step:08d}"
 

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import is_full
 from ralign.engine.training.session import Session
 from ralign.engine.training.sft import SFT
 from ralign.engine.training.tasks import Prompt, Response, Task
@@ -123,7 +125,10 @@ def train(
         next_step=stage.num_steps_done + 1,
         enabled=session.cluster.is_first_rank,
     )
-    with session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done):
+    with (
+        session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done),
+        _full_disk(name, checkpoints),
+    ):
         while (number := stage.num_steps_done + 1) <= num_steps:
             metrics, stopped = {}, None
             try:
@@ -154,6 +159,20 @@ def train(
                 score=partial(_score, best_by, metrics),
             )
         checkpoints.wait()
+
+
+@contextmanager
+def _full_disk(name: str, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns the error of a full disk into a UserError that says from where the run continues."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}; after room is made, the same command continues {name} after step "
+            f"{checkpoints.last_step}"
+        ) from error
 
 
 def _save_before_end(session: Session, name: str, checkpoints: Checkpoints, stage: Stage) -> None:

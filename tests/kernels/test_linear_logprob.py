@@ -122,7 +122,7 @@ def test_invalid_arguments_are_rejected():
         linear_logprob(hidden, weight, targets, valid_vocab=50, chunk_tokens=0)
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.jobs)])
 def test_vocab_and_sequence_parallel(num_processes, torchrun):
     """Logprobs, and the policy loss in one pass with the head, on process groups of gloo, or of NCCL on GPUs."""
     on_cpu = torch.get_default_device().type == "cpu"

@@ -15,7 +15,7 @@ from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import FULL
 from ralign.engine.data.questions import OpenQuestion
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.pipeline import Evaluation
+from ralign.engine.evaluation.pipeline import ANSWER_FIELDS, REVIEW_FIELDS, Evaluation
 from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.judge import Judge, Reply, Usage
 from ralign.engine.judging.metarm import RuleMetaRM
@@ -69,8 +69,8 @@ def test_ralign_eval_asks_with_the_rubric_as_system_message(tmp_path):
         both_orders=False,
         judge=judge,
         metarm=RuleMetaRM(),
-        answers=Journal(tmp_path / "answers", {}),
-        reviews=Journal(tmp_path / "reviews", {}),
+        answers=Journal(tmp_path / "answers", {}, ANSWER_FIELDS),
+        reviews=Journal(tmp_path / "reviews", {}, REVIEW_FIELDS),
         progress=SimpleNamespace(step=lambda **shown: None),
     ).run()
     assert judge.asked == [pair_messages(FULL, PAIR)]

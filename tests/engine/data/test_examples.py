@@ -112,7 +112,10 @@ def test_without_a_chat_template_chat_is_refused(tokenizer, tmp_path):
         ("tokenizer_config.json", None),
         ("chat_template.jinja", None),
         ("nowhere", "data.chat=True: the tokenizer in model.hf_path=.* has no chat template"),
-        ("nothing readable", r"data.chat=True: cannot read a chat template in .*tokenizer_config.json"),
+        (
+            "nothing readable",
+            r"data.chat=True: cannot read a chat template .*tokenizer_config.json: not JSON",
+        ),
         ("no model", "data.chat=True needs .* a model without model.hf_path has none"),
     ],
 )

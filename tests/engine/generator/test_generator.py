@@ -35,7 +35,7 @@ def check(report: dict, dtype: str) -> None:
     assert report["repeatable"] and report["detects_tampering"]
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.jobs), 2])
 def test_generator_and_trainer_agree_on_one_copy_of_the_weights(torchrun, tensor):
     report = torchrun("shared_weights", 2, str(tensor), "1", "0", DTYPE, timeout_s=400)
     check(report, DTYPE)

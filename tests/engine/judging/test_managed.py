@@ -134,6 +134,7 @@ def config_for(folder, **options):
     return MetaRMConfig(kind="managed", model=str(folder), max_new_tokens=64, server=server, **options)
 
 
+@pytest.mark.jobs
 def test_a_failed_start_shows_the_error_in_the_log(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config = config_for(tmp_path, server=ServerConfig(options="--no-such-option 1"))

@@ -4,7 +4,7 @@ import pytest
 from ralign.engine.config.registry import FAMILIES
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.jobs)])
 def test_parity_with_transformers_and_bit_equal_export(torchrun, num_processes):
     report = torchrun("parity", num_processes)
     families = [*FAMILIES.names, "seed_oss"]

@@ -1,5 +1,6 @@
 """How a stage ends early: what is logged, what is saved, and that the optimizer's state is there to be saved."""
 
+import errno
 import json
 from types import SimpleNamespace
 
@@ -40,6 +41,10 @@ def lab(tmp_path, monkeypatch, make_session):
 
     class FakeCheckpoints:
         is_written = True
+
+        @property
+        def last_step(self):
+            return saved[-1] if saved else 0
 
         def __init__(self, *args, **kwargs):
             pass
@@ -115,6 +120,24 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_ends(lab):
     with pytest.raises(StoppedEarly, match="saved step 3"):
         lab.train(stage, after_step=ask)
     assert lab.saved == [2, 3]
+
+
+def test_a_full_disk_is_one_line_that_says_from_where_the_run_continues(lab):
+    def full(number, responses):
+        if number == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/x.jsonl")
+
+    with pytest.raises(UserError, match="x.jsonl: No space left on device; .* continues rl after step 2"):
+        lab.train(FakeStage(), on_responses=full)
+    assert lab.saved == [2]
+
+
+def test_another_error_of_the_disk_is_none_of_room(lab):
+    def broken(number, responses):
+        raise OSError(errno.EIO, "Input/output error", "runs/x.jsonl")
+
+    with pytest.raises(OSError, match="Input/output"):
+        lab.train(FakeStage(), on_responses=broken)
 
 
 def test_too_many_skipped_updates_end_the_stage(lab):

@@ -16,6 +16,7 @@ from ralign.engine.config.judge import GenRMConfig
 from ralign.engine.data.chat import PLAIN_CHAT
 from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.pairs import Pair
+from ralign.engine.data.verdicts import VerdictForm, read_form
 from ralign.engine.data.worlds.actorworld import Note, actor_prompt, demonstrations
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.comparisons import Schedule
@@ -90,8 +91,13 @@ class Actor:
                 schedule,
                 num_tries=self.run.genrm.num_tries,
                 length_coefficient=actor.length_penalty,
+                form=self._form,
             )
         return ActorTask(self.run, examples, reward_model, self.session.generator.replicas)
+
+    @property
+    def _form(self) -> VerdictForm:
+        return read_form("genrm.verdict", self.run.genrm.verdict)
 
     def watch(self, examples: Sequence[ActorExample], judge: Judge) -> Callable[[int], dict[str, float]]:
         """For `reinforce`: every `actor.watch_every` steps, the win rate against the references of `examples`.
@@ -197,7 +203,8 @@ class Actor:
 
     def _wins(self, examples: Sequence[ActorExample], judge: Judge) -> np.ndarray:
         """[n] 1, 0.5 or 0 for each of the first `eval.num_pairs` examples; NaN where the GenRM has no verdict."""
-        reward_model = PairwiseReward(judge, Schedule(scheme="reference", num_samples=1, order="both"))
+        schedule = Schedule(scheme="reference", num_samples=1, order="both")
+        reward_model = PairwiseReward(judge, schedule, form=self._form)
         answers, replicas = self._answers(examples), self.session.generator.replicas
         with judge.awake():
             own = ActorTask(self.run, examples, reward_model, replicas).judge(answers, 0)

@@ -37,12 +37,14 @@ def check_actor(run: ActorRun) -> None:
 
 def _check_genrm(run: ActorRun) -> None:
     from ralign.engine.data.prompts import load_template
+    from ralign.engine.data.verdicts import read_form
     from ralign.engine.judging.comparisons import Schedule
 
     actor, genrm = run.actor, run.genrm
     assert genrm.model is not None
     Schedule(scheme=actor.scheme, num_samples=run.algo.num_samples, order=actor.order, value=actor.value)
     load_template(genrm.template)
+    read_form("genrm.verdict", genrm.verdict)
     if genrm.kind == "endpoint":
         check_endpoint(genrm)
         return

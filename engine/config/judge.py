@@ -132,6 +132,8 @@ class GenRMConfig(JudgeConfig):
     """Hugging Face folder of the GenRM; with kind=managed also ORG/NAME; with kind=endpoint its name there."""
     template: str = "compact"
     """Prompt template that the GenRM was trained with: compact, full, or a file."""
+    verdict: str = "boxed"
+    """Form of its verdicts, as of data.verdict."""
     num_tries: int = 1
     """Requests for one comparison: an answer without a verdict is requested again."""
     kv_cache_gib: float = 0.25

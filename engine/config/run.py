@@ -100,6 +100,8 @@ class DataConfig:
     """Pairs file (JSONL) to train on; None: generated pairs of JudgeWorld."""
     template: str = "compact"
     """Template of the judge's prompt: compact, full, or a file."""
+    verdict: str = "boxed"
+    """Form of verdicts: boxed, boxed_index, brackets, verdict_tag, answer_tag, scores, or a pattern with one group."""
     chat: bool = False
     """Format prompts with the tokenizer's chat template, which instruct models expect; else plain text."""
     max_bad_lines: int = 0

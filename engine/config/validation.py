@@ -13,6 +13,7 @@ from typing import Any
 
 from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
 from ralign.engine.config.run import GenRMRun, OptimConfig, Run
+from ralign.engine.data.verdicts import read_form
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
 from ralign.engine.runtime.problems import Problems
@@ -32,6 +33,8 @@ def validate(run: Run, world_size: int) -> None:
     checks = _values_of(run)
     _check_layout(checks, run, world_size, _check_model(checks, run))
     _check_chat(checks, run)
+    with checks.collect():
+        read_form("data.verdict", run.data.verdict)
     _check_critic_model(checks, run)
     if isinstance(run, GenRMRun):
         _check_metarm(checks, run)

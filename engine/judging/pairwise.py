@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ralign.engine.data.chat import Messages
-from ralign.engine.data.verdicts import verdict_of
+from ralign.engine.data.verdicts import BOXED, VerdictForm, verdict_of
 from ralign.engine.judging.comparisons import (
     REFERENCE,
     Answer,
@@ -51,10 +51,16 @@ class PairwiseReward:
     """
 
     def __init__(
-        self, judge: Judge, schedule: Schedule, *, num_tries: int = 1, length_coefficient: float = 0.0
+        self,
+        judge: Judge,
+        schedule: Schedule,
+        *,
+        num_tries: int = 1,
+        length_coefficient: float = 0.0,
+        form: VerdictForm = BOXED,
     ):
         self.judge, self.schedule, self.num_tries = judge, schedule, num_tries
-        self.length_coefficient = length_coefficient
+        self.length_coefficient, self.form = length_coefficient, form
 
     def score(self, groups: Sequence[Group], seed: int, num_kept: int = 0) -> list[GroupResult]:
         """One result for each group, in order. The same groups, seed and replies give the same rewards.
@@ -97,22 +103,22 @@ class PairwiseReward:
                 futures.append(self.judge.submit(request))
             for i, future in zip(open_calls, futures, strict=True):
                 replies[i] = future.result()
-            open_calls = [i for i in open_calls if read_answer(replies[i]) is Answer.UNPARSABLE]
+            open_calls = [i for i in open_calls if read_answer(replies[i], self.form) is Answer.UNPARSABLE]
         transcripts = (
-            _transcript(call, first, second, replies.get(i))
+            _transcript(call, first, second, replies.get(i), self.form)
             for i, (_, call, first, second) in enumerate(flat)
         )
         return [[next(transcripts) for _ in of_group] for _, of_group in calls]
 
 
-def read_answer(reply: Reply) -> Answer:
+def read_answer(reply: Reply, form: VerdictForm = BOXED) -> Answer:
     """The answer in a GenRM's reply: its verdict, outside its thinking."""
-    return Answer.FAILED if reply.failed else _ANSWERS[verdict_of(reply.text)]
+    return Answer.FAILED if reply.failed else _ANSWERS[verdict_of(reply.text, form)]
 
 
-def _transcript(call: Call, first: str, second: str, reply: Reply | None) -> Transcript:
+def _transcript(call: Call, first: str, second: str, reply: Reply | None, form: VerdictForm) -> Transcript:
     """No reply means that no call was needed."""
-    answer = Answer.SAME if reply is None else read_answer(reply)
+    answer = Answer.SAME if reply is None else read_answer(reply, form)
     text, problem = ("", "") if reply is None else (reply.text, reply.problem)
     return Transcript(call=call, first=first, second=second, reply=text, problem=problem, answer=answer)
 

@@ -3,7 +3,7 @@
 from concurrent.futures import Future
 
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.verdicts import verdict_of
+from ralign.engine.data.verdicts import BOXED, VerdictForm, verdict_of
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import MetaRM, Outcome, Review
@@ -12,16 +12,16 @@ from ralign.engine.judging.metarm import MetaRM, Outcome, Review
 class Reviews:
     """One batch. One rank of each engine requests the reviews, and all its ranks get the outcomes."""
 
-    def __init__(self, metarm: MetaRM | None, replicas: Replicas):
-        """Without a MetaRM every outcome is `SKIPPED`."""
-        self.metarm, self.replicas = metarm, replicas
+    def __init__(self, metarm: MetaRM | None, replicas: Replicas, form: VerdictForm = BOXED):
+        """Without a MetaRM every outcome is `SKIPPED`. `form`: of the samples' verdicts."""
+        self.metarm, self.replicas, self.form = metarm, replicas, form
         self._futures: dict[int, Future[Review]] = {}
 
     def add(self, index: int, pair: Pair, text: str) -> None:
         """Request the review of sample `index`, if its verdict is the label."""
         if self.metarm is None or not self.replicas.makes_requests:
             return
-        if verdict_of(text) == pair.gt_label:
+        if verdict_of(text, self.form) == pair.gt_label:
             self._futures[index] = self.metarm.review(pair, text)
 
     def outcomes(self, num_samples: int) -> list[Outcome]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ralign.engine.config.run import EvalConfig
 from ralign.engine.data.examples import Example, decode_answer
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.verdicts import verdict_of
+from ralign.engine.data.verdicts import BOXED, VerdictForm, verdict_of
 from ralign.engine.evaluation.records import metarm_fields, write_records
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import MetaRM, Outcome
@@ -33,6 +33,7 @@ def judge_pairs(
     metarm: MetaRM | None,
     config: EvalConfig,
     seed: int,
+    form: VerdictForm = BOXED,
 ) -> list[Judgment]:
     """Judgments of all examples in order, on every rank; each engine generates its share.
 
@@ -42,7 +43,7 @@ def judge_pairs(
     replicas = generator.replicas
     mine = [examples[i] for i in replicas.share_of(len(examples))]
     texts: list[str] = [""] * len(mine)
-    reviews = Reviews(metarm, replicas)
+    reviews = Reviews(metarm, replicas, form)
 
     def review(index: int, rollout: Rollout) -> None:
         opens_thinking = mine[index].opens_thinking
@@ -60,7 +61,7 @@ def judge_pairs(
         )
         outcomes = reviews.outcomes(len(mine))
     judgments = [
-        Judgment(pair=example.pair, text=text, verdict=verdict_of(text), outcome=outcome)
+        Judgment(pair=example.pair, text=text, verdict=verdict_of(text, form), outcome=outcome)
         for example, text, outcome in zip(mine, texts, outcomes, strict=True)
     ]
     return [judgment for part in replicas.all_gather_data(judgments) for judgment in part]

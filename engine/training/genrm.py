@@ -10,6 +10,7 @@ from ralign.engine.data.examples import Example, encode
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.swap import swap_all, swap_sides
+from ralign.engine.data.verdicts import other_forms, read_form
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM
 from ralign.engine.runtime.errors import UserError
@@ -26,6 +27,7 @@ class GenRM:
     def __init__(self, session: Session, run: GenRMRun, metarm: MetaRM | None):
         self.session, self.run, self.metarm = session, run, metarm
         self.template = load_template(run.data.template)
+        self.form = read_form("data.verdict", run.data.verdict)
 
     @classmethod
     def start(
@@ -103,7 +105,10 @@ class GenRM:
                         self.metarm,
                         run.eval,
                         seed=1_000_000 + 1000 * number + run.seed,
+                        form=self.form,
                     )
+                if warning := other_forms([judgment.text for judgment in judgments], self.form):
+                    session.progress.say(f"data.verdict: {warning}")
                 results[test] = summarise(judgments, run.eval, run.seed)
                 if session.cluster.is_first_rank:
                     write_judgments(judgments, run.folder / name / f"judgments_{test}.jsonl")

@@ -4,6 +4,7 @@ The `Trainer` is one algorithm for all tasks. `GenRMTask` rewards judgments of p
 `actors/task.py`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from ralign.engine.algorithms.rewards import GenRMRewards, check_failures, score
 from ralign.engine.config.registry import REWARDS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
-from ralign.engine.data.verdicts import verdict_of
+from ralign.engine.data.verdicts import other_forms, read_form, verdict_of
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.generator.replicas import Replicas
 from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.judging.reviews import Reviews
+from ralign.engine.runtime.entry_point import rank
 
 
 class Prompt(Protocol):
@@ -130,10 +132,11 @@ class GenRMTask:
         """
         self.run, self.examples, self.metarm, self.replicas = run, examples, metarm, replicas
         self.title, self.reward_function = f"RL, reward {reward}", REWARDS.load(reward)
+        self.form, self._is_form_checked = read_form("data.verdict", run.data.verdict), False
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        self._reviews = Reviews(self.metarm, self.replicas)
+        self._reviews = Reviews(self.metarm, self.replicas, self.form)
         with self.metarm.awake() if self.metarm is not None else nullcontext():
             yield
 
@@ -148,13 +151,17 @@ class GenRMTask:
                 group=response.group,
                 rollout=response.rollout,
                 text=response.text,
-                verdict=verdict_of(response.text),
+                verdict=verdict_of(response.text, self.form),
                 outcome=outcome,
             )
             for response, outcome in zip(responses, outcomes, strict=True)
         ]
 
     def reward(self, judged: Sequence[JudgedResponse]) -> GenRMRewards:
+        if not self._is_form_checked and rank() == 0:
+            if warning := other_forms([response.text for response in judged], self.form):
+                logging.getLogger(__name__).warning("data.verdict: %s", warning)
+        self._is_form_checked = True
         algo = self.run.algo
         partners = None
         if algo.both_orders:  # sample k of the other order's group

@@ -325,3 +325,11 @@ def test_settings_are_keyword_only_and_have_slots():
         GeneratorConfig(128)
     with pytest.raises(AttributeError):
         Run().nmae = "typo"
+
+
+def test_a_wrong_form_of_verdicts_is_one_line():
+    run = parse(Run(), ["data.verdict=boxes"])
+    with pytest.raises(
+        UserError, match="data.verdict=boxes: expected one of boxed, .*or a pattern with one group"
+    ):
+        validate(run, 1)

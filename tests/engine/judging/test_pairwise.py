@@ -5,9 +5,10 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from ralign.engine.data.verdicts import FORMS
 from ralign.engine.judging.comparisons import Answer, Schedule
 from ralign.engine.judging.judge import Judge, JudgeStopped, Reply, Usage
-from ralign.engine.judging.pairwise import Group, PairwiseReward
+from ralign.engine.judging.pairwise import Group, PairwiseReward, read_answer
 
 
 class LongerIsBetter(Judge):
@@ -161,3 +162,9 @@ def test_a_stopped_judge_raises():
     judge.stop_reason = "the budget of 5 tokens is spent"
     with pytest.raises(JudgeStopped, match="budget of 5"):
         PairwiseReward(judge, schedule("circular")).score([group("p", ["x", "xx", "xxx", ""])], 0)
+
+
+def test_the_genrms_verdicts_may_have_another_form():
+    reply = Reply(text="The first one. [[A]]")
+    assert read_answer(reply) is Answer.UNPARSABLE
+    assert read_answer(reply, FORMS["brackets"]) is Answer.FIRST

@@ -284,3 +284,28 @@ def test_a_checkpoint_keeps_the_tokens_used_for_as_many_engines_as_continue(num_
     for uncounted in (JudgedMetaRM(CountingJudge(None)), JudgedMetaRM(None), None):
         assert task(uncounted, used).state_dict() == {"metarm": None, "tokens_used": None}
         task(uncounted, used).load_state_dict(state)
+
+
+def test_another_form_of_verdicts_is_reviewed_and_rewarded_and_one_that_nobody_uses_is_named(
+    make_trainer, caplog
+):
+    trainer, _, events = make_trainer()
+    boxed, _ = judge(trainer)
+    for form, num_valid in ((r"boxed\{([AB])\}", len(boxed)), ("brackets", 0)):
+        run = trainer.run
+        run.data.verdict = form
+        trainer.task = GenRMTask(
+            run, trainer.task.examples, trainer.task.metarm, trainer.task.replicas, "r_align"
+        )
+        events.clear()
+        caplog.clear()
+        judged, rewards = judge(trainer)
+        assert rewards.num_invalid == len(judged) - num_valid or form != "brackets"
+        right = [s.verdict == trainer.task.examples[s.example].pair.gt_label for s in judged]
+        assert sum(kind == "asked" for kind, _ in events) == sum(right) == (4 if num_valid else 0)
+        warned = [record.getMessage() for record in caplog.records]
+        assert len(warned) == (form == "brackets")
+        if warned:
+            assert "judgments have no verdict in the form brackets; boxed reads" in warned[0]
+            trainer.task.reward(judged)
+            assert len(caplog.records) == 1  # once

@@ -108,6 +108,7 @@ def make_pairs_file(path: Path, num_pairs: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+@pytest.mark.jobs
 def test_any_pairs_file_trains_with_the_label_reward(tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     make_pairs_file(pairs, 24)

@@ -8,6 +8,7 @@ def reports(torchrun_module):
     return torchrun_module("checkpoint_faults", 2)
 
 
+@pytest.mark.jobs
 def test_a_full_disk_leaves_the_last_complete_checkpoint(reports):
     for rank in reports:
         found = rank["full_disk"]
@@ -20,6 +21,7 @@ def test_a_full_disk_leaves_the_last_complete_checkpoint(reports):
     assert not any(name.startswith(".draft") for name in reports[0]["full_disk"]["names"])
 
 
+@pytest.mark.jobs
 def test_a_full_disk_of_rank_0_is_an_error_of_every_rank(reports):
     for rank in reports:
         found = rank["full_disk_of_rank_0"]
@@ -38,6 +40,7 @@ NAMED = {
 }
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("way", NAMED)
 def test_a_damaged_checkpoint_is_named_and_left_alone(reports, way):
     for rank in reports:
@@ -47,6 +50,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(reports, way):
         assert rank["restored"] == 2  # once it is whole again
 
 
+@pytest.mark.jobs
 def test_an_update_that_is_not_finite_changes_nothing_on_any_rank(reports):
     for rank in reports:
         loss, gradient, nothing = rank["not_finite"]

@@ -18,7 +18,7 @@ from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, Request, ask
 
 
-@pytest.fixture(params=[0, 1], ids=["thread", "process"])
+@pytest.fixture(params=[0, pytest.param(1, marks=pytest.mark.jobs)], ids=["thread", "process"])
 def num_processes(request):
     return request.param
 

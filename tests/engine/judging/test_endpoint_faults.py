@@ -40,7 +40,7 @@ def key(monkeypatch):
     monkeypatch.setattr(endpoint, "MAX_RETRY_AFTER_S", 0.2)
 
 
-@pytest.fixture(params=["thread", "thread+cache", "process+cache"])
+@pytest.fixture(params=["thread", "thread+cache", pytest.param("process+cache", marks=pytest.mark.jobs)])
 def settings(request, tmp_path):
     """Settings of the three ways to run."""
     where, _, cache = request.param.partition("+")

@@ -76,6 +76,9 @@ def command(body: str, **options) -> subprocess.CompletedProcess:
     """A command whose main function has this body, run in its own process."""
     lines = ["import os, signal, sys, numpy as np", "from ralign.engine.runtime.entry_point import run_main"]
     lines += ["from ralign.engine.runtime.errors import UserError", "def main(argv):"]
+    lines.insert(
+        1, "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    )  # in the background it is ignored
     lines += [f"    {line}" for line in body.splitlines()] + ["run_main(main, [])"]
     program = [sys.executable, "-c", "\n".join(lines)]
     return subprocess.run(program, **{"capture_output": True, "text": True, "timeout": 120, **options})

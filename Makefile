@@ -77,7 +77,7 @@ test: venv
 	@$(PYTEST) "not gpu and not slow and not jobs" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
 
 test-jobs: venv
-	@$(PYTEST) "jobs and not gpu and not slow" $(ARGS)
+	@$(PYTEST) "jobs and not gpu and not slow" $(if $(ARGS),,-n $(WORKERS) --dist loadfile) $(ARGS)
 
 # Triton's interpreter must be selected before the kernels are imported.
 test-interpreter: venv

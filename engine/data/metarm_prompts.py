@@ -1,14 +1,14 @@
 """Prompt templates for a language model as MetaRM: they turn a pair and a judgment into its prompt.
 
 A template is text with the placeholders ``{golden}`` and ``{judgment}`` (both required) and those of a judge's prompt
-(optional). Tags of the prompt and of the answer format are escaped in every inserted text, so that no text can forge
-the MetaRM's answer.
+(optional). Tags of the prompt and of the answer format are escaped in every inserted text, and lines that equal one of
+the template's headings are quoted, so that no text can forge the MetaRM's answer or a part of its prompt.
 """
 
 import re
 
 from ralign.engine.data.pairs import Pair
-from ralign.engine.data.prompts import read_template, shown_texts
+from ralign.engine.data.prompts import headings_of, quote_headings, read_template, shown_texts
 from ralign.engine.data.verdicts import visible
 
 TAGS = ("golden_key_points", "point", "genrm_analysis", "coverage", "final_verdict")  # of the answer
@@ -115,7 +115,8 @@ def load_metarm_template(name_or_path: str, *, graded: bool = False) -> str:
 def render_review(template: str, pair: Pair, judgment: str) -> str:
     """The MetaRM's prompt. Judgments are without their thinking, and our tags are escaped in every text."""
     texts = shown_texts(pair) | {"golden": visible(pair.gt_judgment), "judgment": visible(judgment)}
-    return _PLACEHOLDER.sub(lambda found: defuse(texts[found.group(1)]), template)
+    headings = headings_of(template, _PLACEHOLDER)
+    return _PLACEHOLDER.sub(lambda found: quote_headings(defuse(texts[found.group(1)]), headings), template)
 
 
 def defuse(text: str) -> str:

@@ -118,20 +118,22 @@ def safe_texts(template: str, pair: Pair) -> dict[str, str]:
     A line that equals one of the template's headings is quoted with ``> ``. The ``<`` of a thinking tag is escaped as
     ``&lt;``, since a judge that quotes the tag would end the visible part of its judgment there.
     """
-    headings = _headings(template)
-
-    def safe(text: str) -> str:
-        lines = _THINKING_TAG.sub("&lt;", text).split("\n")
-        return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in lines)
-
-    return {name: safe(text) for name, text in shown_texts(pair).items()}
+    headings = headings_of(template, _PLACEHOLDER)
+    texts = shown_texts(pair).items()
+    return {name: quote_headings(_THINKING_TAG.sub("&lt;", text), headings) for name, text in texts}
 
 
 @lru_cache(maxsize=16)
-def _headings(template: str) -> frozenset[str]:
+def headings_of(template: str, placeholder: re.Pattern[str]) -> frozenset[str]:
     """Lines without placeholders, from the last one before the first placeholder to the end of the template."""
     lines = template.split("\n")
-    first = next(number for number, line in enumerate(lines) if _PLACEHOLDER.search(line))
+    first = next(number for number, line in enumerate(lines) if placeholder.search(line))
     before = [line for line in lines[:first] if line.strip()][-1:]
-    after = [line for line in lines[first:] if not _PLACEHOLDER.search(line)]
+    after = [line for line in lines[first:] if not placeholder.search(line)]
     return frozenset(line.strip().casefold() for line in before + after if line.strip())
+
+
+def quote_headings(text: str, headings: frozenset[str]) -> str:
+    """The text with ``> `` before every line that equals a heading."""
+    lines = text.split("\n")
+    return "\n".join(f"> {line}" if line.strip().casefold() in headings else line for line in lines)

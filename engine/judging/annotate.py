@@ -27,31 +27,24 @@ from typing import ClassVar
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import EndpointConfig, check_endpoint, extra_fields
 from ralign.engine.data.pairs import (
-    BadLine,
     Pair,
-    context_turns,
     other_side,
-    parse_object,
-    prompt_text,
     read_pairs,
     write_pairs,
 )
-from ralign.engine.data.prompts import read_template
+from ralign.engine.data.prompts import NO_CONTEXT, headings_of, quote_headings, read_template, safe_texts
 from ralign.engine.data.verdicts import all_verdicts, visible
+from ralign.engine.judging.annotate_journal import Journal
 from ralign.engine.judging.cache import cache_key
-from ralign.engine.judging.client_reply import MAX_TOKENS
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, JudgeStopped, Reply, Request
 from ralign.engine.report.progress import Progress
-from ralign.engine.runtime.append_log import LineLog
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import check_input, check_output, write_text
 from ralign.engine.runtime.problems import Problems
 
 NEEDED = ("prompt", "response_A", "response_B", "label")
-NONE = "(none)"
-_MAX_CHARGED = 1000 * MAX_TOKENS  # of one request with all its tries
 _PLACEHOLDER = re.compile(r"\{(context|prompt|response_A|response_B|label|other|reviews)\}")
 
 GOLDEN = r"""You write the reference judgment of a comparison: two responses to the same user message, of which \
@@ -233,17 +226,13 @@ def load_template(name_or_path: str) -> str:
 
 
 def render(template: str, pair: Pair) -> str:
-    """The prompt for a pair."""
-    turns = [f"{turn['role']}: {turn['content']}" for turn in context_turns(pair)]
+    """The prompt for a pair; no text of the pair passes for a heading of the template."""
     reviews = pair.meta.get("reviews") or []
-    values = {
-        "context": "\n\n".join(turns) or NONE,
-        "prompt": prompt_text(pair),
-        "response_A": pair.response_A,
-        "response_B": pair.response_B,
+    texts = "\n".join(f"- {review}" for review in reviews) or NO_CONTEXT
+    values = safe_texts(template, pair) | {
         "label": pair.gt_label,
         "other": other_side(pair.gt_label),
-        "reviews": "\n".join(f"- {review}" for review in reviews) or NONE,
+        "reviews": quote_headings(texts, headings_of(template, _PLACEHOLDER)),
     }
     return _PLACEHOLDER.sub(lambda found: values[found.group(1)], template)
 
@@ -266,7 +255,7 @@ def reason_to_reject(reply: Reply, label: str) -> str | None:
 class Writer:
     """Requests the missing judgments, and counts the results."""
 
-    def __init__(self, config: AnnotateConfig, template: str, journal: "Journal"):
+    def __init__(self, config: AnnotateConfig, template: str, journal: Journal):
         self.config, self.template, self.journal = config, template, journal
         self.failed: Counter[str] = Counter()  # problem -> number of failed calls
         self.first_problem = ""  # of the failed calls
@@ -357,73 +346,3 @@ class Writer:
         }
         write_text(_beside(self.config.output)[1], json.dumps(summary, indent=2) + "\n")
         return summary
-
-
-class Journal:
-    """All answers, one JSON object a line. `add` returns when the line is on disk; a torn last line is dropped.
-
-    A line has the fields of an answer (see `add`), or of a failed call that cost tokens: `id`, `failed` and `tokens`.
-
-    Attributes:
-        tries: key -> its answers so far.
-        tokens: (prompt, answer) tokens of all answers and failed calls.
-    """
-
-    def __init__(self, path: Path):
-        """Open the journal for this process only.
-
-        Raises:
-            UserError: that fails, another process has it open, or a line is not one of a journal.
-        """
-        self.tries: dict[str, list[dict]] = {}
-        self.tokens = (0, 0)
-        self._log = LineLog(path)
-        for number, line in enumerate(self._log.lines(), start=1):
-            try:
-                entry = parse_object(line)
-                _check_entry(entry)
-            except BadLine as bad:
-                self._log.close()
-                raise UserError(f"{path}:{number}: not a line of this journal ({bad})") from bad
-            self._take(entry)
-
-    def _take(self, entry: dict) -> None:
-        if "failed" not in entry:
-            self.tries.setdefault(entry["key"], []).append(entry)
-        self.tokens = (self.tokens[0] + entry["tokens"][0], self.tokens[1] + entry["tokens"][1])
-
-    def add(self, key: str, pair: Pair, reply: Reply, reason: str | None) -> None:
-        """Append an answer. `reason`: why it is rejected; None keeps it. UserError if it cannot be written."""
-        tokens = [0, 0] if reply.cached else [reply.num_prompt_tokens, reply.num_answer_tokens]
-        judgment = visible(reply.text)
-        self._append({"key": key, "id": pair.id, "reason": reason, "judgment": judgment, "tokens": tokens})
-
-    def add_failed(self, pair: Pair, reply: Reply) -> None:
-        """Append the tokens of a call without usable text. UserError if it cannot be written."""
-        tokens = [reply.num_prompt_tokens, reply.num_answer_tokens]
-        self._append({"id": pair.id, "failed": reply.problem, "tokens": tokens})
-
-    def _append(self, entry: dict) -> None:
-        self._log.add(json.dumps(entry).encode())
-        self._take(entry)
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._log.close()
-
-
-def _check_entry(entry: dict) -> None:
-    """Raises BadLine unless the entry has the fields of a line in the journal."""
-    texts = ("id", "failed") if "failed" in entry else ("key", "id", "judgment")
-    for name in texts:
-        if not isinstance(entry.get(name), str):
-            raise BadLine(f"{name} must be text")
-    if "failed" not in entry and not isinstance(entry.get("reason", 0), str | None):
-        raise BadLine("reason must be text or null")
-    tokens = entry.get("tokens")
-    if not isinstance(tokens, list) or len(tokens) != 2:
-        raise BadLine("tokens must be two numbers")
-    if any(type(count) is not int or not 0 <= count <= _MAX_CHARGED for count in tokens):
-        raise BadLine(f"tokens must be whole numbers from 0 to {_MAX_CHARGED}")

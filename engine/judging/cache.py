@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ralign.engine.judging.judge import Reply
 from ralign.engine.runtime.errors import UserError
@@ -116,7 +117,8 @@ def _read_reply(row: bytes) -> Reply | None:
         return None
     if any(type(value) is not _KINDS.get(name) for name, value in values.items()):
         return None
-    return Reply(**(values | {"cached": True}))
+    fields: dict[str, Any] = values | {"cached": True}
+    return Reply(**fields)
 
 
 def cache_key(**parts: object) -> bytes:

@@ -6,12 +6,11 @@ retry makes sense), within `timeout_s`, whatever the server sends. Clients are m
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from ralign.engine.data.chat import without_control
+from ralign.engine.data.chat import Messages, without_control
 from ralign.engine.judging.client_reply import (
     CHARS_PER_TOKEN,
     MAX_REPLY_BYTES,
@@ -27,8 +26,6 @@ from ralign.engine.judging.client_reply import (
 from ralign.engine.judging.judge import Reply
 
 logger = logging.getLogger(__name__)
-
-Messages = Iterable[tuple[str, str]]  # (role, content), oldest first
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

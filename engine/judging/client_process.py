@@ -176,9 +176,10 @@ async def _serve() -> None:
     client = ChatClient(Address(**address))
     transport.write(_pack("ready"))
 
-    async def answer(number: int, messages: list, attempt: int) -> None:
+    async def answer(number: int, messages: list[list[str]], attempt: int) -> None:
         try:
-            outcome = ["reply", asdict(await client.ask(messages, attempt))]
+            reply = await client.ask(tuple((role, content) for role, content in messages), attempt)
+            outcome = ["reply", asdict(reply)]
         except Failure as failure:
             outcome = ["failure", asdict(failure)]
         transport.write(_pack([number, *outcome]))

@@ -269,7 +269,8 @@ def _chunk_text(content: Any) -> str | None:
     """The text of a chunk: a string, or for thinking also a list of text chunks."""
     if isinstance(content, list):
         parts = [chunk.get("text") if isinstance(chunk, dict) else None for chunk in content]
-        return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if len(texts) == len(parts) else None
     return content if isinstance(content, str) else None
 
 

@@ -105,7 +105,7 @@ def train_tiny_chat_model(folder: str | Path, cases: Sequence[tuple[Messages, st
 
     def prompt(messages: Messages) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
-        return words.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return str(words.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     train_tiny_model(folder, [(prompt(messages), answer) for messages, answer in cases], **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -127,7 +127,7 @@ def train(
     )
     with (
         session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done),
-        _full_disk(name, checkpoints),
+        _full_disk(run.folder / name, checkpoints),
     ):
         while (number := stage.num_steps_done + 1) <= num_steps:
             metrics, stopped = {}, None
@@ -162,16 +162,16 @@ def train(
 
 
 @contextmanager
-def _full_disk(name: str, checkpoints: Checkpoints) -> Iterator[None]:
-    """Turns the error of a full disk into a UserError that says from where the run continues."""
+def _full_disk(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns the error of a full disk into a UserError that says from where the stage in `folder` continues."""
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
         raise UserError(
-            f"{error.filename}: {error.strerror}; after room is made, the same command continues {name} after step "
-            f"{checkpoints.last_step}"
+            f"{error.filename or folder}: {error.strerror}; after room is made, the same command continues "
+            f"{folder.name} after step {checkpoints.last_step}"
         ) from error
 
 

@@ -122,12 +122,13 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_ends(lab):
     assert lab.saved == [2, 3]
 
 
-def test_a_full_disk_is_one_line_that_says_from_where_the_run_continues(lab):
+@pytest.mark.parametrize(("where", "shown"), [(("runs/x.jsonl",), "x.jsonl"), ((), "run/rl")])
+def test_a_full_disk_is_one_line_that_says_from_where_the_run_continues(lab, where, shown):
     def full(number, responses):
         if number == 4:
-            raise OSError(errno.ENOSPC, "No space left on device", "runs/x.jsonl")
+            raise OSError(errno.ENOSPC, "No space left on device", *where)
 
-    with pytest.raises(UserError, match="x.jsonl: No space left on device; .* continues rl after step 2"):
+    with pytest.raises(UserError, match=f"{shown}: No space left on device; .* continues rl after step 2"):
         lab.train(FakeStage(), on_responses=full)
     assert lab.saved == [2]
 

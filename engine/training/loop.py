@@ -127,7 +127,7 @@ def train(
     )
     with (
         session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done),
-        _full_disk(run.folder / name, checkpoints),
+        _disk_errors(run.folder / name, checkpoints),
     ):
         while (number := stage.num_steps_done + 1) <= num_steps:
             metrics, stopped = {}, None
@@ -162,11 +162,16 @@ def train(
 
 
 @contextmanager
-def _full_disk(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
-    """Turns the error of a full disk into a UserError that says from where the stage in `folder` continues."""
+def _disk_errors(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns the errors of a full disk and of a removed folder into a UserError.
+
+    folder: of the stage.
+    """
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_dir():
+            raise UserError(f"{folder} was removed while the run was writing to it") from error
         if not is_full(error):
             raise
         raise UserError(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +132,15 @@ def test_a_full_disk_is_one_line_that_says_from_where_the_run_continues(lab, whe
     with pytest.raises(UserError, match=f"{shown}: No space left on device; .* continues rl after step 2"):
         lab.train(FakeStage(), on_responses=full)
     assert lab.saved == [2]
+
+
+def test_a_folder_that_is_removed_midway_is_one_line(lab, tmp_path):
+    def remove(number, responses):
+        if number == 3:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(UserError, match="run/rl was removed while the run was writing to it"):
+        lab.train(FakeStage(), on_responses=remove)
 
 
 def test_another_error_of_the_disk_is_none_of_room(lab):

@@ -25,24 +25,10 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from ralign.engine.checkpoint.folders import crc32_of
 from ralign.engine.checkpoint.safe_load import SafePlanner, SafeReader, reason_of
 from ralign.engine.runtime.cuda_stand_in import on_megatron
-from ralign.engine.runtime.internals import Internal
-from ralign.engine.runtime.megatron_internals import READ_IN, RESULTS_QUEUE
+from ralign.engine.runtime.megatron_internals import LOAD_PLANNER, READER, RESULTS_QUEUE
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
-
-READER = Internal(
-    module="megatron.core.dist_checkpointing.strategies.torch",
-    name="_get_filesystem_reader",
-    purpose="reads a checkpoint's metadata, which Megatron unpickles without a limit",
-    read_in=READ_IN,
-)
-LOAD_PLANNER = Internal(
-    module="megatron.core.dist_checkpointing.strategies.torch",
-    name="MCoreLoadPlanner",
-    purpose="reads a checkpoint's values, which Megatron unpickles without a limit",
-    read_in=READ_IN,
-)
 
 Pieces = dict[str, list[ShardedTensor]]
 

@@ -1,7 +1,9 @@
 """One process at a time owns a folder of results."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -9,6 +11,11 @@ from pathlib import Path
 
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import mistakes
+
+logger = logging.getLogger(__name__)
+
+# Some mounts of network file systems have no locks; a run must be possible there.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 class FolderLock:
@@ -22,7 +29,7 @@ class FolderLock:
 
         Raises:
             UserError: another process owns it; the message has its host, process id and start. The file cannot be
-                written, or its file system has no locks.
+                written.
         """
         folder = Path(folder)
         self.path = folder.with_name(f".{folder.name}.lock")
@@ -37,6 +44,10 @@ class FolderLock:
                 raise UserError(
                     f"{folder} is in use by {owner}: wait for its end, or give another name="
                 ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning("%s: its file system has no locks: start each run once only", folder)
             self._file.truncate(0)
             start = time.strftime("%Y-%m-%d %H:%M:%S")
             json.dump({"host": socket.gethostname(), "pid": os.getpid(), "start": start}, self._file)

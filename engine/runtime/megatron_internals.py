@@ -44,6 +44,18 @@ RESULTS_QUEUE = Internal(
     purpose="results of writing a checkpoint, for which Megatron would spawn a process",
     read_in=READ_IN,
 )
+READER = Internal(
+    module="megatron.core.dist_checkpointing.strategies.torch",
+    name="_get_filesystem_reader",
+    purpose="reads a checkpoint's metadata, which Megatron unpickles without a limit",
+    read_in=READ_IN,
+)
+LOAD_PLANNER = Internal(
+    module="megatron.core.dist_checkpointing.strategies.torch",
+    name="MCoreLoadPlanner",
+    purpose="reads a checkpoint's values, which Megatron unpickles without a limit",
+    read_in=READ_IN,
+)
 COPY_MAIN_PARAMS = InternalPath(
     steps=((*_OPTIMIZER, "_copy_main_params_to_model_params"),),
     purpose="the model's weights from the optimizer's fp32 weights",

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -58,3 +60,12 @@ def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot lock .*file/run: "):
         FolderLock(tmp_path / "file" / "run")
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    FolderLock(tmp_path / "run").release()
+    assert "its file system has no locks" in caplog.text

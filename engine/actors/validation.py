@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import check_endpoint, check_judge
-from ralign.engine.config.run import AlgoConfig
 from ralign.engine.runtime.errors import UserError
 
 

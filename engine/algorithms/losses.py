@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.registry import OBJECTIVES
-from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.packing import PackedBatch, Sample, to_device
 from ralign.engine.policy.megatron_model import Metrics
 from ralign.kernels.linear_policy_loss import linear_policy_loss

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from ralign.engine.algorithms.losses import ValueLoss
-from ralign.engine.config.run import CriticConfig, Run
+from ralign.engine.config.algo import CriticConfig
+from ralign.engine.config.run import Run
 from ralign.engine.data.packing import PackedBatch, to_device
 from ralign.engine.policy.critic import Critic
 from ralign.engine.policy.megatron_model import UpdateStats

@@ -11,20 +11,14 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ralign.engine.config.algo_validation import check_algo, check_critic, check_critic_model, check_optim
+from ralign.engine.config.checks import LAYOUT_SIZES, Checks, check_trainer_cut, folder_sizes
 from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
-from ralign.engine.config.run import GenRMRun, OptimConfig, Run
+from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.data.verdicts import read_form
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
-from ralign.engine.runtime.problems import Problems
 
-LAYOUT_SIZES = {  # our name -> in a Hugging Face config.json: sizes of a model that a layout must divide or fit
-    "num_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-    "ffn_hidden_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-}
 _MOST_GIB = 1_000_000  # far more than any machine has; a larger number of bytes would overflow
 
 
@@ -35,7 +29,7 @@ def validate(run: Run, world_size: int) -> None:
     _check_chat(checks, run)
     with checks.collect():
         read_form("data.verdict", run.data.verdict)
-    _check_critic_model(checks, run)
+    check_critic_model(checks, run)
     if isinstance(run, GenRMRun):
         _check_metarm(checks, run)
     if run.data.train is not None:
@@ -54,9 +48,9 @@ def validate_layout(run: Run, world_size: int, sizes: Mapping[str, int]) -> None
     checks.check()
 
 
-def _values_of(run: Run) -> "_Checks":
+def _values_of(run: Run) -> Checks:
     """Raises UserError for values on which the other checks depend: numbers, and names of implementations."""
-    checks = _Checks()
+    checks = Checks()
     _check_finite(checks, run)
     checks.check()  # comparisons with NaN would add mistakes that are none
     _check_registries(checks, run)
@@ -64,53 +58,23 @@ def _values_of(run: Run) -> "_Checks":
     return checks
 
 
-def _check_layout(checks: "_Checks", run: Run, world_size: int, sizes: Mapping[str, int] | None) -> None:
+def _check_layout(checks: Checks, run: Run, world_size: int, sizes: Mapping[str, int] | None) -> None:
     """All checks of the settings alone; `sizes` of the model, None if they are not valid."""
     is_layout = _check_parallel(checks, run, world_size)
     if sizes is not None:
         _check_cut(checks, run, sizes)
         _check_lengths(checks, run, sizes["max_position_embeddings"])
     _check_sampling(checks, run)
-    _check_algo(checks, run)
+    check_algo(checks, run)
     if is_layout:
         _check_shares(checks, run, world_size)
-    _check_optim(checks, "optim", run.optim)
-    _check_optim(checks, "sft.optim", run.sft.optim)
-    _check_critic(checks, run)
+    check_optim(checks, "optim", run.optim)
+    check_optim(checks, "sft.optim", run.sft.optim)
+    check_critic(checks, run)
     _check_rest(checks, run)
 
 
-class _Checks(Problems):
-    """Mistakes of settings; __ in a name stands for a dot."""
-
-    def at_least(self, least: float, **settings: float) -> bool:
-        return all(
-            [
-                self.require(value >= least, f"{_dotted(name)} must be at least {least}, got {value}")
-                for name, value in settings.items()
-            ]
-        )
-
-    def positive(self, **settings: float) -> None:
-        for name, value in settings.items():
-            self.require(value > 0, f"{_dotted(name)} must be positive, got {value}")
-
-    def share(self, **settings: float) -> None:
-        for name, value in settings.items():
-            self.require(0 <= value <= 1, f"{_dotted(name)} must be from 0 to 1, got {value}")
-
-    def divides(self, part: int, part_name: str, whole: int, whole_name: str) -> bool:
-        """False without a message for a `part` below 1, which has its own check."""
-        return part >= 1 and self.require(
-            whole % part == 0, f"{whole_name} = {whole} is not divisible by {part_name} = {part}"
-        )
-
-
-def _dotted(name: str) -> str:
-    return name.replace("__", ".")
-
-
-def _check_finite(checks: _Checks, node: Any, prefix: str = "") -> None:
+def _check_finite(checks: Checks, node: Any, prefix: str = "") -> None:
     for item in fields(node):
         value = getattr(node, item.name)
         if is_dataclass(value):
@@ -119,7 +83,7 @@ def _check_finite(checks: _Checks, node: Any, prefix: str = "") -> None:
             checks.require(math.isfinite(value), f"{prefix}{item.name} must be finite, got {value}")
 
 
-def _check_registries(checks: _Checks, run: Run) -> None:
+def _check_registries(checks: Checks, run: Run) -> None:
     """Requires that the named implementations exist."""
     algo = run.algo
     for registry, name in (
@@ -132,11 +96,11 @@ def _check_registries(checks: _Checks, run: Run) -> None:
             registry.check(name)
 
 
-def _check_model(checks: _Checks, run: Run) -> dict[str, int] | None:
+def _check_model(checks: Checks, run: Run) -> dict[str, int] | None:
     """Sizes that a layout must divide, from config.json if model.hf_path is given; None if they are not valid."""
     model = run.model
     if model.hf_path is not None:
-        return _folder_sizes(checks, "model.hf_path", model.hf_path)
+        return folder_sizes(checks, "model.hf_path", model.hf_path)
     are_sizes = checks.at_least(
         1,
         model__num_layers=model.num_layers,
@@ -164,21 +128,7 @@ def _check_model(checks: _Checks, run: Run) -> dict[str, int] | None:
     return {name: size for name, size in asdict(model).items() if name in LAYOUT_SIZES}
 
 
-def _folder_sizes(checks: _Checks, setting: str, folder: str) -> dict[str, int] | None:
-    """The sizes in a folder's config.json; None if they cannot be read."""
-    try:
-        hf = read_json_object(Path(folder) / "config.json")
-    except UserError as error:
-        checks.add(f"{setting}={folder}: {error}")
-        return None
-    missing = [name for name in LAYOUT_SIZES.values() if type(hf.get(name)) is not int or hf[name] < 1]
-    where = f"{setting}={folder}: config.json has no"
-    if not checks.require(not missing, f"{where} {', '.join(missing)}"):
-        return None
-    return {ours: hf[theirs] for ours, theirs in LAYOUT_SIZES.items()}
-
-
-def _check_parallel(checks: _Checks, run: Run, world_size: int) -> bool:
+def _check_parallel(checks: Checks, run: Run, world_size: int) -> bool:
     """Whether the layout divides the world."""
     parallel = run.parallel
     are_sizes = checks.at_least(
@@ -203,65 +153,15 @@ def _check_parallel(checks: _Checks, run: Run, world_size: int) -> bool:
     return is_layout and is_engine
 
 
-def _check_cut(checks: _Checks, run: Run, sizes: Mapping[str, int]) -> None:
+def _check_cut(checks: Checks, run: Run, sizes: Mapping[str, int]) -> None:
     """Requires that the layouts of trainer and generator divide the model."""
-    _check_trainer_cut(checks, run, sizes, "the model")
+    check_trainer_cut(checks, run, sizes, "the model")
     if generate := run.generator.tensor:
         for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
             checks.divides(generate, "generator.tensor", sizes[name], f"the model's {name}")
 
 
-def _check_trainer_cut(checks: _Checks, run: Run, sizes: Mapping[str, int], whose: str) -> None:
-    """Requires that the trainer's layout divides these sizes."""
-    parallel = run.parallel
-    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-        checks.divides(parallel.tensor, "parallel.tensor", sizes[name], f"{whose}'s {name}")
-    checks.divides(parallel.pipeline, "parallel.pipeline", sizes["num_layers"], f"{whose}'s num_layers")
-
-
-def _check_critic(checks: _Checks, run: Run) -> None:
-    critic = run.critic
-    _check_optim(checks, "critic.optim", critic.optim)
-    checks.share(critic__gamma=critic.gamma, critic__lam=critic.lam)
-    checks.at_least(0, critic__warmup_steps=critic.warmup_steps)
-    if critic.value_clip is not None:
-        checks.require(
-            critic.value_clip > 0, f"critic.value_clip must be positive (or None), got {critic.value_clip}"
-        )
-    if not run.has_critic:
-        checks.require(
-            critic.hf_path is None,
-            f"critic.hf_path={critic.hf_path}: algo.advantages={run.algo.advantages} has no critic, only gae has one",
-        )
-        return
-    checks.require(
-        run.algo.ratio == "token",
-        f"algo.ratio={run.algo.ratio} needs one advantage per sequence, and algo.advantages=gae gives one per token: "
-        "use algo.ratio=token",
-    )
-    checks.require(
-        critic.warmup_steps < run.num_steps or run.num_steps == 0,
-        f"critic.warmup_steps = {critic.warmup_steps} leaves the policy no update in num_steps = {run.num_steps}",
-    )
-
-
-def _check_critic_model(checks: _Checks, run: Run) -> None:
-    critic = run.critic
-    if critic.hf_path is None or not run.has_critic:
-        return
-    sizes = _folder_sizes(checks, "critic.hf_path", critic.hf_path)
-    if sizes is None:
-        return
-    _check_trainer_cut(checks, run, sizes, "the critic")
-    longest = run.data.max_prompt_tokens + run.generator.max_new_tokens
-    checks.require(
-        longest <= sizes["max_position_embeddings"],
-        f"data.max_prompt_tokens + generator.max_new_tokens = {longest} exceeds the critic's "
-        f"max_position_embeddings = {sizes['max_position_embeddings']}",
-    )
-
-
-def _check_chat(checks: _Checks, run: Run) -> None:
+def _check_chat(checks: Checks, run: Run) -> None:
     """Requires a chat template in the model's folder if data.chat is set."""
     if not run.data.chat:
         return
@@ -285,7 +185,7 @@ def _check_chat(checks: _Checks, run: Run) -> None:
     )
 
 
-def _check_lengths(checks: _Checks, run: Run, longest: int) -> None:
+def _check_lengths(checks: Checks, run: Run, longest: int) -> None:
     prompt = run.data.max_prompt_tokens
     checks.at_least(
         1,
@@ -304,7 +204,7 @@ def _check_lengths(checks: _Checks, run: Run, longest: int) -> None:
             )
 
 
-def _check_sampling(checks: _Checks, run: Run) -> None:
+def _check_sampling(checks: Checks, run: Run) -> None:
     generator = run.generator
     why = (
         "truncated sampling biases the policy ratio, since the trainer's logprobs cover the whole vocabulary"
@@ -329,7 +229,7 @@ def _check_sampling(checks: _Checks, run: Run) -> None:
     checks.at_least(0, eval__temperature=run.eval.temperature)
 
 
-def _check_metarm(checks: _Checks, run: GenRMRun) -> None:
+def _check_metarm(checks: Checks, run: GenRMRun) -> None:
     with checks.collect():
         METARMS.load(run.metarm.kind).check(run.metarm)
     checks.require(
@@ -338,34 +238,7 @@ def _check_metarm(checks: _Checks, run: GenRMRun) -> None:
     )
 
 
-def _check_algo(checks: _Checks, run: Run) -> None:
-    algo = run.algo
-    checks.at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
-    checks.at_least(1, algo__num_samples=algo.num_samples)
-    checks.require(
-        algo.num_samples >= 2 or run.has_critic,
-        f"algo.num_samples must be at least 2, got {algo.num_samples}: {algo.advantages} compares answers"
-        " to the same prompt",
-    )
-    if algo.both_orders:
-        checks.divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
-    num_samples = algo.num_prompts * algo.num_samples
-    checks.divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
-    checks.at_least(
-        0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef
-    )
-    checks.require(algo.clip_low < 1, f"algo.clip_low must be less than 1, got {algo.clip_low}")
-    checks.require(
-        algo.objective != "cispo" or algo.dual_clip is None,
-        f"algo.objective=cispo bounds every ratio on both sides: algo.dual_clip must be None, got {algo.dual_clip}",
-    )
-    if algo.dual_clip is not None:
-        checks.require(algo.dual_clip > 1, f"algo.dual_clip must exceed 1 (or be None), got {algo.dual_clip}")
-    if algo.tis_cap is not None:
-        checks.require(algo.tis_cap > 0, f"algo.tis_cap must be positive (or None), got {algo.tis_cap}")
-
-
-def _check_shares(checks: _Checks, run: Run, world_size: int) -> None:
+def _check_shares(checks: Checks, run: Run, world_size: int) -> None:
     """Requires that every process and every engine has the same number of prompts."""
     data_size = run.parallel.data_size(world_size)
     num_prompts = run.algo.num_prompts
@@ -375,22 +248,7 @@ def _check_shares(checks: _Checks, run: Run, world_size: int) -> None:
     checks.divides(data_size, "the data-parallel size", run.sft.num_samples, "sft.num_samples")
 
 
-def _check_optim(checks: _Checks, name: str, optim: OptimConfig) -> None:
-    checks.require(optim.lr > 0, f"{name}.lr must be positive, got {optim.lr}")
-    checks.require(
-        0 <= optim.min_lr <= optim.lr,
-        f"{name}.min_lr must be from 0 to {name}.lr = {optim.lr}, got {optim.min_lr}",
-    )
-    checks.require(optim.eps > 0, f"{name}.eps must be positive, got {optim.eps}")
-    for field_name in ("beta1", "beta2"):
-        beta = getattr(optim, field_name)
-        checks.require(0 <= beta < 1, f"{name}.{field_name} must be from 0 to less than 1, got {beta}")
-    for field_name in ("warmup_steps", "weight_decay", "clip_grad"):
-        value = getattr(optim, field_name)
-        checks.require(value >= 0, f"{name}.{field_name} must not be negative, got {value}")
-
-
-def _check_rest(checks: _Checks, run: Run) -> None:
+def _check_rest(checks: Checks, run: Run) -> None:
     name_is_folder = run.name not in ("", ".", "..") and "/" not in run.name
     checks.require(name_is_folder, f"name must name a folder inside out, got {run.name!r}")
     checks.at_least(

@@ -17,9 +17,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
+from ralign.engine.config.checks import LAYOUT_SIZES
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.run import Run
-from ralign.engine.config.validation import LAYOUT_SIZES, validate, validate_layout
+from ralign.engine.config.validation import validate, validate_layout
 from ralign.engine.planner import layouts
 from ralign.engine.planner.hardware import CHIPS, Chip, Constants, chip_of, read_constants
 from ralign.engine.planner.job import Job

@@ -26,7 +26,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
-from ralign.engine.config.run import KernelsConfig, OptimConfig
+from ralign.engine.config.algo import OptimConfig
+from ralign.engine.config.run import KernelsConfig
 from ralign.engine.data.packing import PackedBatch
 from ralign.engine.policy import hf
 from ralign.engine.policy.context import own_tokens, packed_params

@@ -3,7 +3,7 @@
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from ralign.engine.config.run import OptimConfig
+from ralign.engine.config.algo import OptimConfig
 
 
 def make_optimizer(

@@ -10,8 +10,9 @@ import torch
 from fake_cuda import fake_cuda, fake_world
 from ralign.engine.algorithms.losses import ReinforceLoss, supervised_loss
 from ralign.engine.algorithms.ppo import add_advantages
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
 from ralign.engine.config.registry import FAMILIES
-from ralign.engine.config.run import AlgoConfig, CriticConfig, KernelsConfig, OptimConfig
+from ralign.engine.config.run import KernelsConfig
 from ralign.engine.data.packing import Sample, materialise, plan
 from ralign.engine.training.trainer import pack
 from tiny import VOCAB, make_samples

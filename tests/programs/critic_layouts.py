@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ralign.engine.algorithms.ppo import PPO
-from ralign.engine.config.run import AlgoConfig, CriticConfig, OptimConfig, Run
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
+from ralign.engine.config.run import Run
 from ralign.engine.policy.critic import Critic
 from ralign.engine.runtime import cluster as cluster_module
 from safetensors.torch import load_file, save_file

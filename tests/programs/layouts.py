@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ralign.engine.algorithms.losses import ReinforceLoss
-from ralign.engine.config.run import AlgoConfig, KernelsConfig, OptimConfig
+from ralign.engine.config.algo import AlgoConfig, OptimConfig
+from ralign.engine.config.run import KernelsConfig
 from ralign.engine.policy import attention
 from ralign.engine.policy.policy import Policy
 from ralign.engine.runtime import cluster as cluster_module

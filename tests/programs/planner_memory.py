@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from measure import peak_bytes
 from ralign.engine.algorithms.losses import ValueLoss, supervised_loss
-from ralign.engine.config.run import AlgoConfig, DataConfig, GeneratorConfig, OptimConfig, ParallelConfig, Run
+from ralign.engine.config.algo import AlgoConfig, OptimConfig
+from ralign.engine.config.run import DataConfig, GeneratorConfig, ParallelConfig, Run
 from ralign.engine.data.packing import Sample
 from ralign.engine.planner.formulas import num_held, pass_bytes, step_bytes
 from ralign.engine.planner.job import Job

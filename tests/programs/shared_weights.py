@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ralign.engine.algorithms.losses import supervised_loss
-from ralign.engine.config.run import GeneratorConfig, OptimConfig
+from ralign.engine.config.algo import OptimConfig
+from ralign.engine.config.run import GeneratorConfig
 from ralign.engine.data.packing import Sample
 from ralign.engine.generator.generator import Generator, seeded
 from ralign.engine.policy.policy import Policy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ralign.engine.actors.task import ActorExample, ActorTask
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import GenRMConfig
-from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.worlds.actorworld import build_notes
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.generator.generator import Rollout

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from ralign.engine.actors.memory_table import memory_rows
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import GenRMConfig, MetaRMConfig, ServerConfig
-from ralign.engine.config.run import AlgoConfig, GenRMRun, ModelConfig
+from ralign.engine.config.run import GenRMRun, ModelConfig
 from ralign.engine.planner.job import Job
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.memory import ledger

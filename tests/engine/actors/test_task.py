@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ralign.engine.actors.task import NUM_KEPT, ActorExample, ActorTask
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import GenRMConfig
-from ralign.engine.config.run import AlgoConfig
 from ralign.engine.data.prompts import FULL, render
 from ralign.engine.data.worlds.actorworld import build_notes, judge_pair
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, cue_judge, oracle_judge

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ralign.engine.algorithms import ppo
 from ralign.engine.algorithms.ppo import PPO, add_advantages, rewards_at_the_end
-from ralign.engine.config.run import CriticConfig
+from ralign.engine.config.algo import CriticConfig
 from ralign.engine.data.packing import Sample, materialise
 
 # Values of the response tokens, the sample's reward and weight; and by hand, for gamma = lambda = 1/2:

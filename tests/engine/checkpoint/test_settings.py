@@ -5,8 +5,9 @@ import json
 import pytest
 from ralign.engine.checkpoint import folders
 from ralign.engine.checkpoint.settings import mark_finished, open_folder
+from ralign.engine.config.algo import OptimConfig
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.run import GenRMRun, OptimConfig, ParallelConfig, Run
+from ralign.engine.config.run import GenRMRun, ParallelConfig, Run
 from ralign.engine.runtime.errors import UserError
 
 

@@ -3,9 +3,10 @@
 import math
 
 import pytest
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, extra_fields
 from ralign.engine.config.registry import METARMS
-from ralign.engine.config.run import AlgoConfig, GenRMRun
+from ralign.engine.config.run import GenRMRun
 from ralign.engine.config.validation import validate
 from ralign.engine.runtime.errors import UserError
 

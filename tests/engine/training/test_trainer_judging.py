@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ralign.engine.algorithms.rewards import score
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import MetaRMConfig
 from ralign.engine.config.registry import REWARDS
-from ralign.engine.config.run import AlgoConfig, GenRMRun
+from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import other_side
 from ralign.engine.data.swap import swap_sides

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ralign.engine.config.run import AlgoConfig, GenRMRun
+from ralign.engine.config.algo import AlgoConfig
+from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout

@@ -97,6 +97,8 @@ def correctness() -> list[dict]:
 
             def loss(implementation, x, rest=rest, per_token=per_token, sequences=sequences):
                 options = {"cu_seqlens": sequences, "implementation": implementation, **OBJECTIVE}
+                if sequences is not None:
+                    options |= dict.fromkeys(("ratio_level", "tis_level", "mask_level"), "geometric")
                 return policy_loss(x, *rest, **per_token, **options)[0]
 
             name = f"policy_loss N={num_tokens}{'' if sequences is None else ' sequences'}"

@@ -217,6 +217,25 @@ def policy_loss_case(device, sizes, *, many=1, target_ms=None) -> Case:
     )
 
 
+def policy_loss_of_sequences_case(device, sizes) -> Case:
+    """Ratio, importance weight and mask of whole sequences: a kernel more, which reads their tokens twice."""
+    n, num_sequences = LOSS_TOKENS * 4, 32
+    copies = [loss_inputs(n, device) for _ in range(NUM_COPIES)]
+    levels = dict.fromkeys(("ratio_level", "tis_level", "mask_level"), "geometric")
+    bounds = torch.linspace(0, n, num_sequences + 1, device=device).to(torch.int32)
+
+    def call(op, tokens, per_token):
+        return op(*tokens, **per_token, **OBJECTIVE, **levels, cu_seqlens=bounds)
+
+    ops = {"ralign": policy_loss, "torch": policy_loss_ref}
+    return Case(
+        name="policy_loss of sequences, forward",
+        shape=f"N={n} S={num_sequences} fp32",
+        num_bytes=n * 4 * (2 * 5 + 4 + 7 + 4),
+        run={name: in_turn(partial(call, op), copies) for name, op in ops.items()},
+    )
+
+
 def advantages_case(device, sizes, *, target_ms=None) -> Case:
     s = sizes.num_samples
     groups = torch.arange(s, device=device) // 8
@@ -272,6 +291,7 @@ CASES = [
     partial(linear_policy_loss_case, target_ms=53),
     partial(policy_loss_case, target_ms=0.010),
     partial(policy_loss_case, many=128),
+    policy_loss_of_sequences_case,
     partial(advantages_case, target_ms=0.010),
     partial(rms_norm_case, backward=False),
     partial(rms_norm_case, backward=True),

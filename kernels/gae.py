@@ -10,8 +10,9 @@ episode, whether it stopped or was cut off):
 Rows of a sequence that are masked out (a prompt, padding) are skipped: the recursion runs over the response tokens
 alone. λ = 1 and γ = 1 give A_t = (sum of the rewards from t on) − V_t.
 
-The recursion is computed in float64, from the end of each sequence. On CUDA, one program scans each sequence in blocks
-(an associative scan of affine maps of A and V). In torch, all sequences run in parallel, one step a position.
+λ may differ between sequences. The recursion is computed in float64, from the end of each sequence. On CUDA, one
+program scans each sequence in blocks (an associative scan of affine maps of A and V). In torch, all sequences run in
+parallel, one step a position.
 
 Shapes: N tokens, packed; S sequences.
 """
@@ -27,14 +28,17 @@ _BLOCK = 128
 def gae_ref(rewards, values, mask, cu_seqlens, *, gamma, lam):
     """The textbook loop over each sequence, backwards."""
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
-    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+    for sequence, (start, end) in enumerate(
+        zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)
+    ):
         next_value = next_advantage = 0.0
         for t in reversed(range(start, end)):
             if not mask[t]:
                 continue
             value = float(values[t])
             delta = float(rewards[t]) + gamma * next_value - value
-            next_advantage = delta + gamma * lam * next_advantage
+            factor = float(lam[sequence]) if isinstance(lam, Tensor) else lam
+            next_advantage = delta + gamma * factor * next_advantage
             next_value = value
             advantages[t], returns[t] = next_advantage, next_advantage + value
     return advantages, returns
@@ -48,12 +52,12 @@ def _then(a1, b1, c1, k1, d1, a2, b2, c2, k2, d2):
 
 @jit
 def _gae_kernel(
-    rewards, values, mask, cu_seqlens, advantages, returns, GAMMA: tl.constexpr, LAMBDA: tl.constexpr,
-    BLOCK: tl.constexpr,
+    rewards, values, mask, cu_seqlens, lambdas, advantages, returns, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0)
     start = tl.load(cu_seqlens + sequence).to(tl.int64)
     end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
+    decay = GAMMA * tl.load(lambdas + sequence)
     place = tl.arange(0, BLOCK)
     last = place == BLOCK - 1
     later_a = tl.zeros((1,), tl.float64)  # A and V of the next counted token
@@ -68,7 +72,7 @@ def _gae_kernel(
         # A counted token: A = gamma lambda A' + gamma V' + (r - v), V = v. Other tokens leave A and V unchanged.
         a, b, c, k, d = tl.associative_scan(
             (
-                tl.where(counted, zero + GAMMA * LAMBDA, zero + 1.0),
+                tl.where(counted, zero + decay, zero + 1.0),
                 tl.where(counted, zero + GAMMA, zero),
                 reward - value,
                 tl.where(counted, zero, zero + 1.0),
@@ -86,19 +90,19 @@ def _gae_kernel(
 
 
 def _gae_triton(
-    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
+    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lambdas: Tensor
 ) -> tuple[Tensor, Tensor]:
     rewards, values, mask = rewards.contiguous(), values.contiguous(), mask.contiguous()
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     _gae_kernel[(cu_seqlens.numel() - 1,)](
-        rewards, values, mask.view(torch.uint8), cu_seqlens.contiguous(), advantages, returns,
-        GAMMA=gamma, LAMBDA=lam, BLOCK=_BLOCK, num_warps=4,
+        rewards, values, mask.view(torch.uint8), cu_seqlens.contiguous(), lambdas, advantages, returns,
+        GAMMA=gamma, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return advantages, returns
 
 
 def _gae_torch(
-    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
+    rewards: Tensor, values: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, lambdas: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Right-aligns the counted tokens in a grid [S, longest] and walks over its columns from the right."""
     rows = mask.nonzero()[:, 0]
@@ -118,7 +122,7 @@ def _gae_torch(
     advantage = torch.zeros_like(delta)
     later = torch.zeros_like(delta[:, 0])
     for column in range(longest):
-        later = delta[:, column] + gamma * lam * later
+        later = delta[:, column] + gamma * lambdas * later
         advantage[:, column] = later
     found = advantage[sequence, from_end]
     advantages[rows] = found.to(values.dtype)
@@ -133,7 +137,7 @@ def gae(
     cu_seqlens: Tensor,
     *,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    lam: float | Tensor = 1.0,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Computes the advantage and the return of each response token.
@@ -142,13 +146,14 @@ def gae(
         critic. Both are read where `mask` is True, and may be anything elsewhere, NaN too.
     mask: [N] bool, True for the response tokens that count.
     cu_seqlens: [S + 1] integer, starts of the sequences and N, ascending; empty sequences are allowed.
-    gamma: discount. lam: λ. Both are in [0, 1].
+    gamma: discount. lam: λ, or [S] float of each sequence. Both are in [0, 1]; a tensor is not checked, since the host
+        would wait for it.
     implementation: "auto", "torch" or "triton"; see implementation.py.
 
     Returns (advantages, returns), [N] in the dtype of the values, 0 where masked out, without gradient. Raises
     ValueError for shapes or dtypes that do not fit, and for gamma or lam out of range.
     """
-    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+    if not (0 <= gamma <= 1 and (isinstance(lam, Tensor) or 0 <= lam <= 1)):
         raise ValueError(f"gamma and lam must be in [0, 1], got {gamma} and {lam}")
     if not rewards.shape == values.shape == mask.shape or values.ndim != 1:
         shapes = [list(x.shape) for x in (rewards, values, mask)]
@@ -159,5 +164,10 @@ def gae(
         )
     if values.numel() == 0 or cu_seqlens.numel() < 2:
         return torch.zeros_like(values), torch.zeros_like(values)
+    num_sequences = cu_seqlens.numel() - 1
+    lambdas = torch.full((num_sequences,), 1.0, dtype=torch.float64, device=values.device)
+    lambdas = lambdas * lam if not isinstance(lam, Tensor) else lam.to(torch.float64).contiguous()
+    if lambdas.shape != (num_sequences,):
+        raise ValueError(f"lam must be a number or [{num_sequences}], got {list(lambdas.shape)}")
     run = _gae_triton if uses_triton(implementation, values) else _gae_torch
-    return run(rewards.detach(), values.detach(), mask, cu_seqlens, gamma, lam)
+    return run(rewards.detach(), values.detach(), mask, cu_seqlens, gamma, lambdas)

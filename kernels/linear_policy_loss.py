@@ -8,7 +8,8 @@ them. This takes 6NVH operations instead of the 8NVH of linear_logprob and polic
 Rows of weight 0 (prompts, padding, failed judges) are never computed. Rows of advantage 0 enter the metrics (2NVH)
 but not the gradient, unless a KL or entropy term or the objective can give them one.
 
-A sequence-level ratio needs all tokens of a sequence before any gradient: use linear_logprob and policy_loss there.
+A ratio, importance weight or mask of another level than "token" needs all tokens of a sequence before any gradient: use
+linear_logprob and policy_loss there.
 
 Shapes: N tokens, H hidden size, V_local rows of the weight on this rank, R rows computed, P ranks.
 """
@@ -134,7 +135,8 @@ def linear_policy_loss(
         target of a token of weight 0 is not read.
     rows: (with a gradient, metrics only), from `split_rows` or equal to it; None: computed here, for which the host
         waits for the device.
-    settings: objective, clip_low, clip_high, dual_clip, tis_cap, kl_coef, kl_kind, entropy_coef of `policy_loss`.
+    settings: objective, clip_low, clip_high, dual_clip, tis_cap, mask_level ("token" or None), mask_low, mask_high,
+        kl_coef, kl_kind, entropy_coef of `policy_loss`.
 
     Returns the loss (scalar), logprobs and entropy [N] (0 for rows of weight 0; without gradient), all fp32
     (float64 for float64 inputs) and the same on every rank, and the metrics of `policy_loss`.
@@ -148,7 +150,7 @@ def linear_policy_loss(
     )  # fmt: skip
     chosen = PolicyLossSettings(**settings)
     tokens = PerToken(old_logprobs, advantages, weights, rollout_logprobs, ref_logprobs)
-    check_arguments(chosen, targets.shape, tokens, targets.shape)
+    check_arguments(chosen, targets.shape, tokens, targets.shape, has_sequences=False)
     if rows is None:
         rows = split_rows(weights, advantages, needs_all=chosen.needs_all)
     loss, logprobs, entropy, report = _LinearPolicyLoss.apply(

@@ -14,7 +14,7 @@ Shapes: N tokens.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
+from typing import Literal, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class PolicyObjective(Protocol):
     ) -> Tensor:
         """Returns the surrogate [N], to be maximised; elementwise, differentiable in ratio and logprobs.
 
-        ratio: [N], exp(logprob − old logprob) of each token, or of its sequence (then the same for all its tokens).
+        ratio: [N], exp(logprob − old logprob) of each token, or the geometric mean over its sequence (then the same
+            for all its tokens).
         logprobs, advantages: [N]. All are fp32 (float64 for float64 logprobs). Tokens of weight 0 hold a ratio of 1,
             a logprob and an advantage of 0; their surrogate is ignored.
         settings: the settings of the loss, such as clip_low and clip_high.
@@ -85,7 +86,7 @@ class ClippedObjective:
     ) -> TokenTerms:
         """The terms in closed form; all tensors are [N].
 
-        coef: −weight · tis · advantage, the factor from an effective ratio to the loss.
+        coef: −weight · importance · advantage, the factor from an effective ratio to the loss.
         mean_coef: coef, or its mean over the token's sequence where the ratio is the sequence's."""
         low_bound, high_bound = 1 - settings.clip_low, 1 + settings.clip_high
         if self.detaches_ratio:
@@ -96,16 +97,21 @@ class ClippedObjective:
         high = (advantages > 0) & (ratio > high_bound)
         low = negative & (ratio < low_bound)
         dual = torch.zeros_like(low)
-        effective = torch.where(negative, ratio.clamp(min=low_bound), ratio.clamp(max=high_bound))
+        # Without a coefficient the loss is 0, also where the ratio is infinite.
+        unbounded = negative & (coef != 0)
+        effective = torch.where(unbounded, ratio.clamp(min=low_bound), ratio.clamp(max=high_bound))
         if settings.dual_clip is not None:
             dual = negative & (ratio > settings.dual_clip)
             effective = torch.where(dual, settings.dual_clip, effective)
-        d_logprobs = torch.where((advantages == 0) | high | low | dual, 0, mean_coef * ratio)
+        d_logprobs = torch.where((mean_coef == 0) | high | low | dual, 0, mean_coef * ratio)
         return TokenTerms(coef * effective, d_logprobs, low, high, dual)
 
 
 CLIP = ClippedObjective("clip", detaches_ratio=False)
 CISPO = ClippedObjective("cispo", detaches_ratio=True)
+
+
+Level = Literal["token", "sequence", "geometric"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,10 +122,30 @@ class PolicyLossSettings:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
+    ratio_level: Literal["token", "geometric"] = "token"
     tis_cap: float | None = None
+    tis_level: Level = "token"
+    mask_level: Level | None = None
+    mask_low: float = 0.5
+    mask_high: float = 2.0
     kl_coef: float = 0.0
     kl_kind: str = "k1"
     entropy_coef: float = 0.0
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """The level of each part of the loss that is on, by the name of its setting."""
+        levels: dict[str, str] = {"ratio_level": self.ratio_level}
+        if self.tis_cap is not None:
+            levels["tis_level"] = self.tis_level
+        if self.mask_level is not None:
+            levels["mask_level"] = self.mask_level
+        return levels
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether the loss of a token depends on the other tokens of its sequence."""
+        return any(level != "token" for level in self.levels.values())
 
     @property
     def needs_all(self) -> bool:

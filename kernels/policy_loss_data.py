@@ -1,7 +1,7 @@
 """Inputs and results of the policy loss: tensors per token, and the report, a vector of metrics.
 
-`METRICS` names the places of the report. All are sums over the tokens of non-zero weight, except for the extremes
-ratio_min and ratio_max, which are +inf and −inf without such tokens.
+`METRICS` names the places of the report. All are sums over the tokens of non-zero weight, except for the extremes,
+which end in _min and _max: they are +inf and −inf without such tokens.
 
 Shapes: N tokens.
 """
@@ -14,9 +14,14 @@ from torch import Tensor
 
 METRICS = (
     "loss", "num_tokens", "ratio_sum", "ratio_min", "ratio_max", "clip_low_sum", "clip_high_sum", "dual_clip_sum",
-    "approx_kl_sum", "rollout_kl_sum", "tis_sum", "tis_capped_sum", "kl_sum", "entropy_sum",
+    "approx_kl_sum", "rollout_kl_sum", "rollout_k3_sum", "rollout_ratio_max", "tis_sum", "tis_capped_sum", "mask_sum",
+    "kl_sum", "entropy_sum",
 )  # fmt: skip
-_RATIO_MIN, _RATIO_MAX = METRICS.index("ratio_min"), METRICS.index("ratio_max")
+_MINIMA = [place for place, name in enumerate(METRICS) if name.endswith("_min")]
+_MAXIMA = [place for place, name in enumerate(METRICS) if name.endswith("_max")]
+
+K3_MAX_SLOPE = 10.0
+"""k3 is linear where its slope would exceed this size."""
 
 
 class PerToken(NamedTuple):
@@ -48,10 +53,16 @@ def merge_metrics(reports: list[Tensor], dtype: torch.dtype, device: torch.devic
     if len(reports) == 1:
         return reports[0]
     empty = torch.zeros(len(METRICS), dtype=dtype, device=device)
-    empty[_RATIO_MIN], empty[_RATIO_MAX] = torch.inf, -torch.inf
+    for place in _MINIMA:
+        empty[place] = torch.inf
+    for place in _MAXIMA:
+        empty[place] = -torch.inf
     stacked = torch.stack([empty, *reports])
     total = stacked.sum(dim=0)
-    total[_RATIO_MIN], total[_RATIO_MAX] = stacked[:, _RATIO_MIN].amin(), stacked[:, _RATIO_MAX].amax()
+    for place in _MINIMA:
+        total[place] = stacked[:, place].amin()
+    for place in _MAXIMA:
+        total[place] = stacked[:, place].amax()
     return total
 
 
@@ -61,9 +72,11 @@ def named_metrics(
     """Returns the metrics that the given inputs make, by name, as fp32 scalars without gradient."""
     absent = {"loss"}
     if tokens.rollout_logprobs is None:
-        absent |= {"rollout_kl_sum"}
+        absent |= {"rollout_kl_sum", "rollout_k3_sum", "rollout_ratio_max"}
     if settings.tis_cap is None:
         absent |= {"tis_sum", "tis_capped_sum"}
+    if settings.mask_level is None:
+        absent |= {"mask_sum"}
     if tokens.ref_logprobs is None:
         absent |= {"kl_sum"}
     if not has_entropy:

@@ -1,21 +1,23 @@
 """The policy loss and its gradient in Triton; the formulas are at the head of policy_loss.py.
 
 One kernel reads each token once and writes its gradient. Sums are reduced in a fixed order, first in a program, then
-over programs, without atomics: the same inputs give the same bits. For a sequence-level ratio, a kernel before it
-computes the means of the sequences.
+over programs, without atomics: the same inputs give the same bits. For a level of the sequence, a kernel before it
+computes the sums and means of the sequences.
 
 Shapes: N tokens; S sequences.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from ralign.kernels.implementation import jit
 from ralign.kernels.objectives import ClippedObjective, PolicyLossSettings
-from ralign.kernels.policy_loss_data import METRICS, LossAndGradient, PerToken, merge_metrics
+from ralign.kernels.policy_loss_data import K3_MAX_SLOPE, METRICS, LossAndGradient, PerToken, merge_metrics
 from torch import Tensor
 
-_REPORT_SIZE = 16  # METRICS, up to a power of two
+_REPORT_SIZE = 32  # METRICS, up to a power of two
 _BLOCK = 1024  # tokens a program reads at a time
 _TOKENS_PER_PROGRAM = 8192  # up to this many, one launch computes the whole loss
 
@@ -29,56 +31,124 @@ _CLIP_HIGH_SUM = tl.constexpr(METRICS.index("clip_high_sum"))
 _DUAL_CLIP_SUM = tl.constexpr(METRICS.index("dual_clip_sum"))
 _APPROX_KL_SUM = tl.constexpr(METRICS.index("approx_kl_sum"))
 _ROLLOUT_KL_SUM = tl.constexpr(METRICS.index("rollout_kl_sum"))
+_ROLLOUT_K3_SUM = tl.constexpr(METRICS.index("rollout_k3_sum"))
+_ROLLOUT_RATIO_MAX = tl.constexpr(METRICS.index("rollout_ratio_max"))
 _TIS_SUM = tl.constexpr(METRICS.index("tis_sum"))
 _TIS_CAPPED_SUM = tl.constexpr(METRICS.index("tis_capped_sum"))
+_MASK_SUM = tl.constexpr(METRICS.index("mask_sum"))
 _KL_SUM = tl.constexpr(METRICS.index("kl_sum"))
 _ENTROPY_SUM = tl.constexpr(METRICS.index("entropy_sum"))
+_K3_SLOPE = tl.constexpr(K3_MAX_SLOPE)
+_K3_EDGE = tl.constexpr(math.log1p(K3_MAX_SLOPE))
 
 
 @jit
-def _importance(old, rollout_pointer, offsets, mask, TIS_CAP: tl.constexpr, ACC: tl.constexpr):
-    """Returns old − rollout, its exp (0 where masked out), and that capped."""
-    mismatch = tl.where(mask, old - tl.load(rollout_pointer + offsets, mask=mask, other=0.0).to(ACC), 0.0)
-    tis = tl.where(mask, tl.exp(mismatch), 0.0)
-    return mismatch, tis, tl.minimum(tis, TIS_CAP, propagate_nan=tl.PropagateNan.ALL)
+def _mismatch(old, rollout_pointer, offsets, mask, ACC: tl.constexpr):
+    """Returns old − rollout, 0 where masked out."""
+    return tl.where(mask, old - tl.load(rollout_pointer + offsets, mask=mask, other=0.0).to(ACC), 0.0)
+
+
+@jit
+def _importance(
+    tis_log, mask_log, mask,
+    TIS_LEVEL: tl.constexpr, TIS_CAP: tl.constexpr, MASK_LEVEL: tl.constexpr, MASK_LOW: tl.constexpr,
+    MASK_HIGH: tl.constexpr,
+):  # fmt: skip
+    """Returns the factor of the policy term, the capped weight, which weights are capped and which tokens masked.
+
+    tis_log, mask_log: old − rollout at the two levels, of which each can be "off"."""
+    capped = tl.where(mask, 1.0, 0.0).to(tis_log.dtype)
+    is_capped = tl.zeros_like(mask)
+    is_masked = is_capped
+    if TIS_LEVEL != "off":
+        tis = tl.where(mask, tl.exp(tis_log), 0.0)
+        is_capped = tis > TIS_CAP
+        capped = tl.where(is_capped, TIS_CAP, tis)  # NaN stays
+    factor = capped
+    if MASK_LEVEL != "off":
+        ratio = tl.exp(mask_log)
+        is_masked = mask & ((ratio < MASK_LOW) | (ratio > MASK_HIGH))
+        factor = tl.where(ratio != ratio, ratio, factor)  # NaN must reach the loss
+        factor = tl.where(is_masked, 0.0, factor)
+    return factor, capped, is_capped, is_masked
+
+
+@jit
+def _at_level(value, total, count, LEVEL: tl.constexpr):
+    """value: of each token. total, count: over the sequence."""
+    if LEVEL == "sequence":
+        value = tl.zeros_like(value) + total
+    elif LEVEL == "geometric":
+        value = tl.zeros_like(value) + total / count
+    return value
 
 
 @jit
 def _sequence_kernel(
-    logprobs, old_logprobs, advantages, weights, rollout_logprobs, cu_seqlens, log_ratios, mean_coefs,
-    HAS_TIS: tl.constexpr, TIS_CAP: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    logprobs, old_logprobs, advantages, weights, rollout_logprobs, cu_seqlens,
+    log_ratios, mean_coefs, tis_logs, mask_logs,
+    RATIO_LEVEL: tl.constexpr, TIS_LEVEL: tl.constexpr, TIS_CAP: tl.constexpr, MASK_LEVEL: tl.constexpr,
+    MASK_LOW: tl.constexpr, MASK_HIGH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One sequence a program: the means of log-ratio and coef over its counted tokens, written to all its tokens."""
+    """One sequence a program: what its counted tokens have in common, written to all its tokens.
+
+    log_ratios, mean_coefs: means of the log-ratio and of coef; written for RATIO_LEVEL "geometric" alone. tis_logs,
+    mask_logs: old − rollout at the two levels; each is written for a level of the sequence alone."""
+    USES_ROLLOUT: tl.constexpr = TIS_LEVEL != "off" or MASK_LEVEL != "off"
     begin = tl.load(cu_seqlens + tl.program_id(0))
     end = tl.load(cu_seqlens + tl.program_id(0) + 1)
     count = tl.zeros((), ACC)
     log_ratio = tl.zeros((), ACC)
+    total = tl.zeros((), ACC)
+    for start in range(begin, end, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        mask = tl.load(weights + offsets, mask=offsets < end, other=0.0) != 0
+        old = tl.load(old_logprobs + offsets, mask=mask, other=0.0).to(ACC)
+        p = tl.load(logprobs + offsets, mask=mask, other=0.0).to(ACC)
+        count += tl.sum(tl.where(mask, 1.0, 0.0).to(ACC), 0)
+        log_ratio += tl.sum(tl.where(mask, p - old, 0.0), 0)
+        if USES_ROLLOUT:
+            total += tl.sum(_mismatch(old, rollout_logprobs, offsets, mask, ACC), 0)
+    count = tl.maximum(count, 1.0)
     coef_sum = tl.zeros((), ACC)
     for start in range(begin, end, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
-        w = tl.load(weights + offsets, mask=offsets < end, other=0.0).to(ACC)
+        inside = offsets < end
+        w = tl.load(weights + offsets, mask=inside, other=0.0).to(ACC)
         mask = w != 0
-        p = tl.load(logprobs + offsets, mask=mask, other=0.0).to(ACC)
-        old = tl.load(old_logprobs + offsets, mask=mask, other=0.0).to(ACC)
         coef = -w * tl.load(advantages + offsets, mask=mask, other=0.0).to(ACC)
-        if HAS_TIS:
-            mismatch, tis, capped = _importance(old, rollout_logprobs, offsets, mask, TIS_CAP, ACC)
-            coef *= capped
-        count += tl.sum(tl.where(mask, 1.0, 0.0).to(ACC), 0)
-        log_ratio += tl.sum(tl.where(mask, p - old, 0.0), 0)
+        if USES_ROLLOUT:
+            old = tl.load(old_logprobs + offsets, mask=mask, other=0.0).to(ACC)
+            mismatch = _mismatch(old, rollout_logprobs, offsets, mask, ACC)
+            tis_log = _at_level(mismatch, total, count, TIS_LEVEL)
+            mask_log = _at_level(mismatch, total, count, MASK_LEVEL)
+            factor, capped, is_capped, is_masked = _importance(
+                tis_log, mask_log, mask, TIS_LEVEL, TIS_CAP, MASK_LEVEL, MASK_LOW, MASK_HIGH
+            )
+            coef *= factor
+            if TIS_LEVEL == "sequence" or TIS_LEVEL == "geometric":
+                tl.store(tis_logs + offsets, tis_log, mask=inside)
+            if MASK_LEVEL == "sequence" or MASK_LEVEL == "geometric":
+                tl.store(mask_logs + offsets, mask_log, mask=inside)
         coef_sum += tl.sum(tl.where(mask, coef, 0.0), 0)
-    count = tl.maximum(count, 1.0)
-    for start in range(begin, end, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
-        zeros = tl.zeros((BLOCK,), ACC)
-        tl.store(log_ratios + offsets, zeros + log_ratio / count, mask=offsets < end)
-        tl.store(mean_coefs + offsets, zeros + coef_sum / count, mask=offsets < end)
+    if RATIO_LEVEL == "geometric":
+        for start in range(begin, end, BLOCK):
+            offsets = start + tl.arange(0, BLOCK)
+            zeros = tl.zeros((BLOCK,), ACC)
+            tl.store(log_ratios + offsets, zeros + log_ratio / count, mask=offsets < end)
+            tl.store(mean_coefs + offsets, zeros + coef_sum / count, mask=offsets < end)
 
 
 @jit
 def _put(report, METRIC: tl.constexpr, value, SIZE: tl.constexpr):
     """Adds a scalar to one place of the report."""
     return report + tl.where(tl.arange(0, SIZE) == METRIC, value, 0.0)
+
+
+@jit
+def _put_sum(report, METRIC: tl.constexpr, values, SIZE: tl.constexpr):
+    """Adds a sum over tokens to one place of the report."""
+    return _put(report, METRIC, tl.sum(values, 0), SIZE)
 
 
 @jit
@@ -90,13 +160,14 @@ def _clip_terms(
     high = (a > 0) & (ratio > 1 + CLIP_HIGH)
     low = (a < 0) & (ratio < 1 - CLIP_LOW)
     dual = (a < 0) & (ratio < 0)
-    bounded = tl.where(low, 1 - CLIP_LOW, tl.where((a == 0) & (ratio > 1 + CLIP_HIGH), 1 + CLIP_HIGH, ratio))
-    bounded = tl.where(high, 1 + CLIP_HIGH, bounded)
+    # Without a coefficient the loss is 0, also where the ratio is infinite.
+    idle = (coef == 0) & (ratio > 1 + CLIP_HIGH)
+    bounded = tl.where(low, 1 - CLIP_LOW, tl.where(idle | high, 1 + CLIP_HIGH, ratio))
     if HAS_DUAL:
         dual = (a < 0) & (ratio > DUAL_CLIP)
         bounded = tl.where(dual, DUAL_CLIP, bounded)
     loss = coef * bounded
-    grad = tl.where((a == 0) | high | low | dual, 0.0, mean_coef * ratio)
+    grad = tl.where((mean_coef == 0) | high | low | dual, 0.0, mean_coef * ratio)
     return loss, grad, low, high, dual
 
 
@@ -121,28 +192,30 @@ def _kl(k, KL_KIND: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr):
         kl = k * k / 2
         d_kl = k
     else:
-        # exp(−k) − 1 cancels near 0; the series does not.
-        series = -k * (1 - k / 2 * (1 - k / 3 * (1 - k / 4 * (1 - k / 5))))
-        rest = tl.where(tl.abs(k) < 0.0625, series, tl.exp(-k) - 1)
-        kl = rest + k
-        kl = tl.where(tl.abs(k) < 0.0625, k * k / 2 * (1 - k / 3 * (1 - k / 4 * (1 - k / 5))), kl)
-        d_kl = -rest
+        # exp(−k) − 1 cancels near 0; the series does not. Beyond the edge, k3 is a line.
+        near = tl.where(-k > _K3_EDGE, _K3_EDGE, -k)
+        rest = tl.exp(near) - 1
+        kl = rest - near + tl.where(-k > _K3_EDGE, _K3_SLOPE * (-k - _K3_EDGE), 0.0)
+        series = 1 - k / 3 * (1 - k / 4 * (1 - k / 5))
+        kl = tl.where(tl.abs(k) < 0.0625, k * k / 2 * series, kl)
+        d_kl = tl.where(tl.abs(k) < 0.0625, k * (1 - k / 2 * series), -rest)
     return kl, d_kl
 
 
 @jit
 def _policy_loss_kernel(
     logprobs, old_logprobs, advantages, weights, rollout_logprobs, ref_logprobs, entropies, log_ratios, mean_coefs,
-    d_logprobs, d_entropies, partials, num_tokens,
-    CLIP_LOW: tl.constexpr, CLIP_HIGH: tl.constexpr, DUAL_CLIP: tl.constexpr, TIS_CAP: tl.constexpr,
-    KL_COEF: tl.constexpr, KL_KIND: tl.constexpr, ENTROPY_COEF: tl.constexpr, DETACH_RATIO: tl.constexpr,
-    SEQUENCE: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_ROLLOUT: tl.constexpr, HAS_TIS: tl.constexpr,
-    HAS_REF: tl.constexpr, HAS_ENTROPY: tl.constexpr, ACC: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
+    tis_logs, mask_logs, d_logprobs, d_entropies, partials, num_tokens,
+    RATIO_LEVEL: tl.constexpr, TIS_LEVEL: tl.constexpr, TIS_CAP: tl.constexpr, MASK_LEVEL: tl.constexpr,
+    MASK_LOW: tl.constexpr, MASK_HIGH: tl.constexpr, CLIP_LOW: tl.constexpr, CLIP_HIGH: tl.constexpr,
+    DUAL_CLIP: tl.constexpr, KL_COEF: tl.constexpr, KL_KIND: tl.constexpr, ENTROPY_COEF: tl.constexpr,
+    DETACH_RATIO: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_ROLLOUT: tl.constexpr, HAS_REF: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, ACC: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     report = tl.zeros((SIZE,), ACC)
     ratio_min = tl.full((), float("inf"), ACC)
     ratio_max = tl.full((), float("-inf"), ACC)
+    rollout_ratio_max = ratio_max
     for block in range(0, NUM_BLOCKS):
         offsets = (tl.program_id(0) * NUM_BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         inside = offsets < num_tokens
@@ -153,16 +226,29 @@ def _policy_loss_kernel(
         a = tl.load(advantages + offsets, mask=mask, other=0.0).to(ACC)
         coef = -w * a
         if HAS_ROLLOUT:
-            mismatch, tis, capped = _importance(old, rollout_logprobs, offsets, mask, TIS_CAP, ACC)
-            report = _put(report, _ROLLOUT_KL_SUM, -tl.sum(mismatch, 0), SIZE)  # pyright: ignore[reportOperatorIssue]
-            if HAS_TIS:
-                coef *= capped
-                report = _put(report, _TIS_SUM, tl.sum(capped, 0), SIZE)
-                num_capped = tl.sum(tl.where(tis > TIS_CAP, 1.0, 0.0).to(ACC), 0)
-                report = _put(report, _TIS_CAPPED_SUM, num_capped, SIZE)
+            mismatch = _mismatch(old, rollout_logprobs, offsets, mask, ACC)
+            tis_log = mismatch
+            mask_log = mismatch
+            if TIS_LEVEL == "sequence" or TIS_LEVEL == "geometric":
+                tis_log = tl.load(tis_logs + offsets, mask=mask, other=0.0)
+            if MASK_LEVEL == "sequence" or MASK_LEVEL == "geometric":
+                mask_log = tl.load(mask_logs + offsets, mask=mask, other=0.0)
+            factor, capped, is_capped, is_masked = _importance(
+                tis_log, mask_log, mask, TIS_LEVEL, TIS_CAP, MASK_LEVEL, MASK_LOW, MASK_HIGH
+            )
+            coef *= factor
+            report = _put_sum(report, _ROLLOUT_KL_SUM, -mismatch, SIZE)
+            report = _put_sum(report, _ROLLOUT_K3_SUM, _kl(-mismatch, "k3", ACC, BLOCK)[0], SIZE)
+            largest = tl.max(tl.where(mask, tl.exp(tl.abs(mismatch)), float("-inf")), 0)
+            rollout_ratio_max = tl.maximum(rollout_ratio_max, largest)
+            if TIS_LEVEL != "off":
+                report = _put_sum(report, _TIS_SUM, capped, SIZE)
+                report = _put_sum(report, _TIS_CAPPED_SUM, is_capped.to(ACC), SIZE)
+            if MASK_LEVEL != "off":
+                report = _put_sum(report, _MASK_SUM, is_masked.to(ACC), SIZE)
         log_ratio = p - old
         mean_coef = coef
-        if SEQUENCE:
+        if RATIO_LEVEL == "geometric":
             log_ratio = tl.load(log_ratios + offsets, mask=mask, other=0.0)
             mean_coef = tl.load(mean_coefs + offsets, mask=mask, other=0.0)
         ratio = tl.exp(log_ratio)
@@ -175,26 +261,28 @@ def _policy_loss_kernel(
         if HAS_REF:
             k = tl.where(mask, p - tl.load(ref_logprobs + offsets, mask=mask, other=0.0).to(ACC), 0.0)
             kl, d_kl = _kl(k, KL_KIND, ACC, BLOCK)
-            report = _put(report, _KL_SUM, tl.sum(kl, 0), SIZE)
+            report = _put_sum(report, _KL_SUM, kl, SIZE)
             loss += KL_COEF * w * kl
             grad += KL_COEF * w * d_kl
         if HAS_ENTROPY:
             h = tl.load(entropies + offsets, mask=mask, other=0.0).to(ACC)
-            report = _put(report, _ENTROPY_SUM, tl.sum(h, 0), SIZE)
+            report = _put_sum(report, _ENTROPY_SUM, h, SIZE)
             loss -= ENTROPY_COEF * w * h
             tl.store(d_entropies + offsets, -ENTROPY_COEF * w, mask=inside)
         tl.store(d_logprobs + offsets, tl.where(mask, grad, 0.0), mask=inside)
-        report = _put(report, _LOSS, tl.sum(tl.where(mask, loss, 0.0), 0), SIZE)
-        report = _put(report, _NUM_TOKENS, tl.sum(tl.where(mask, 1.0, 0.0).to(ACC), 0), SIZE)
-        report = _put(report, _RATIO_SUM, tl.sum(tl.where(mask, ratio, 0.0), 0), SIZE)
-        report = _put(report, _CLIP_LOW_SUM, tl.sum(tl.where(low, 1.0, 0.0).to(ACC), 0), SIZE)
-        report = _put(report, _CLIP_HIGH_SUM, tl.sum(tl.where(high, 1.0, 0.0).to(ACC), 0), SIZE)
-        report = _put(report, _DUAL_CLIP_SUM, tl.sum(tl.where(dual, 1.0, 0.0).to(ACC), 0), SIZE)
-        report = _put(report, _APPROX_KL_SUM, tl.sum(old - p, 0), SIZE)
+        report = _put_sum(report, _LOSS, tl.where(mask, loss, 0.0), SIZE)
+        report = _put_sum(report, _NUM_TOKENS, mask.to(ACC), SIZE)
+        report = _put_sum(report, _RATIO_SUM, tl.where(mask, ratio, 0.0), SIZE)
+        report = _put_sum(report, _CLIP_LOW_SUM, low.to(ACC), SIZE)
+        report = _put_sum(report, _CLIP_HIGH_SUM, high.to(ACC), SIZE)
+        report = _put_sum(report, _DUAL_CLIP_SUM, dual.to(ACC), SIZE)
+        report = _put_sum(report, _APPROX_KL_SUM, old - p, SIZE)
         ratio_min = tl.minimum(ratio_min, tl.min(tl.where(mask, ratio, float("inf")), 0))
         ratio_max = tl.maximum(ratio_max, tl.max(tl.where(mask, ratio, float("-inf")), 0))
     report = _put(report, _RATIO_MIN, ratio_min, SIZE)
     report = _put(report, _RATIO_MAX, ratio_max, SIZE)
+    if HAS_ROLLOUT:
+        report = _put(report, _ROLLOUT_RATIO_MAX, rollout_ratio_max, SIZE)
     tl.store(partials + tl.program_id(0) * SIZE + tl.arange(0, SIZE), report)
 
 
@@ -212,25 +300,41 @@ def loss_and_gradient_triton(
     p, h = logprobs.detach().contiguous(), None if entropy is None else entropy.detach().contiguous()
     old, a, w, rollout, ref = (None if x is None else x.detach().contiguous() for x in tokens)
     old = p if old is None else old
-    log_ratios = mean_coefs = p  # pointers that are never read
-    if cu_seqlens is not None:
-        log_ratios, mean_coefs = p.new_zeros(2, num_tokens, dtype=dtype)
+    levels = {
+        "RATIO_LEVEL": settings.ratio_level,
+        "TIS_LEVEL": "off" if settings.tis_cap is None else settings.tis_level,
+        "TIS_CAP": settings.tis_cap or 0.0,
+        "MASK_LEVEL": settings.mask_level or "off",
+        "MASK_LOW": settings.mask_low,
+        "MASK_HIGH": settings.mask_high,
+    }
+    of_sequences = [p] * 4  # pointers that are never read
+    if settings.needs_sequences:
+        assert cu_seqlens is not None
+        of_sequences = list(p.new_zeros(4, num_tokens, dtype=dtype))
         _sequence_kernel[(cu_seqlens.numel() - 1,)](
-            p, old, a, w, p if rollout is None else rollout, cu_seqlens, log_ratios, mean_coefs,
-            HAS_TIS=settings.tis_cap is not None, TIS_CAP=settings.tis_cap or 0.0, ACC=acc, BLOCK=_BLOCK,
-        )  # fmt: skip
+            p,
+            old,
+            a,
+            w,
+            p if rollout is None else rollout,
+            cu_seqlens,
+            *of_sequences,
+            **levels,
+            ACC=acc,
+            BLOCK=_BLOCK,
+        )
     d_logprobs = torch.empty(num_tokens, dtype=dtype, device=p.device)
     d_entropy = torch.empty_like(d_logprobs) if h is not None else d_logprobs
     num_programs = triton.cdiv(num_tokens, _TOKENS_PER_PROGRAM)
     partials = torch.empty(num_programs, _REPORT_SIZE, dtype=dtype, device=p.device)
     _policy_loss_kernel[(num_programs,)](
         p, old, a, w, p if rollout is None else rollout, p if ref is None else ref, p if h is None else h,
-        log_ratios, mean_coefs, d_logprobs, d_entropy, partials, num_tokens,
+        *of_sequences, d_logprobs, d_entropy, partials, num_tokens, **levels,
         CLIP_LOW=settings.clip_low, CLIP_HIGH=settings.clip_high, DUAL_CLIP=settings.dual_clip or 0.0,
-        TIS_CAP=settings.tis_cap or 0.0, KL_COEF=settings.kl_coef, KL_KIND=settings.kl_kind,
-        ENTROPY_COEF=settings.entropy_coef, DETACH_RATIO=settings.objective.detaches_ratio,
-        SEQUENCE=cu_seqlens is not None, HAS_DUAL=settings.dual_clip is not None, HAS_ROLLOUT=rollout is not None,
-        HAS_TIS=settings.tis_cap is not None, HAS_REF=ref is not None, HAS_ENTROPY=h is not None, ACC=acc,
+        KL_COEF=settings.kl_coef, KL_KIND=settings.kl_kind, ENTROPY_COEF=settings.entropy_coef,
+        DETACH_RATIO=settings.objective.detaches_ratio, HAS_DUAL=settings.dual_clip is not None,
+        HAS_ROLLOUT=rollout is not None, HAS_REF=ref is not None, HAS_ENTROPY=h is not None, ACC=acc,
         SIZE=_REPORT_SIZE, BLOCK=_BLOCK, NUM_BLOCKS=triton.cdiv(min(num_tokens, _TOKENS_PER_PROGRAM), _BLOCK),
         num_warps=8,
     )  # fmt: skip

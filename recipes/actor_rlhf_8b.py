@@ -25,18 +25,10 @@ from pathlib import Path
 
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import GenRMConfig, ServerConfig
-from ralign.engine.config.run import (
-    AlgoConfig,
-    CriticConfig,
-    DataConfig,
-    EvalConfig,
-    GeneratorConfig,
-    ModelConfig,
-    OptimConfig,
-    ParallelConfig,
-)
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, ModelConfig, ParallelConfig
 from ralign.engine.config.validation import validate
 from ralign.engine.data.pairs import prompt_text
 from ralign.engine.data.worlds.judgeworld import build_judgeworld

@@ -20,17 +20,10 @@ import sys
 
 from ralign.engine.actors.validation import check_actor
 from ralign.engine.config.actor import ActorRun
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import GenRMConfig, ServerConfig
-from ralign.engine.config.run import (
-    AlgoConfig,
-    CriticConfig,
-    DataConfig,
-    EvalConfig,
-    GeneratorConfig,
-    OptimConfig,
-    SFTConfig,
-)
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, SFTConfig
 from ralign.engine.config.validation import validate
 from ralign.engine.runtime.entry_point import run_job
 from ralign.engine.runtime.output import show

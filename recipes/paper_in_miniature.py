@@ -21,17 +21,10 @@ import os
 import sys
 
 from ralign.engine.config.actor import ActorConfig, ActorRun
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import GenRMConfig, ServerConfig
-from ralign.engine.config.run import (
-    AlgoConfig,
-    CriticConfig,
-    DataConfig,
-    EvalConfig,
-    GeneratorConfig,
-    OptimConfig,
-    SFTConfig,
-)
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, SFTConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 from ralign.engine.runtime.entry_point import run_job
 from ralign.recipes.paper.config import JudgesRun, PaperRun
@@ -104,6 +97,7 @@ def main(argv: list[str]) -> None:
 def reproduce(paper: PaperRun) -> None:
     from ralign.engine.data.worlds.actorworld import build_notes
     from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
+    from ralign.engine.evaluation.baselines import baselines_of
     from ralign.engine.training.loop import warm_start
     from ralign.recipes.paper.experiment import PaperExperiment
     from ralign.recipes.paper.report import write_paper_report
@@ -134,7 +128,15 @@ def reproduce(paper: PaperRun) -> None:
     if session.cluster.is_first_rank:
         shown = transcripts(paper.actors.folder, actors, {note.id: note for note in notes["train"]})
         write_paper_report(
-            paper.folder, results, actors, shown, seed=paper.seed, time_s=session.progress.time_s
+            paper.folder,
+            results,
+            actors,
+            shown,
+            seed=paper.seed,
+            time_s=session.progress.time_s,
+            baselines=baselines_of(
+                {test: [example.pair for example in examples] for test, examples in tests.items()}
+            ),
         )
     experiment.close()
 

@@ -22,17 +22,17 @@ change the model and the layout.
 import os
 import sys
 
+from ralign.engine.config.algo import AlgoConfig, OptimConfig
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import MetaRMConfig
 from ralign.engine.config.run import (
-    AlgoConfig,
     DataConfig,
     EvalConfig,
     GeneratorConfig,
     GenRMRun,
     ModelConfig,
-    OptimConfig,
     ParallelConfig,
+    SFTConfig,
 )
 from ralign.engine.config.validation import validate
 from ralign.engine.planner.start import require_gpus
@@ -91,6 +91,9 @@ def r_align_run(name: str, folder: str, *, tensor: int) -> GenRMRun:
             lr=1e-6,  # RM-NLHF and RM-R1
             warmup_steps=10,  # Adam's second moment is unreliable at first
         ),
+        # Off. Published judges start from such a stage (RM-R1, DeepSeek-GRM): sft.num_steps=100, on golden judgments
+        # or, with sft.source=rejection, on the model's own good ones.
+        sft=SFTConfig(num_steps=0, num_samples=256, optim=OptimConfig(lr=1e-5, warmup_steps=10)),
         eval=EvalConfig(max_new_tokens=8192),  # as in training
     )
 
@@ -118,9 +121,10 @@ def start(default: GenRMRun, argv: list[str], doc: str | None, *, num_gpus: int,
 
 
 def train(run: GenRMRun) -> None:
-    from ralign.engine.report.report import write_report
+    from ralign.engine.training.demonstrations import warm_start_on_pairs
     from ralign.engine.training.genrm import GenRM
     from ralign.engine.training.loop import reinforce
+    from ralign.recipes.common.report import write_judges_report
 
     pairs, held_out = train_and_held_out(run)
     genrm = GenRM.start(run, pairs, vocab_size=1024)
@@ -128,11 +132,14 @@ def train(run: GenRMRun) -> None:
     tests = {"held_out": genrm.examples(held_out)}
     name = "rlvr" if run.algo.reward == "label" else "r_align"
     models = {"base": genrm.evaluate("base", tests)} if genrm.metarm else {}
-    reinforce(session, run, name, session.policy.folder, genrm.task(genrm.examples(pairs)))
+    examples, start = genrm.examples(pairs), session.policy.folder
+    if run.sft.num_steps:
+        start = warm_start_on_pairs(genrm, examples, "sft")
+        models["sft"] = genrm.evaluate("sft", tests)
+    reinforce(session, run, name, start, genrm.task(examples), after_step=genrm.watch(tests["held_out"]))
     if genrm.metarm:
         models[name] = genrm.evaluate(name, tests)
-        if session.cluster.is_first_rank:
-            write_report(run.folder, models, seed=run.seed, time_s=session.progress.time_s)
+        write_judges_report(genrm, models, tests, rewards=(run.algo.reward,))
     session.close(run)
 
 

@@ -20,18 +20,10 @@ the complete path is exercised.
 import os
 import sys
 
+from ralign.engine.config.algo import AlgoConfig, OptimConfig
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.judge import MetaRMConfig, ServerConfig
-from ralign.engine.config.run import (
-    AlgoConfig,
-    DataConfig,
-    EvalConfig,
-    GeneratorConfig,
-    GenRMRun,
-    ModelConfig,
-    OptimConfig,
-    SFTConfig,
-)
+from ralign.engine.config.run import DataConfig, EvalConfig, GeneratorConfig, GenRMRun, ModelConfig, SFTConfig
 from ralign.engine.config.validation import validate
 from ralign.engine.runtime.entry_point import run_job
 
@@ -94,14 +86,15 @@ def main(argv: list[str]) -> None:
 
 def compare_in_judgeworld(run: GenRMRun) -> None:
     from ralign.engine.data.worlds.judgeworld import TESTS, build_judgeworld, warm_start_judgments
-    from ralign.engine.report.report import write_report
     from ralign.engine.training.genrm import GenRM
     from ralign.engine.training.loop import reinforce, warm_start
+    from ralign.recipes.common.report import write_judges_report
 
     world = build_judgeworld(run.data.world)
     genrm = GenRM.start(run, world["train"], vocab_size=1024)
     session = genrm.session
     train = genrm.examples(world["train"])
+    dev = genrm.examples(world["dev"])  # for eval.every
     tests = {name: genrm.examples(world[name]) for name in TESTS}
 
     demonstrations = genrm.examples(world["warm_start"])
@@ -112,11 +105,10 @@ def compare_in_judgeworld(run: GenRMRun) -> None:
     session.load(sft)
     models = {"sft": genrm.evaluate("sft", tests)}
     for name, reward in (("rlvr", "label"), ("r_align", "r_align")):
-        reinforce(session, run, name, sft, genrm.task(train, reward))
+        reinforce(session, run, name, sft, genrm.task(train, reward), after_step=genrm.watch(dev))
         models[name] = genrm.evaluate(name, tests)
 
-    if session.cluster.is_first_rank:
-        write_report(run.folder, models, seed=run.seed, time_s=session.progress.time_s)
+    write_judges_report(genrm, models, tests, rewards=("label", "r_align"))
     session.close(run)
 
 

@@ -193,7 +193,7 @@ def test_eval_judges_with_endpoints_and_scores_the_judged_file(light, endpoint, 
     judging = ("--model", f"endpoint:{endpoint}#m", "--metarm", "keywords", "--out", tmp_path / "out")
     checked(light / "ralign-eval", "run", "--pairs", pairs, *judging, cwd=tmp_path)
     judged = tmp_path / "out" / "judgments" / "m" / "pairs.jsonl"
-    scoring = ("--json", "--bootstrap", "50", "--out", tmp_path / "report")
+    scoring = ("--json", "--draws", "50", "--out", tmp_path / "report")
     summary = json.loads(checked(light / "ralign-eval", "score", judged, *scoring, cwd=tmp_path))
     found = summary["models"]["m"]["pairs"]
     assert (found["l_acc"]["value"], found["f_score"]["value"]) == (0.5, 0.5)

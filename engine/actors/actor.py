@@ -90,7 +90,6 @@ class Actor:
                 judge,
                 schedule,
                 num_tries=self.run.genrm.num_tries,
-                length_coefficient=actor.length_penalty,
                 form=self._form,
             )
         return ActorTask(self.run, examples, reward_model, self.session.generator.replicas)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ralign.engine.actors.length_penalty import length_bonus
 from ralign.engine.algorithms.rewards import MIN_REQUESTS
+from ralign.engine.algorithms.truncation import apply_truncation
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.data.chat import Prompt, encode_messages, pair_messages
 from ralign.engine.data.pairs import Pair
@@ -25,7 +27,6 @@ from ralign.engine.judging.comparisons import (
     ComparisonStats,
     GroupResult,
     Transcript,
-    length_penalty,
 )
 from ralign.engine.judging.judge import Judge, JudgeStopped
 from ralign.engine.judging.pairwise import Group, PairwiseReward
@@ -98,6 +99,8 @@ class ActorRewards:
 
     values: np.ndarray  # [num_samples] float32; 0 where not valid
     valid: np.ndarray  # [num_samples] bool; False where no comparison survived
+    parts: np.ndarray  # [num_samples, 1] float32: the values
+    bonus: np.ndarray | None  # [num_samples] float32, the length penalty
     quality: np.ndarray | None  # [num_samples] true quality, 0 to 1; None without an oracle
     cue: np.ndarray | None  # [num_samples] bool: laid out in bullets
     stats: ComparisonStats
@@ -128,7 +131,7 @@ class ActorTask:
         with self.reward_model.judge.awake() if self.reward_model else nullcontext():
             yield
 
-    def on_response(self, index: int, example: int, text: str) -> None:
+    def on_response(self, index: int, example: int, text: str, *, is_cut: bool) -> None:
         """Nothing yet: a comparison needs the whole group."""
 
     def judge(self, responses: list[Response], step: int) -> list[ActorResponse]:
@@ -169,11 +172,9 @@ class ActorTask:
         )
 
     def _oracle_result(self, group: list[Response]) -> GroupResult:
-        """True quality, less the length penalty that a GenRM's reward would have, too."""
+        """True quality."""
         rewards = np.array([self._true_quality(response) for response in group])
         valid = np.ones(len(group), bool)
-        if coefficient := self.run.actor.length_penalty:
-            rewards = length_penalty(rewards, valid, np.array(_lengths(group)), coefficient)
         return GroupResult(rewards=rewards, valid=valid, comparisons=[], stats=ComparisonStats())
 
     def _group(self, group: list[Response]) -> Group:
@@ -181,7 +182,6 @@ class ActorTask:
         return Group(
             name=question.id,
             texts=[visible(sample.text) for sample in group],
-            lengths=_lengths(group),
             messages_for=lambda first, second: pair_messages(self.template, question.compare(first, second)),
             reference=question.reference,
         )
@@ -208,9 +208,23 @@ class ActorTask:
         valid = np.array([sample.valid for sample in judged])
         grades = [sample.grade for sample in judged if sample.grade is not None]
         graded = len(grades) == len(judged)
+        lengths = np.array([sample.num_tokens for sample in judged])
+        values = np.where(valid, [sample.reward for sample in judged], 0).astype(np.float32)
+        bonus, longest = None, self.run.generator.max_new_tokens
+        if coefficient := self.run.actor.length_penalty:
+            groups = np.array([sample.group for sample in judged])
+            bonus = length_bonus(
+                values, valid, lengths, groups, coefficient=coefficient, max_new_tokens=longest
+            )
+        cut = [sample.is_cut for sample in judged]
+        values, valid = apply_truncation(
+            values, valid, lengths, cut, self.run.algo, default="keep", max_new_tokens=longest
+        )
         return ActorRewards(
-            values=np.where(valid, [sample.reward for sample in judged], 0).astype(np.float32),
+            values=values,
             valid=valid,
+            parts=values[:, None],
+            bonus=None if bonus is None else np.where(valid, bonus, 0),
             quality=np.array([grade.quality for grade in grades]) if graded else None,
             cue=np.array([grade.cue for grade in grades]) if graded else None,
             stats=stats,
@@ -257,10 +271,6 @@ class ActorTask:
     @property
     def _judge(self) -> Judge | None:
         return self.reward_model.judge if self.reward_model else None
-
-
-def _lengths(group: Sequence[Response]) -> list[int]:
-    return [len(sample.rollout.response_ids) for sample in group]
 
 
 def _readable(transcript: Transcript) -> dict[str, Any]:

@@ -17,6 +17,15 @@ def check_actor(run: ActorRun) -> None:
             raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
     if run.algo.both_orders:
         raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
+    if run.eval.every:
+        raise UserError(f"eval.every={run.eval.every} is for GenRMs: an actor has actor.watch_every")
+    if run.eval.metarm.kind != "same":
+        raise UserError(f"eval.metarm.kind={run.eval.metarm.kind} is for GenRMs")
+    if run.checkpoint.keep_best and not actor.watch_every:
+        raise UserError(
+            f"checkpoint.keep_best={run.checkpoint.keep_best} needs a held-out metric: set"
+            " checkpoint.watch=actor/win_rate and actor.watch_every"
+        )
     if actor.watch_every < 0:
         raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
     if actor.length_penalty < 0:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from ralign.engine.algorithms.mismatch import tail_counts
 from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.registry import OBJECTIVES
 from ralign.engine.data.packing import PackedBatch, Sample, to_device
 from ralign.engine.policy.megatron_model import Metrics
 from ralign.kernels.linear_policy_loss import linear_policy_loss
-from ralign.kernels.objectives import CISPO, ClippedObjective
+from ralign.kernels.objectives import CISPO, PolicyLossSettings
 from ralign.kernels.policy_loss import policy_loss
 from ralign.kernels.value_loss import value_loss
 from torch import Tensor
@@ -54,33 +55,37 @@ class ReinforceLoss:
     """
 
     def __init__(self, algo: AlgoConfig, implementation: str = "auto"):
-        self.by_sequence = algo.ratio == "sequence"
+        clip_low, clip_high = algo.clip_range
         self.implementation = implementation
         self.settings: dict[str, Any] = {
             "objective": OBJECTIVES.load(algo.objective),
-            "clip_low": algo.clip_low,
-            "clip_high": algo.clip_high,
+            "clip_low": clip_low,
+            "clip_high": clip_high,
             "dual_clip": algo.dual_clip,
+            "ratio_level": "geometric" if algo.ratio == "sequence" else "token",
             "tis_cap": algo.tis_cap,
-            "kl_coef": algo.kl_coef,
+            "tis_level": algo.tis_level,
+            "mask_level": algo.mask_level,
+            "mask_low": algo.mask_low,
+            "mask_high": algo.mask_high,
+            "kl_coef": 0.0 if algo.kl_in_reward else algo.kl_coef,
             "kl_kind": algo.kl_kind,
             "entropy_coef": algo.entropy_coef,
         }
 
     @property
     def folds(self) -> bool:
-        """A sequence's ratio needs all its tokens before any gradient."""
-        return not self.by_sequence
+        """A ratio, weight or mask of a sequence needs all its tokens before any gradient."""
+        return not PolicyLossSettings(**self.settings).needs_sequences
 
     @property
     def needs_all(self) -> bool:
         """Whether a token of advantage 0 has a gradient: of a KL or entropy term, or of a user's own objective."""
-        is_built_in = isinstance(self.settings["objective"], ClippedObjective)
-        return bool(self.settings["kl_coef"] or self.settings["entropy_coef"] or not is_built_in)
+        return PolicyLossSettings(**self.settings).needs_all
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, batch: PackedBatch) -> tuple[Tensor, Metrics]:
         per_token = batch.per_token
-        return policy_loss(
+        loss, metrics = policy_loss(
             logprobs,
             per_token.get("old_logprobs", logprobs.detach()),
             per_token["advantages"],
@@ -88,16 +93,17 @@ class ReinforceLoss:
             rollout_logprobs=per_token["rollout_logprobs"],
             ref_logprobs=per_token.get("ref_logprobs"),
             entropy=entropy,
-            cu_seqlens=batch.cu_seqlens if self.by_sequence else None,
+            cu_seqlens=batch.cu_seqlens,
             implementation=self.implementation,
             **self.settings,
         )
+        return loss, metrics | _tail_counts(logprobs, batch)
 
     def from_hidden(
         self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **head
     ) -> tuple[Tensor, Metrics]:
         per_token = batch.per_token
-        loss, _, _, metrics = linear_policy_loss(
+        loss, logprobs, _, metrics = linear_policy_loss(
             hidden,
             weight,
             batch.targets,
@@ -110,7 +116,13 @@ class ReinforceLoss:
             **self.settings,
             **head,
         )
-        return loss, metrics
+        return loss, metrics | _tail_counts(logprobs, batch)
+
+
+def _tail_counts(logprobs: Tensor, batch: PackedBatch) -> Metrics:
+    per_token = batch.per_token
+    old_logprobs = per_token.get("old_logprobs", logprobs)
+    return tail_counts(old_logprobs, per_token["rollout_logprobs"], per_token["weights"])
 
 
 class ValueLoss:
@@ -127,16 +139,20 @@ class ValueLoss:
         return value_loss(values, old_values, returns, weights, clip=self.value_clip)
 
 
-NORMALISATIONS = ("token", "sequence")
+NORMALISATIONS = ("token", "sequence", "constant")
 
 
-def token_weights(num_response_tokens: Tensor, valid: Tensor, *, kind: str) -> Tensor:
+def token_weights(
+    num_response_tokens: Tensor, valid: Tensor, *, kind: str, max_new_tokens: int = 1
+) -> Tensor:
     """The weight of each response token of a sample.
 
     num_response_tokens: [S] int64, of all samples of the global batch.
     valid: [S] bool; False (a failed judge): weight 0.
     kind: "token": 1 / (valid response tokens of the global batch), every token counts alike; "sequence":
-        1 / (valid sequences of the global batch x its own tokens), every sequence counts alike.
+        1 / (valid sequences of the global batch x its own tokens), every sequence counts alike; "constant":
+        1 / (valid sequences of the global batch x max_new_tokens), so that neither an answer's length nor the others'
+        changes the weight of its tokens (Dr. GRPO, arXiv:2503.20783).
 
     Returns [S] fp32, to be copied to the response tokens of each sample (all other tokens get 0). Raises ValueError
     for an unknown kind.
@@ -145,7 +161,11 @@ def token_weights(num_response_tokens: Tensor, valid: Tensor, *, kind: str) -> T
         raise ValueError(f"kind must be one of {', '.join(NORMALISATIONS)}, got {kind!r}")
     lens = torch.where(valid, num_response_tokens, 0)
     counted = lens > 0
-    denominator = lens.sum() if kind == "token" else counted.sum() * lens
+    denominator = {
+        "token": lens.sum(),
+        "sequence": counted.sum() * lens,
+        "constant": counted.sum() * max_new_tokens,
+    }[kind]
     return torch.where(counted, 1 / denominator.double(), 0).float()
 
 

@@ -2,18 +2,20 @@
 
 - ``label`` (RLVR): 1 if the verdict equals the label, else 0.
 - ``r_align``: 1 if the verdict equals the label and the MetaRM finds the rationale Correct, else 0.
+- ``label_rationale``: the two as parts of one reward, for algo.advantages=gdpo: the label's 1 and the rationale's 1.
 
 A reward of your own is a function from `Samples` to one value for each sample, given as algo.reward=FILE.py:NAME:
 
-    def brief(samples):  # [num_samples] float
+    def brief(samples):  # [num_samples] float, or [num_samples, num_parts]: parts, whose sum is the reward
         return samples.correct * 0.5
 
-A sample whose value is NaN is *unknown* (the MetaRM gave no usable answer): it is left out of groups, losses and
-denominators, and counted. A sample without a verdict is *invalid* and earns ``algo.invalid_reward`` in place of the
-function's value. A function that reads outcomes must say so: ``NAME = Reward(brief, needs_metarm=True)``.
+A sample with a value of NaN is *unknown* (the MetaRM gave no usable answer). It is left out of groups, losses and
+denominators, and counted; with `impute` a failed review counts as the mean value of the group's reviewed samples. A
+sample without a verdict is *invalid* and earns ``algo.invalid_reward`` in place of the function's value. A function
+that reads outcomes must say so: ``NAME = Reward(brief, needs_metarm=True)``.
 
-With `partners` (each pair was judged in both orders, and sample k of one order has sample k of the other as partner) a
-sample earns the smaller value of the two: a judge that follows the order earns nothing.
+If each pair is judged in both orders, a sample earns its value times the mean value of the same pair's samples in the
+other order (`both_orders.py`): a judge that follows the order earns nothing.
 
 The MetaRM reviews label-correct samples only. Under ``label`` its outcomes change no reward; they are counted, to
 monitor the share of spurious judgments.
@@ -21,10 +23,11 @@ monitor the share of spurious judgments.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from ralign.engine.algorithms.both_orders import couple, swap_consistency
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
@@ -76,7 +79,7 @@ class Reward:
     """The value of each sample of a batch.
 
     Attributes:
-        function: samples -> [num_samples] float; NaN where the value is unknown.
+        function: samples -> [num_samples] or [num_samples, num_parts] float; NaN where the value is unknown.
         needs_metarm: the function reads outcomes, so a run without a MetaRM cannot use it.
     """
 
@@ -84,14 +87,19 @@ class Reward:
     needs_metarm: bool = False
 
     def __call__(self, samples: Samples) -> np.ndarray:
-        """[num_samples] float64, NaN where unknown. UserError for a result of another shape, or an infinite one."""
+        """[num_samples, num_parts] float64, rows of NaN where unknown.
+
+        Raises:
+            UserError: the result has another shape, or an infinite value.
+        """
         values = np.asarray(self.function(samples), dtype=np.float64)
         expected = samples.correct.shape
-        if values.shape != expected:
+        if values.shape[:1] != expected or values.ndim > 2 or values.size == 0:
             raise UserError(f"the reward function returned the shape {values.shape}, expected {expected}")
         if np.isinf(values).any():
             raise UserError("the reward function returned an infinite value")
-        return values
+        parts = values.reshape(len(values), -1)
+        return np.where(np.isnan(parts).any(1, keepdims=True), math.nan, parts)
 
 
 def as_reward(implementation: Any, setting: str) -> Reward:
@@ -105,6 +113,10 @@ def as_reward(implementation: Any, setting: str) -> Reward:
 
 LABEL = Reward(lambda samples: samples.correct.astype(np.float64))
 R_ALIGN = Reward(lambda samples: np.where(samples.failed, math.nan, samples.aligned), needs_metarm=True)
+LABEL_RATIONALE = Reward(
+    lambda samples: np.stack([samples.correct, np.where(samples.failed, math.nan, samples.aligned)], axis=1),
+    needs_metarm=True,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,13 +125,16 @@ class GenRMRewards:
 
     values: np.ndarray  # [num_samples] float32; 0 where not valid
     valid: np.ndarray  # [num_samples] bool; False where the value is unknown
+    parts: np.ndarray  # [num_samples, num_parts] float32: the values' summands
     num_samples: int
     num_label_correct: int
     num_invalid: int  # no verdict
     num_judge_failed: int  # label-correct, reviewed, without a usable answer
     num_aligned: int  # label-correct, rationale Correct
     num_spurious: int  # label-correct, rationale Incorrect
-    swap_consistency: float = math.nan  # share of samples that name the same response as their partner
+    swap_consistency: float = math.nan  # share of couples in the two orders that name the same response
+    failures: dict[str, float] = field(default_factory=dict)  # metrics of failed reviews
+    bonus: np.ndarray | None = None
 
     @property
     def num_asked(self) -> int:
@@ -149,7 +164,9 @@ def score(
     outcomes: Sequence[Outcome] | None = None,
     *,
     invalid_reward: float = 0.0,
-    partners: Sequence[int] | None = None,
+    groups: np.ndarray | None = None,
+    other_groups: np.ndarray | None = None,
+    impute: bool = False,
 ) -> GenRMRewards:
     """Rewards of a batch.
 
@@ -157,7 +174,9 @@ def score(
         reward: of `REWARDS`, or your own.
         verdicts, labels, outcomes: one entry for each sample (see `Samples`); None for a run without a MetaRM.
         invalid_reward: earned by a sample without a verdict.
-        partners: for each sample the index of the same pair's sample in the other order.
+        groups: [num_samples] int, samples of one prompt; None: all are one group.
+        other_groups: [num_samples] int, the group of the same pair in the other order; None: one order.
+        impute: a failed review counts as the mean of the group's reviewed samples, or of the batch's.
 
     Raises:
         UserError: `reward` needs a MetaRM, and there are no outcomes.
@@ -166,35 +185,47 @@ def score(
         if reward.needs_metarm:
             raise UserError("this reward needs a MetaRM, and metarm.kind=none")
         outcomes = [Outcome.SKIPPED] * len(verdicts)
+    if groups is None:
+        groups = np.zeros(len(verdicts), dtype=np.int64)
     samples = Samples.of(verdicts, labels, outcomes)
-    values = np.where(samples.invalid, 0.0, reward(samples))  # for the partner; replaced below
-    swap_consistency = math.nan
-    if partners is not None:
-        others = np.asarray(partners)
-        values = _smaller(values, values[others])
-        same = samples.correct == samples.correct[others]  # correct twice or wrong twice: the same response
-        swap_consistency = float((same & ~samples.invalid & ~samples.invalid[others]).mean())
-    valid = ~np.isnan(values)
+    invalid = samples.invalid[:, None]
+    parts = np.where(invalid, 0.0, reward(samples))  # for the other order; replaced below
+    if impute:
+        parts = _imputed(parts, samples, groups)
+    consistency = math.nan
+    if other_groups is not None:
+        parts = np.stack([couple(part, groups, other_groups) for part in parts.T], axis=1)
+        consistency = swap_consistency(samples.correct, samples.invalid, groups, other_groups)
+    valid: np.ndarray = np.logical_not(np.isnan(parts).any(axis=1))
+    parts = np.where(invalid, invalid_reward / parts.shape[1], np.where(valid[:, None], parts, 0))
     return GenRMRewards(
-        values=np.where(samples.invalid, invalid_reward, np.where(valid, values, 0)).astype(np.float32),
+        values=parts.sum(1).astype(np.float32),
         valid=valid,
+        parts=parts.astype(np.float32),
         num_samples=len(verdicts),
         num_label_correct=int(samples.correct.sum()),
         num_invalid=int(samples.invalid.sum()),
         num_judge_failed=int(samples.failed.sum()),
         num_aligned=int(samples.aligned.sum()),
         num_spurious=int(samples.spurious.sum()),
-        swap_consistency=swap_consistency,
+        swap_consistency=consistency,
     )
 
 
-def _smaller(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The smaller value of each sample and its partner; NaN if it depends on an unknown one.
+def _imputed(parts: np.ndarray, samples: Samples, groups: np.ndarray) -> np.ndarray:
+    """parts [num_samples, num_parts]: the unknown values of failed reviews become the mean of reviewed samples.
 
-    It does not where the known one is 0 or less: nothing was earned, whatever the MetaRM would have found.
+    Of the sample's group; of the batch where the group has none; unknown where no review succeeded.
     """
-    nothing = (values <= 0) | (others <= 0)
-    return np.where(nothing, np.fmin(values, others), np.minimum(values, others))
+    reviewed = samples.aligned | samples.spurious
+    unknown = samples.failed & np.isnan(parts).any(1)
+    out = parts.copy()
+    for row in np.flatnonzero(unknown):
+        alike = reviewed & (groups == groups[row])
+        alike = alike if alike.any() else reviewed
+        if alike.any():
+            out[row] = parts[alike].mean(0)
+    return out
 
 
 def check_failures(rewards: GenRMRewards, max_failed_share: float) -> None:

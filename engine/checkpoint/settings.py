@@ -16,9 +16,9 @@ from ralign.engine.runtime.files import write_text
 FINISHED = "finished.json"
 # Settings that do not change training beyond rounding: a run may resume with other values of these.
 _FREE = (
-    "name", "out", "resume", "checkpoint_every", "rollouts_every", "checkpoint.", "faults.", "memory.", "parallel.",
-    "generator.tensor", "generator.gpu_memory_utilization", "generator.kv_cache_gib", "generator.enforce_eager",
-    "generator.verify", *(f"{group}.{name}" for group in ("metarm", "genrm") for name in (
+    "name", "out", "resume", "checkpoint_every", "rollouts_every", "checkpoint.", "report.", "faults.", "memory.",
+    "parallel.", "generator.tensor", "generator.gpu_memory_utilization", "generator.kv_cache_gib",
+    "generator.enforce_eager", "generator.verify", *(f"{group}.{name}" for group in ("metarm", "genrm") for name in (
         "base_url", "api_key_env", "concurrency", "timeout_s", "num_retries", "max_backoff_s", "budget_", "price_",
         "cache", "server.", "max_failed_share",
     )),

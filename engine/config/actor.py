@@ -18,7 +18,7 @@ class ActorConfig:
     value: Literal["mean", "bradley_terry"] = "mean"
     """Reward: the mean result, or (scheme=all_pairs) the probability of winning by a Bradley-Terry fit, if any."""
     length_penalty: float = 0.0
-    """Weight of the length penalty within a group of answers, for every reward model; 0: none."""
+    """Weight of an answer's excess length over its group's, in parts of max_new_tokens, in its advantage; 0: none."""
     watch_every: int = 0
     """Steps between measurements of the GenRM's preference for the actor over fixed references; 0: none."""
     error_rate: float = 0.2

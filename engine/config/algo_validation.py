@@ -1,8 +1,10 @@
 """Rejects settings of the algorithm that cannot work together; part of `validation.validate`."""
 
-from ralign.engine.config.algo import OptimConfig
+from ralign.engine.config.algo import CLIP_DEFAULTS, AlgoConfig, OptimConfig
 from ralign.engine.config.checks import Checks, check_trainer_cut, folder_sizes
 from ralign.engine.config.run import Run
+
+_MOST_SEQUENCE_CLIP = 0.05
 
 
 def check_algo(checks: Checks, run: Run) -> None:
@@ -18,18 +20,75 @@ def check_algo(checks: Checks, run: Run) -> None:
         checks.divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
     num_samples = algo.num_prompts * algo.num_samples
     checks.divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
-    checks.at_least(
-        0, algo__clip_low=algo.clip_low, algo__clip_high=algo.clip_high, algo__kl_coef=algo.kl_coef
-    )
-    checks.require(algo.clip_low < 1, f"algo.clip_low must be less than 1, got {algo.clip_low}")
+    checks.at_least(0, algo__kl_coef=algo.kl_coef)
+    _check_clip(checks, algo)
+    _check_mismatch(checks, algo)
     checks.require(
         algo.objective != "cispo" or algo.dual_clip is None,
         f"algo.objective=cispo bounds every ratio on both sides: algo.dual_clip must be None, got {algo.dual_clip}",
     )
+    _check_groups(checks, run)
+    checks.share(algo__overlong_share=algo.overlong_share)
+    if algo.max_rollout_kl is not None:
+        checks.positive(algo__max_rollout_kl=algo.max_rollout_kl)
+    checks.require(
+        not algo.kl_in_reward or run.has_critic,
+        f"algo.kl_in_reward=True needs algo.advantages=gae, got {algo.advantages}: group advantages have one reward"
+        " per answer",
+    )
+    checks.require(
+        not algo.kl_in_reward or algo.kl_coef > 0, "algo.kl_in_reward=True needs algo.kl_coef > 0, got 0"
+    )
     if algo.dual_clip is not None:
         checks.require(algo.dual_clip > 1, f"algo.dual_clip must exceed 1 (or be None), got {algo.dual_clip}")
+
+
+def _check_clip(checks: Checks, algo: AlgoConfig) -> None:
+    low, high = algo.clip_range
+    checks.at_least(0, algo__clip_low=low, algo__clip_high=high)
+    checks.require(low < 1, f"algo.clip_low must be less than 1, got {low}")
+    if algo.ratio == "sequence":
+        for name, value, usual in zip(
+            ("clip_low", "clip_high"), (low, high), CLIP_DEFAULTS["sequence"], strict=True
+        ):
+            checks.require(
+                value <= _MOST_SEQUENCE_CLIP,
+                f"algo.{name}={value} clips nothing with algo.ratio=sequence, a mean over many tokens: give at most "
+                f"{_MOST_SEQUENCE_CLIP}, or None for GSPO's {usual}",
+            )
+
+
+def _check_mismatch(checks: Checks, algo: AlgoConfig) -> None:
+    """The corrections for the engine's logprobs."""
     if algo.tis_cap is not None:
         checks.require(algo.tis_cap > 0, f"algo.tis_cap must be positive (or None), got {algo.tis_cap}")
+    checks.require(
+        algo.tis_cap is not None or algo.tis_level == "token",
+        f"algo.tis_level={algo.tis_level} needs importance weights, and algo.tis_cap=None has none",
+    )
+    checks.positive(algo__mask_low=algo.mask_low)
+    checks.require(
+        algo.mask_low < algo.mask_high,
+        f"algo.mask_low must be less than algo.mask_high, got {algo.mask_low} and {algo.mask_high}",
+    )
+
+
+def _check_groups(checks: Checks, run: Run) -> None:
+    algo = run.algo
+    checks.at_least(0, algo__dynamic_sampling=algo.dynamic_sampling)
+    checks.require(
+        not (algo.dynamic_sampling and run.has_critic),
+        f"algo.dynamic_sampling={algo.dynamic_sampling} is for group advantages: with algo.advantages=gae a group"
+        " without a spread of rewards teaches, too",
+    )
+    checks.require(
+        algo.group == "prompt" or algo.both_orders,
+        f"algo.group={algo.group} needs algo.both_orders=True: without it a pair has one order",
+    )
+    checks.require(
+        algo.group == "prompt" or not run.has_critic,
+        f"algo.group={algo.group} is for group advantages, got algo.advantages=gae",
+    )
 
 
 def check_optim(checks: Checks, name: str, optim: OptimConfig) -> None:
@@ -67,6 +126,15 @@ def check_critic(checks: Checks, run: Run) -> None:
     critic = run.critic
     check_optim(checks, "critic.optim", critic.optim)
     checks.share(critic__gamma=critic.gamma, critic__lam=critic.lam)
+    if critic.policy_lam is not None:
+        checks.share(critic__policy_lam=critic.policy_lam)
+    if critic.length_adaptive is not None:
+        checks.positive(critic__length_adaptive=critic.length_adaptive)
+        checks.require(
+            critic.policy_lam is None,
+            f"critic.length_adaptive={critic.length_adaptive} and critic.policy_lam={critic.policy_lam} both set the"
+            " policy's lambda: leave one at None",
+        )
     checks.at_least(0, critic__warmup_steps=critic.warmup_steps)
     if critic.value_clip is not None:
         checks.require(
@@ -82,6 +150,10 @@ def check_critic(checks: Checks, run: Run) -> None:
         run.algo.ratio == "token",
         f"algo.ratio={run.algo.ratio} needs one advantage per sequence, and algo.advantages=gae gives one per token: "
         "use algo.ratio=token",
+    )
+    checks.require(
+        critic.warmup_steps > 0 or critic.hf_path is not None,
+        "critic.warmup_steps=0 lets a critic whose values are all 0 train the policy: set 1 or more, or critic.hf_path",
     )
     checks.require(
         critic.warmup_steps < run.num_steps or run.num_steps == 0,

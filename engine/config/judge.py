@@ -114,10 +114,22 @@ class MetaRMConfig(JudgeConfig):
     """Prompt template of the MetaRM: binary, graded, compact, or a file."""
     graded: bool = False
     """Decide by the share of the golden judgment's points that are covered, not by the MetaRM's own verdict."""
+    on_failure: Literal["mask", "impute"] = "mask"
+    """A failed review: leave the sample out, or count it as the mean reward of its group's reviewed samples."""
     graded_threshold: float = 0.5
     """Smallest share of covered points that counts as Correct."""
     num_tries: int = 2
     """Requests for one judgment: an answer that cannot be parsed is requested again."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalMetaRMConfig(MetaRMConfig):
+    """The MetaRM that evaluations report by; one that pays, too, cannot show how a policy exploits it."""
+
+    SETTING: ClassVar[str] = "eval.metarm"
+
+    kind: str = "same"
+    """same: the MetaRM of the training; endpoint, rule, keywords, none; or FILE.py:NAME."""
 
 
 @dataclass(kw_only=True, slots=True)

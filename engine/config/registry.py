@@ -130,6 +130,9 @@ ADVANTAGES = Registry(
         "grpo": "ralign.kernels.advantages:GRPO",
         "dr_grpo": "ralign.kernels.advantages:DR_GRPO",
         "rloo": "ralign.kernels.advantages:RLOO",
+        "reinforce_pp": "ralign.kernels.batch_advantages:REINFORCE_PP",
+        "reinforce_pp_baseline": "ralign.kernels.batch_advantages:REINFORCE_PP_BASELINE",
+        "gdpo": "ralign.kernels.batch_advantages:GDPO",
         "gae": "ralign.engine.algorithms.ppo:PPO",
     },
     adapt="ralign.engine.config.registry:as_callable",
@@ -144,6 +147,7 @@ REWARDS = Registry(
     {
         "label": "ralign.engine.algorithms.rewards:LABEL",
         "r_align": "ralign.engine.algorithms.rewards:R_ALIGN",
+        "label_rationale": "ralign.engine.algorithms.rewards:LABEL_RATIONALE",
     },
     adapt="ralign.engine.algorithms.rewards:as_reward",
 )
@@ -157,6 +161,16 @@ METARMS = Registry(
         "keywords": "ralign.engine.judging.metarms:KEYWORDS",
     },
     adapt="ralign.engine.judging.metarms:as_kind",
+)
+TRACKERS = Registry(
+    "report.trackers",
+    {
+        "tensorboard": "ralign.engine.report.trackers:TensorBoard",
+        "wandb": "ralign.engine.report.trackers:WeightsAndBiases",
+        "mlflow": "ralign.engine.report.trackers:MLflow",
+        "trackio": "ralign.engine.report.trackers:Trackio",
+    },
+    adapt="ralign.engine.config.registry:as_callable",
 )
 
 

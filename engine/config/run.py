@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
-from ralign.engine.config.judge import MetaRMConfig
+from ralign.engine.config.judge import EvalMetaRMConfig, MetaRMConfig
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig
 
 
@@ -162,7 +162,13 @@ class SFTConfig:
     num_samples: int = 64
     """Judgments per step, over all processes."""
     golden_share: float = 0.5
-    """Share of golden judgments; the others follow the spurious cue."""
+    """Share of golden judgments; the others follow the spurious cue. In JudgeWorld only."""
+    source: Literal["golden", "rejection"] = "golden"
+    """On users' pairs: golden judgments, or the model's own that are right and Correct for the MetaRM."""
+    num_pairs: int = 1024
+    """Pairs that source=rejection samples."""
+    keep_per_pair: int = 1
+    """Most judgments of a pair that source=rejection keeps."""
     optim: OptimConfig = field(default_factory=_sft_optim)
     """Optimizer of this stage."""
 
@@ -171,6 +177,10 @@ class SFTConfig:
 class EvalConfig:
     """Evaluation of trained judges."""
 
+    every: int = 0
+    """RL steps between evaluations on held-out pairs, whose metrics are eval/*; 0: none while training."""
+    metarm: EvalMetaRMConfig = field(default_factory=EvalMetaRMConfig)
+    """The MetaRM of evaluations, if not that of the training."""
     num_pairs: int = 512
     """Largest number of pairs judged per test set."""
     temperature: float = 0.4
@@ -182,6 +192,14 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """Where the metrics of training go, beside metrics.jsonl."""
+
+    trackers: str = "auto"
+    """tensorboard, wandb, mlflow, trackio or FILE.py:NAME, or several with commas; none; auto: TensorBoard if there."""
+
+
+@dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     """Retention of a stage's checkpoints."""
 
@@ -189,8 +207,8 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep."""
     keep_best: int = 0
     """Number of best checkpoints to keep in addition."""
-    watch: str = "reward/mean"
-    """Metric that ranks checkpoints; higher is better."""
+    watch: str = "eval/f_score"
+    """Metric of held-out samples that ranks checkpoints (eval/*, actor/win_rate); higher is better."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,7 +220,7 @@ class FaultsConfig:
     generation_stall_s: float = 7200.0
     """The same limit for generation and judging, where ranks wait for the slowest."""
     max_skipped_updates: int = 10
-    """Updates per stage that may be skipped because of a non-finite loss or gradient; one more ends the run."""
+    """Updates per stage that may be skipped (non-finite loss, algo.max_rollout_kl); one more ends the run."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -249,6 +267,8 @@ class Run:
     """Implementation of each op."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """Experiment trackers."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Retention of checkpoints."""
     faults: FaultsConfig = field(default_factory=FaultsConfig)

@@ -15,6 +15,7 @@ from ralign.engine.config.algo_validation import check_algo, check_critic, check
 from ralign.engine.config.checks import LAYOUT_SIZES, Checks, check_trainer_cut, folder_sizes
 from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
 from ralign.engine.config.run import GenRMRun, Run
+from ralign.engine.config.trackers import check_trackers
 from ralign.engine.data.verdicts import read_form
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
@@ -71,6 +72,7 @@ def _check_layout(checks: Checks, run: Run, world_size: int, sizes: Mapping[str,
     check_optim(checks, "optim", run.optim)
     check_optim(checks, "sft.optim", run.sft.optim)
     check_critic(checks, run)
+    _check_watch(checks, run)
     _check_rest(checks, run)
 
 
@@ -94,6 +96,8 @@ def _check_registries(checks: Checks, run: Run) -> None:
     ):
         with checks.collect():
             registry.check(name)
+    with checks.collect():
+        check_trackers(run.report.trackers)
 
 
 def _check_model(checks: Checks, run: Run) -> dict[str, int] | None:
@@ -236,6 +240,25 @@ def _check_metarm(checks: Checks, run: GenRMRun) -> None:
         run.metarm.kind != "none" or not REWARDS.load(run.algo.reward).needs_metarm,
         f"algo.reward={run.algo.reward} needs a MetaRM, got metarm.kind=none",
     )
+    checks.require(
+        run.sft.source != "rejection" or not run.sft.num_steps or run.metarm.kind != "none",
+        "sft.source=rejection keeps what the MetaRM finds Correct, got metarm.kind=none",
+    )
+    kind = run.eval.metarm.kind
+    if kind != "same":
+        with checks.collect():
+            METARMS.load(kind).check(run.eval.metarm)
+    checks.require(
+        kind != "managed",
+        "eval.metarm.kind=managed: the memory plan has one managed judge; start a server, and use endpoint",
+    )
+    is_none = kind == "none" or (kind == "same" and run.metarm.kind == "none")
+    checks.require(
+        not (
+            is_none and run.checkpoint.keep_best and run.checkpoint.watch in ("eval/f_score", "eval/s_corr")
+        ),
+        f"checkpoint.watch={run.checkpoint.watch} needs a MetaRM: set eval.metarm.kind, or watch eval/l_acc",
+    )
 
 
 def _check_shares(checks: Checks, run: Run, world_size: int) -> None:
@@ -246,6 +269,26 @@ def _check_shares(checks: Checks, run: Run, world_size: int) -> None:
     checks.divides(data_size, "the data-parallel size", num_prompts, "algo.num_prompts")
     checks.divides(num_engines, "the number of engines", num_prompts, "algo.num_prompts")
     checks.divides(data_size, "the data-parallel size", run.sft.num_samples, "sft.num_samples")
+
+
+def _check_watch(checks: Checks, run: Run) -> None:
+    """Requires that the watched metric exists at each checkpoint, and is not one of training samples."""
+    watch, every = run.checkpoint.watch, run.eval.every
+    checks.at_least(0, eval__every=every)
+    if not run.checkpoint.keep_best:
+        return
+    checks.require(
+        not watch.startswith(("reward/", "judge/", "policy/")),
+        f"checkpoint.watch={watch} is of training samples, and rises with what exploits the reward, too:"
+        " use eval/f_score with eval.every",
+    )
+    if watch.startswith("eval/"):
+        needed = f"checkpoint.watch={watch} is measured every eval.every={every} steps"
+        checks.require(every > 0, f"{needed}: set eval.every, or checkpoint.keep_best=0")
+        checks.require(
+            every < 1 or run.checkpoint_every % every == 0,
+            f"{needed}, which does not divide checkpoint_every={run.checkpoint_every}",
+        )
 
 
 def _check_rest(checks: Checks, run: Run) -> None:
@@ -270,6 +313,8 @@ def _check_rest(checks: Checks, run: Run) -> None:
         1,
         token_budget=run.token_budget,
         sft__num_samples=run.sft.num_samples,
+        sft__num_pairs=run.sft.num_pairs,
+        sft__keep_per_pair=run.sft.keep_per_pair,
         eval__num_pairs=run.eval.num_pairs,
         eval__num_bootstrap=run.eval.num_bootstrap,
         checkpoint__keep_last=run.checkpoint.keep_last,

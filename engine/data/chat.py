@@ -11,28 +11,25 @@ from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
-from jinja2 import TemplateError
+from ralign.engine.data.chat_template import (
+    BLANK_LINE,
+    TEMPLATE,
+    ByIdentity,
+    Messages,
+    Piece,
+    template_pieces,
+)
 from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import NEEDED, fill, safe_texts
 from ralign.engine.data.verdicts import END_OF_THINKING, THINKING
 from ralign.engine.runtime.errors import UserError
 
-Messages = tuple[tuple[str, str], ...]  # (role, content), oldest first, as in a `Request`
-
-TEMPLATE = -1  # the source of a token that the chat template wrote
 _PLACEHOLDERS = tuple(f"{{{name}}}" for name in ("context", *NEEDED))
-_BLANK_LINE = "\n\n"
 
 # `encode_messages` with chat=False as a chat template, for servers of models that were trained on plain text.
 PLAIN_CHAT = (
     "{% for message in messages %}{{ '' if loop.first else '\\n\\n' }}{{ message['content'] }}{% endfor %}"
 )
-
-# Stands for the content of message i in a rendered template: private-use characters, which no template writes.
-_MARK, _END = "\ue000", "\ue001"
-# Around the mark, to see what a template strips; no template writes that many line breaks itself.
-_LINES = "\n" * 5
-_MARKED = re.compile(f"((?:{_LINES})? )?{_MARK}([0-9]+){_END}( (?:{_LINES})?)?")
 
 # Control strings of published models: <|im_end|>, <｜User｜>, <s>, [INST], <start_of_turn>, <think>, ...
 _CONTROL = re.compile(
@@ -40,10 +37,6 @@ _CONTROL = re.compile(
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|IMG)\])",
     re.IGNORECASE,
 )
-# What an expression of a template may raise; transformers renders it in jinja's sandbox.
-_TEMPLATE_ERRORS = (
-    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
 _BREAK = "\u200b"  # zero width space
 _NUM_AT_ONCE = 256  # prompts: offsets of one chunk at a time are in memory
 
@@ -63,46 +56,63 @@ class Prompt:
     opens_thinking: bool
 
 
-@dataclass(slots=True, frozen=True)
-class _Piece:
-    text: str
-    source: int
-
-
 def pair_messages(template: str, pair: Pair) -> Messages:
     """A system message with the paragraphs before the first placeholder, and a user message with the others.
 
     A template that starts with a placeholder's paragraph (compact) is one user message. The contents, joined by a
     blank line, equal `render(template, pair)`.
     """
-    paragraphs = template.split(_BLANK_LINE)
+    paragraphs = template.split(BLANK_LINE)
     first = [any(name in paragraph for name in _PLACEHOLDERS) for paragraph in paragraphs].index(True)
-    user = ("user", fill(_BLANK_LINE.join(paragraphs[first:]), safe_texts(template, pair)))
-    return (("system", _BLANK_LINE.join(paragraphs[:first])), user) if first else (user,)
+    user = ("user", fill(BLANK_LINE.join(paragraphs[first:]), safe_texts(template, pair)))
+    return (("system", BLANK_LINE.join(paragraphs[:first])), user) if first else (user,)
 
 
-def encode_messages(prompts: Sequence[Messages], tokenizer, *, chat: bool, after: str = "") -> list[Prompt]:
+def encode_messages(
+    prompts: Sequence[Messages],
+    tokenizer,
+    *,
+    chat: bool,
+    after: str = "",
+    ids: Sequence[str] | None = None,
+) -> list[Prompt]:
     """Prompts in the tokenizer's chat template with its generation prompt, or joined by blank lines (plain).
 
     Contents without control strings have the ids of `tokenizer.apply_chat_template`. The template is rendered with
     marks in place of the contents, so a content cannot change what the template writes. The template's default decides
-    whether the model thinks first.
+    whether the model thinks first. If the template refuses or omits the system message, its text comes before the
+    first user message's, and a blank line between them.
 
     Args:
         after: text after the last message of a plain prompt.
+        ids: of the prompts, for messages.
 
     Raises:
-        UserError: chat, and the tokenizer has no chat template, or one that fails for these roles; the tokenizer is
-            not a fast one.
+        UserError: chat, and the tokenizer has no chat template, or one that fails for these roles or leaves one out,
+            which roles that do not alternate bring about (the message has the id of the first such prompt); the
+            tokenizer is not a fast one.
     """
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer in {tokenizer.name_or_path!r} has no tokenizer.json, which ralign reads"
         )
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            f"data.chat=True: the tokenizer in {tokenizer.name_or_path!r} has no chat template"
+            " (use data.chat=False for plain text)"
+        )
     found: list[Prompt] = []
     for start in range(0, len(prompts), _NUM_AT_ONCE):
         chunk = prompts[start : start + _NUM_AT_ONCE]
-        found += _encode([_pieces(messages, tokenizer, chat, after) for messages in chunk], tokenizer)
+        pieces = []
+        for number, messages in enumerate(chunk, start):
+            try:
+                pieces.append(
+                    template_pieces(messages, tokenizer) if chat else _plain_pieces(messages, after)
+                )
+            except UserError as error:
+                raise UserError(f"pair {ids[number]}: {error}" if ids else str(error)) from error
+        found += _encode(pieces, tokenizer)
     return found
 
 
@@ -136,78 +146,24 @@ def check_plain_template(template: str, tokenizer) -> None:
 
 def control_ids(tokenizer) -> frozenset[int]:
     """Ids that only a template may write: special tokens, and others in the form of one, such as Qwen3's <think>."""
-    return _control_ids(_ByIdentity(tokenizer), len(tokenizer))
+    return _control_ids(ByIdentity(tokenizer), len(tokenizer))
 
 
-def _pieces(messages: Messages, tokenizer, chat: bool, after: str) -> list[_Piece]:
-    pieces: list[_Piece] = []
-    if not chat:
-        for index, (_, content) in enumerate(messages):
-            pieces += [_Piece(_BLANK_LINE, TEMPLATE)] * bool(index) + [_Piece(content, index)]
-        return [*pieces, _Piece(after, TEMPLATE)]
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"data.chat=True: the tokenizer in {tokenizer.name_or_path!r} has no chat template"
-            " (use data.chat=False for plain text)"
-        )
-    roles = tuple(role for role, _ in messages)
-    frame, start = _frame(_ByIdentity(tokenizer), tokenizer.chat_template, roles), 0
-    for found in _MARKED.finditer(frame):
-        index = int(found.group(2))
-        content = _stripped(messages[index][1], before=found.group(1) or "", behind=found.group(3) or "")
-        pieces += [_Piece(frame[start : found.start()], TEMPLATE), _Piece(content, index)]
-        start = found.end()
-    return [*pieces, _Piece(frame[start:], TEMPLATE)]
-
-
-def _stripped(content: str, *, before: str, behind: str) -> str:
-    """The content as the template strips it: `before` and `behind` are what it left around the mark."""
-    if _LINES not in before:
-        content = content.lstrip("\n" if before else None)
-    if _LINES not in behind:
-        content = content.rstrip("\n" if behind else None)
-    return content
-
-
-class _ByIdentity:
-    """A tokenizer as a key of a cache."""
-
-    def __init__(self, tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and self.tokenizer is other.tokenizer
-
-
-@lru_cache(maxsize=256)
-def _frame(key: _ByIdentity, chat_template: str, roles: tuple[str, ...]) -> str:
-    """The rendered chat template with a mark in place of each content."""
-    turns = [
-        {"role": role, "content": f"{_LINES} {_MARK}{index}{_END} {_LINES}"}
-        for index, role in enumerate(roles)
-    ]
-    try:
-        return key.tokenizer.apply_chat_template(
-            turns, chat_template=chat_template, add_generation_prompt=True, tokenize=False
-        )
-    except _TEMPLATE_ERRORS as error:
-        raise UserError(
-            f"the chat template in {key.tokenizer.name_or_path!r} fails for the roles {', '.join(roles)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def _plain_pieces(messages: Messages, after: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    for index, (_, content) in enumerate(messages):
+        pieces += [Piece(BLANK_LINE, TEMPLATE)] * bool(index) + [Piece(content, index)]
+    return [*pieces, Piece(after, TEMPLATE)]
 
 
 @lru_cache(maxsize=8)
-def _control_ids(key: _ByIdentity, num_tokens: int) -> frozenset[int]:
+def _control_ids(key: ByIdentity, num_tokens: int) -> frozenset[int]:
     added = key.tokenizer.added_tokens_decoder.items()
     control = {id for id, token in added if token.special or _CONTROL.search(token.content)}
     return frozenset(control - {key.tokenizer.unk_token_id})  # which any unknown word of a text may give
 
 
-def _encode(prompts: list[list[_Piece]], tokenizer) -> list[Prompt]:
+def _encode(prompts: list[list[Piece]], tokenizer) -> list[Prompt]:
     texts = ["".join(piece.text for piece in pieces) for pieces in prompts]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     control, found = list(control_ids(tokenizer)), []
@@ -225,7 +181,7 @@ def _encode(prompts: list[list[_Piece]], tokenizer) -> list[Prompt]:
     return found
 
 
-def _encode_apart(pieces: list[_Piece], tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _encode_apart(pieces: list[Piece], tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """(ids, sources) of each piece by itself, contents without control ids."""
     ids: list[int] = []
     sources: list[int] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ralign.engine.data.pairs import Pair, prompt_text, scan_pairs
+from ralign.engine.data.pairs import NO_PROMPT, Pair, ends_otherwise, prompt_text, scan_pairs
 from ralign.engine.data.swap import why_not_swapped
 from ralign.engine.data.verdicts import verdict_of, visible
 
@@ -63,7 +63,9 @@ def _warnings(pairs: Sequence[Pair]) -> dict[str, list[str]]:
         if content in seen:
             repeated.append(pair.id)
         seen.add(content)
-    return found
+    return found | {
+        f"the conversation ends in {role}: {NO_PROMPT}": ids for role, ids in ends_otherwise(pairs).items()
+    }
 
 
 def _facts(pairs: Sequence[Pair]) -> dict[str, Any]:

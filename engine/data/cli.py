@@ -6,6 +6,7 @@ import sys
 from itertools import islice
 
 from ralign.engine.data.converters import LAYOUTS
+from ralign.engine.data.labels import parse_labels
 from ralign.engine.runtime.argparse_utils import Parser, number, whole_number
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
@@ -14,8 +15,10 @@ from ralign.engine.runtime.problems import Problems
 from ralign.engine.runtime.text import printable
 
 _CONVERT = """\
-Converts a published preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON
-Lines, Parquet or CSV file in that set's layout. Ties, empty responses and equal responses are left out and counted."""
+Converts a preference set to a pairs file. SOURCE is a name on the Hugging Face hub, a folder, or a JSON, JSON Lines,
+Parquet or CSV file in that set's layout. r_align is the pairs schema, and chosen_rejected any set with such columns;
+both take the columns' own names. Ties, empty responses, equal responses, images and tool calls are left out and
+counted."""
 _OVERLAP = """\
 Near-duplicates inside FILE, or between FILE (training) and the files after --against (tests), by word 5-grams of
 the prompts. --out writes FILE without the pairs that were found."""
@@ -47,6 +50,16 @@ def _main(argv: list[str]) -> None:
     convert.add_argument("out", metavar="OUT")
     convert.add_argument("--config", help="the set's configuration on the hub")
     convert.add_argument("--split", help="the split to convert")
+    convert.add_argument(
+        "--columns",
+        metavar="NAME=COLUMN,…",
+        help="r_align, chosen_rejected: the set's own names of columns, such as prompt=question,chosen=good",
+    )
+    convert.add_argument(
+        "--labels",
+        metavar="LABEL=SIDE,…",
+        help="r_align: what labels other than A, B, a and b mean, such as 0=A,1=B,2=tie",
+    )
     convert.set_defaults(call=_convert)
     swap = commands.add_parser("swap", help="exchange the two responses of each pair", description=_SWAP)
     swap.add_argument("file", metavar="FILE")
@@ -128,8 +141,11 @@ def _convert(args: argparse.Namespace) -> None:
     from ralign.engine.data.converters import convert, load_rows
     from ralign.engine.data.pairs import write_pairs
 
-    check_output(args.out, [args.source])
-    result = convert(args.layout, load_rows(args.source, config=args.config, split=args.split))
+    if check_output(args.out, [args.source]).suffix in (".parquet", ".gz", ".csv"):
+        raise UserError(f"{args.out}: pairs are written as JSON lines, so name the file OUT.jsonl")
+    options = {"columns": _columns(args.columns), "labels": parse_labels(args.labels) if args.labels else {}}
+    rows = load_rows(args.source, config=args.config, split=args.split)
+    result = convert(args.layout, rows, **options)
     if not result.pairs:
         raise UserError(f"{args.source}: no row can be converted to a pair ({_counts(result.left_out)})")
     write_pairs(args.out, result.pairs)
@@ -137,6 +153,17 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(result.pairs)} pairs{left_out}")
     if not any(pair.gt_judgment for pair in result.pairs):
         print("  without golden judgments: ralign-annotate writes them")
+
+
+def _columns(option: str | None) -> dict[str, str]:
+    """`prompt=question,chosen=good` as a dictionary. UserError for another form."""
+    columns: dict[str, str] = {}
+    for each in option.split(",") if option else ():
+        name, _, column = (part.strip() for part in each.partition("="))
+        if not name or not column or name in columns:
+            raise UserError(f"--columns {option}: expected NAME=COLUMN,NAME=COLUMN, each name once")
+        columns[name] = column
+    return columns
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -1,9 +1,9 @@
 """Preference pairs with golden judgments: the released R-Align schema, read strictly.
 
-One JSON object a line: ``id``, ``source`` (string or object), ``conversations`` (turns of ``role`` and
-``content``; the last one is the prompt, earlier ones its context), ``response_A``, ``response_B``,
-``gt_label`` (``"A"`` or ``"B"``), ``gt_judgment`` (the golden judgment) and an optional ``meta`` object.
-A file without golden judgments is read with ``need_golden=False``.
+One JSON object a line, an array of them, or a row of Parquet: ``id``, ``source`` (string or object), ``conversations``
+(turns of ``role`` and ``content``; the last one is the prompt, earlier ones its context), ``response_A``,
+``response_B``, ``gt_label`` (``"A"`` or ``"B"``), ``gt_judgment`` (the golden judgment) and an optional ``meta``
+object. A file without golden judgments is read with ``need_golden=False``.
 """
 
 import json
@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ralign.engine.data.rows import CONVERT, BadLine, read_rows
+from ralign.engine.data.rows import parse_object as parse_object  # for readers of other files
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.runtime.files import check_input, mistakes, replacing
+from ralign.engine.runtime.files import replacing
+from ralign.engine.runtime.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ Side = Literal["A", "B"]
 SIDES: tuple[Side, Side] = ("A", "B")
 NUM_REASONS_SHOWN = 5
 
+NO_PROMPT = "that turn is judged as the prompt"
+_NO_PROMPT = ("assistant", "system")
 _FIELDS = ("id", "source", "conversations", "response_A", "response_B", "gt_label", "gt_judgment")
 
 
@@ -69,29 +74,40 @@ def read_pairs(path: str | Path, *, max_bad_lines: int = 0, need_golden: bool = 
         raise UserError(_too_many(path, reasons, max_bad_lines))
     if not pairs:
         raise UserError(f"{path} holds no pair")
+    for role, ids in ends_otherwise(pairs).items():
+        logger.warning(
+            "%s: %s", path, printable(f"{len(ids)} conversations end in {role}, first {ids[0]}: {NO_PROMPT}")
+        )
     return pairs
 
 
 def scan_pairs(path: str | Path, *, need_golden: bool = True) -> tuple[list[Pair], list[str]]:
     """The pairs of a file and, for each bad line, ``FILE:LINE: reason``; `UserError` if it cannot be read."""
-    with mistakes("read", path):
-        lines = check_input(path).read_bytes().split(b"\n")
     pairs: list[Pair] = []
-    line_of_id: dict[str, int] = {}
+    place_of_id: dict[str, str] = {}
     reasons: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for row in read_rows(path, columns=(*_FIELDS, "meta")):
         try:
-            pair = parse_pair(parse_object(line), need_golden=need_golden)
-            if pair.id in line_of_id:
-                raise BadLine(f"id {pair.id!r} was already used on line {line_of_id[pair.id]}")
+            if isinstance(row.content, BadLine):
+                raise row.content
+            pair = parse_pair(row.content, need_golden=need_golden)
+            if pair.id in place_of_id:
+                raise BadLine(f"id {pair.id!r} was already used on {place_of_id[pair.id]}")
         except BadLine as bad:
-            reasons.append(f"{path}:{number}: {bad}")
+            reasons.append(f"{row.where}: {bad}")
             continue
-        line_of_id[pair.id] = number
+        place_of_id[pair.id] = row.place
         pairs.append(pair)
     return pairs, reasons
+
+
+def ends_otherwise(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Role -> ids of the pairs whose last turn, which is judged as the prompt, is the assistant's or the system's."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        if (role := pair.conversations[-1]["role"]) in _NO_PROMPT:
+            found.setdefault(role, []).append(pair.id)
+    return found
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -103,41 +119,6 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     with replacing(path) as file:
         for pair in pairs:
             file.write(json.dumps(asdict(pair), ensure_ascii=False) + "\n")
-
-
-class BadLine(Exception):
-    """The reason why a line is not a pair (or not an object)."""
-
-
-def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object on one line; `BadLine` if there is none."""
-    try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unrepeated)
-    except UnicodeDecodeError as error:
-        raise BadLine(f"not UTF-8 (byte {error.start} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise BadLine(f"not JSON ({error.msg} at column {error.colno})") from error
-    except ValueError as error:  # NaN, infinity, a repeated key, or a number with thousands of digits
-        raise BadLine(f"unreadable JSON ({error})") from error
-    except RecursionError as error:
-        raise BadLine("unreadable JSON (nested too deeply)") from error
-    if not isinstance(record, dict):
-        raise BadLine(f"expected a JSON object, got {type(record).__name__}")
-    return record
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _unrepeated(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; JSON's usual readers take the last of several values of a key."""
-    record = dict(members)
-    if len(record) < len(members):
-        names = [name for name, _ in members]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} is there twice")
-    return record
 
 
 def parse_pair(record: dict[str, Any], *, need_golden: bool = True) -> Pair:
@@ -157,17 +138,33 @@ def _check_types(record: dict[str, Any]) -> None:
         kinds: tuple[type, ...] = {"source": (str, dict), "conversations": (list,)}.get(name, (str,))
         if not isinstance(record[name], kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
-            raise BadLine(f"{name} must be {expected}, got {type(record[name]).__name__}")
+            got = type(record[name]).__name__
+            raise BadLine(f"{name} must be {expected}, got {got}{_advice(name, record[name])}")
     if not isinstance(record.get("meta"), dict | None):
         raise BadLine(f"meta must be dict, got {type(record['meta']).__name__}")
     for turn in record["conversations"]:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(k), str) for k in ("role", "content")):
-            raise BadLine("each turn of conversations must be an object with strings role and content")
+            raise BadLine(
+                f"each turn of conversations must be an object with strings role and content ({CONVERT} joins text"
+                " parts, and leaves out images and tool calls)"
+            )
+
+
+def _advice(name: str, value: Any) -> str:
+    """The command that reads a value which people have and this schema has not."""
+    if name == "id" and isinstance(value, int):
+        return f" ({CONVERT} writes it as text)"
+    if name == "gt_label" and isinstance(value, int | float):
+        return f" ({CONVERT} --labels 0=A,1=B reads such labels, or --labels 0=B,1=A)"
+    if name == "gt_label" and isinstance(value, str):
+        return f" ({CONVERT} reads a and b, leaves out ties, and with --labels 0=A,1=B reads other labels)"
+    return ""
 
 
 def _check_values(record: dict[str, Any], need_golden: bool) -> None:
     if record["gt_label"] not in SIDES:
-        raise BadLine(f"gt_label must be A or B, got {record['gt_label']!r}")
+        label = record["gt_label"]
+        raise BadLine(f"gt_label must be A or B, got {label!r}{_advice('gt_label', label)}")
     if not record["id"]:
         raise BadLine("id is empty")
     if not record["conversations"]:
@@ -181,7 +178,7 @@ def _check_values(record: dict[str, Any], need_golden: bool) -> None:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError as error:  # an escaped lone surrogate: valid JSON, but it cannot be encoded
         raise BadLine("contains a lone surrogate, which is not valid text") from error
-    except (ValueError, RecursionError) as error:  # 1e999 is read as infinity
+    except (TypeError, ValueError, RecursionError) as error:  # a date of Parquet; 1e999 is read as infinity
         raise BadLine(f"cannot be written back ({error})") from error
 
 

@@ -1,9 +1,11 @@
-"""A small byte-level BPE tokenizer, saved in the form that transformers and vLLM load."""
+"""A model folder's tokenizer with the tokens that end an answer, and a small byte-level BPE tokenizer of our own."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.files import read_json_object
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
@@ -12,6 +14,45 @@ NUM_BYTES = 256
 # Like GPT-2's: a word includes the space before it. Each digit is a piece, and so is the opening of a verdict.
 # No piece crosses a line break, so only a word at the start of a line has no space.
 _PIECES = r" ?\\boxed\{| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}\\]+|\\|[^\S\n]+(?!\S)|\s"
+
+
+def load_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
+    """The tokenizer in a model's folder, and every id that ends an answer, the tokenizer's own first.
+
+    The others are those of generation_config.json, or of config.json without one, at which vLLM stops, too. One that
+    the tokenizer has as an added token becomes special: it is no part of an answer's text, and no text is encoded
+    with it.
+
+    Raises:
+        UserError: no id ends an answer, or a configuration has something else in its place.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = list(dict.fromkeys([*own, *_end_ids(Path(folder), len(tokenizer))]))
+    if not ids:
+        raise UserError(f"{folder}: no token ends an answer: the tokenizer needs an eos_token")
+    if not own:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
+    added = tokenizer.added_tokens_decoder
+    for token in (added[id] for id in ids if id in added and not added[id].special):
+        token.special = True
+        tokenizer.add_tokens([token], special_tokens=True)
+    return tokenizer, ids
+
+
+def _end_ids(folder: Path, num_tokens: int) -> list[int]:
+    """eos_token_id of the folder's generation_config.json, else of its config.json."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        path = folder / "config.json"
+    found = read_json_object(path).get("eos_token_id") if path.exists() else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for id in ids:
+        if not isinstance(id, int) or isinstance(id, bool) or id < 0:
+            raise UserError(f"{path}: eos_token_id must be a token id or a list of them, got {found!r}")
+    return [id for id in ids if id < num_tokens]  # larger ones are padding of the embedding
 
 
 def build_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int):

@@ -7,7 +7,7 @@ from ralign.engine.runtime.argparse_utils import Parser, number, positive, whole
 from ralign.engine.runtime.entry_point import run_main
 
 _SCORE = """\
-L-Acc, S-Corr and F-Score of judged files, as the released R-Align evaluator defines them, with 95 % bootstrap
+L-Acc, S-Corr and F-Score of judged files, as the released R-Align evaluator defines them, with 95 %
 intervals, counts of failures, subsets, and every model against the first one. Reads files judged by
 `ralign-eval run` or by the released evaluator. A file is a test; its model is meta.model_name, else its
 folder, or NAME in NAME=FILE. BENCH__MODEL_metarm_X.jsonl of the released evaluator is the test BENCH."""
@@ -23,7 +23,7 @@ _METARM = """\
 Accuracy of a MetaRM on rationales built from pairs whose error is known (RM-Bench chat): one that names the true
 error, one that names another, one that praises style, and a vague one. The keyword MetaRM is the baseline."""
 
-_MAX_DRAWS = 1_000_000  # of the bootstrap: 32 MB for each metric
+_MAX_DRAWS = 1_000_000  # 128 MB of tables
 _METARM_SPECS = "rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME"
 
 
@@ -125,10 +125,15 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--by", default="source", metavar="FIELD", help="field that names the subset, a dotted path (source)"
     )
     parser.add_argument(
-        "--bootstrap", type=whole_number(1, _MAX_DRAWS), default=2000, metavar="N", help="draws (2000)"
+        "--draws",
+        "--bootstrap",
+        type=whole_number(1, _MAX_DRAWS),
+        default=20_000,
+        metavar="N",
+        help="draws of the permutation test of two models (20000)",
     )
     parser.add_argument(
-        "--seed", type=whole_number(0), default=0, help="of the bootstrap and of sampling (0)"
+        "--seed", type=whole_number(0), default=0, help="of the permutation test and of sampling (0)"
     )
     parser.add_argument(
         "--max-bad-lines",
@@ -233,7 +238,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.released:
         check_output_folder(args.released)
     judged = read_files(args.files, max_bad_lines=args.max_bad_lines)
-    summary = summarise(judged, subset_field=args.by, num_bootstrap=args.bootstrap, seed=args.seed)
+    summary = summarise(judged, subset_field=args.by, num_draws=args.draws, seed=args.seed)
     if args.out:
         page = write_outputs(summary, judged, args.out, subset_field=args.by)
     if args.released:

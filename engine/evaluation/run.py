@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     summary = summarise(
         judged,
         subset_field=args.by,
-        num_bootstrap=args.bootstrap,
+        num_draws=args.draws,
         seed=args.seed,
         time_s=progress.time_s,
     )

@@ -1,22 +1,21 @@
 """Metrics of judged files: tests, subsets and comparisons of models, and the outputs of an evaluation.
 
-Two models on the same pairs: how far apart are they, and could the difference be chance? The categories of both models
-on each pair (wrong, Correct, Incorrect, failed) make a 4 x 4 table of counts, and all three metrics are functions of
-its margins. Both resampling schemes therefore need only that table:
-
-- the interval of the difference: pairs drawn with replacement make a table from Multinomial(n, table / n);
-- the p-value: if the models were alike, an exchange of their results on any pair would change nothing. Each pair is
-  exchanged with probability 1/2, which moves Binomial(table[i, j], 1/2) counts from cell (i, j) to (j, i); p is the
-  share of such draws that are at least as far apart as the observed table (Monte Carlo, two-sided, the observed table
-  counted among the draws). For L-Acc this is McNemar's exact test.
+Two models on the same pairs: how far apart are they, and could the difference be chance? The pairs of a prompt stay
+together. `judging.intervals` has the interval of the difference. The p-value: if the models were alike, an exchange of
+their results on any prompt would change nothing. The categories of both models (wrong, Correct, Incorrect, failed) make
+a 4 x 4 table of counts for each prompt, and an exchange transposes it. Each prompt is exchanged with probability 1/2;
+prompts with the same table are drawn together, as a binomial number. p is the share of such draws that are at least as
+far apart as the observed sum (Monte Carlo, two-sided, the observed one counted among the draws). For L-Acc, where every
+prompt has one pair, this is McNemar's exact test.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ralign.engine.evaluation.baselines import baselines_of
 from ralign.engine.evaluation.records import (
     JudgedPair,
     by_subset,
@@ -26,8 +25,18 @@ from ralign.engine.evaluation.records import (
     test_of,
     write_records,
 )
+from ralign.engine.evaluation.rules import rules_notes
+from ralign.engine.judging.intervals import clusters_of, difference_interval
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.judging.metrics import NUM_CATEGORIES, RATIOS, categorise, measure
+from ralign.engine.judging.metrics import (
+    METRICS,
+    NUM_CATEGORIES,
+    Metric,
+    categorise,
+    count_by_prompt,
+    measure,
+    prompt_key,
+)
 from ralign.engine.report.browser import write_browser
 from ralign.engine.report.metrics_csv import write_csv
 from ralign.engine.report.plots import plot_judgments
@@ -39,6 +48,7 @@ from ralign.engine.runtime.problems import Problems
 NUM_DRAWS = 20_000
 _OUTPUTS = ("summary.json", "metrics.csv", "judgments.png", "index.html")
 _ROUNDING = 1e-12
+_MAX_NUMBERS = 4_000_000  # random numbers drawn at once
 
 Judged = dict[str, dict[str, list[JudgedPair]]]  # by model and test
 
@@ -85,23 +95,20 @@ def read_named(files: Sequence[tuple[str | None, Path]], *, max_bad_lines: int =
     return judged
 
 
-def score(judged: Judged, *, subset_field: str, num_bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
+def score(judged: Judged, *, subset_field: str) -> dict[str, dict[str, Any]]:
     """Results by model and test, in the form that `report.summary` needs; with `subsets` for a test of several."""
     results: dict[str, dict[str, Any]] = {}
     for model, tests in judged.items():
         for test, pairs in tests.items():
-            result = measure_judged(pairs, num_bootstrap=num_bootstrap, seed=seed)
+            result = measure_judged(pairs)
             subsets = by_subset(pairs, subset_field)
             if len(subsets) > 1:
-                result["subsets"] = {
-                    name or "(none)": measure_judged(part, num_bootstrap=num_bootstrap, seed=seed)
-                    for name, part in subsets.items()
-                }
+                result["subsets"] = {name or "(none)": measure_judged(part) for name, part in subsets.items()}
             results.setdefault(model, {})[test] = result
     return results
 
 
-def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int) -> dict[str, Any]:
+def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
     """`measure` on judged pairs, and failures by kind; both orders if every pair has them.
 
     num_call_fail: pairs without a verdict because the judge's call failed; they are also in num_parse_fail, and wrong.
@@ -112,8 +119,7 @@ def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int
     result = measure(
         *_columns(pairs),
         swapped_verdicts=[pair.swapped_verdict for pair in pairs] if both_orders else None,
-        num_bootstrap=num_bootstrap,
-        seed=seed,
+        clusters=_prompts(pairs),
     )
     result["num_call_fail"] = sum(pair.call_failed for pair in pairs)
     if both_orders:
@@ -123,7 +129,9 @@ def measure_judged(pairs: Sequence[JudgedPair], *, num_bootstrap: int, seed: int
     return result
 
 
-def compare_models(judged: Judged, *, seed: int) -> dict[str, list[dict[str, Any]]]:
+def compare_models(
+    judged: Judged, *, num_draws: int = NUM_DRAWS, seed: int
+) -> dict[str, list[dict[str, Any]]]:
     """Every model against the first one, on each test of both, over the pairs that both judged."""
     comparisons: dict[str, list[dict[str, Any]]] = {}
     baseline, *others = judged
@@ -131,7 +139,7 @@ def compare_models(judged: Judged, *, seed: int) -> dict[str, list[dict[str, Any
         for model in others:
             if test not in judged[model]:
                 continue
-            found = compare_pairs(pairs, judged[model][test], seed=seed)
+            found = compare_pairs(pairs, judged[model][test], num_draws=num_draws, seed=seed)
             if found is not None:
                 names = {"baseline": baseline, "model": model}
                 comparisons.setdefault(test, []).append({**names, **found})
@@ -139,7 +147,7 @@ def compare_models(judged: Judged, *, seed: int) -> dict[str, list[dict[str, Any
 
 
 def compare_pairs(
-    baseline: Sequence[JudgedPair], model: Sequence[JudgedPair], *, seed: int
+    baseline: Sequence[JudgedPair], model: Sequence[JudgedPair], *, num_draws: int, seed: int
 ) -> dict[str, Any] | None:
     """`compare` on the pairs with the same id; None if there are none. UserError if labels differ."""
     of_baseline: Mapping[str, JudgedPair] = {pair.id: pair for pair in baseline}
@@ -153,7 +161,8 @@ def compare_pairs(
     categories: list[np.ndarray] = [
         categorise(*_columns([pairs[id] for id in shared])) for pairs in (of_baseline, of_model)
     ]
-    return compare(*categories, seed=seed)
+    prompts = _prompts([of_baseline[id] for id in shared])
+    return compare(*categories, clusters=prompts, num_draws=num_draws, seed=seed)
 
 
 def _columns(pairs: Sequence[JudgedPair]) -> tuple[list, list, list]:
@@ -165,59 +174,105 @@ def _columns(pairs: Sequence[JudgedPair]) -> tuple[list, list, list]:
     )
 
 
+def _prompts(pairs: Sequence[JudgedPair]) -> list[str]:
+    """The key of each pair's prompt."""
+    return [prompt_key(pair.id, pair.record.get("conversations"), pair.record.get("meta")) for pair in pairs]
+
+
 def compare(
-    baseline: np.ndarray, model: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    baseline: np.ndarray,
+    model: np.ndarray,
+    *,
+    clusters: Sequence[str] | None = None,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The difference of each metric, `model` minus `baseline`.
 
     Args:
         baseline, model: [num_pairs] int64, the categories of `metrics.categorise` on the same pairs in the same order.
-        num_draws, seed: of both resampling schemes.
+        clusters: the key of each pair's prompt; None: every pair has its own prompt.
+        num_draws, seed: of the permutation test.
 
     Returns:
         num_pairs; num_different (pairs with different categories); for each metric {difference, low, high, p_value}:
-        fractions, 95 % bootstrap interval; all None where the metric has no denominator.
+        fractions, 95 % interval; all None where the metric has no denominator.
     """
     assert baseline.shape == model.shape and baseline.size
-    num_pairs = len(baseline)
-    cells = np.bincount(baseline * NUM_CATEGORIES + model, minlength=NUM_CATEGORIES**2)
-    table = cells.reshape(NUM_CATEGORIES, NUM_CATEGORIES)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(num_pairs, cells / num_pairs, size=num_draws).reshape(-1, *table.shape)
-    moved = rng.binomial(table, 0.5, size=(num_draws, *table.shape))
-    exchanged = table - moved + moved.transpose(0, 2, 1)
-    result: dict[str, Any] = {"num_pairs": num_pairs, "num_different": int(num_pairs - np.trace(table))}
-    for name, ratio in RATIOS.items():
-        observed = float(_difference(ratio, table))
-        if np.isnan(observed):
-            result[name] = dict.fromkeys(("difference", "low", "high", "p_value"))
-            continue
-        low, high = np.nanpercentile(_difference(ratio, drawn), (2.5, 97.5))
-        # A draw without a denominator is no evidence against chance: it counts as far apart.
-        near = np.abs(_difference(ratio, exchanged)) < abs(observed) - _ROUNDING
-        p_value = (1 + num_draws - int(near.sum())) / (1 + num_draws)
-        result[name] = {"difference": observed, "low": float(low), "high": float(high), "p_value": p_value}
+    numbers = clusters_of(clusters, len(baseline))
+    cells = count_by_prompt(baseline * NUM_CATEGORIES + model, numbers, NUM_CATEGORIES**2)
+    tables = cells.reshape(-1, NUM_CATEGORIES, NUM_CATEGORIES)  # [num_prompts, of the baseline, of the model]
+    table = tables.sum(0)
+    exchanged = _exchanged(cells, num_draws, np.random.default_rng(seed))
+    result: dict[str, Any] = {
+        "num_pairs": len(baseline),
+        "num_different": int(len(baseline) - np.trace(table)),
+    }
+    for name, metric in METRICS.items():
+        found: dict[str, Any] = difference_interval(*(metric.ratio(tables.sum(axis)) for axis in (2, 1)))
+        found["p_value"] = None
+        if found["difference"] is not None:
+            # A draw without a denominator is no evidence against chance: it counts as far apart.
+            least = abs(float(_difference(metric, table))) - _ROUNDING
+            near = np.abs(_difference(metric, exchanged)) < least
+            found["p_value"] = (1 + num_draws - int(near.sum())) / (1 + num_draws)
+        result[name] = found
     return result
 
 
-def _difference(ratio: Callable[[np.ndarray], np.ndarray], tables: np.ndarray) -> np.ndarray:
+def _exchanged(cells: np.ndarray, num_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """[num_draws, NUM_CATEGORIES, NUM_CATEGORIES]: sums of the prompts' tables, each exchanged with probability 1/2.
+
+    cells: [num_prompts, NUM_CATEGORIES**2], the tables.
+    """
+    kinds, counts = np.unique(cells, axis=0, return_counts=True)
+    square = kinds.reshape(-1, NUM_CATEGORIES, NUM_CATEGORIES)
+    moves = (square.transpose(0, 2, 1) - square).reshape(kinds.shape)
+    changes = moves.any(1)
+    moves, counts = moves[changes], counts[changes]
+    size = max(1, _MAX_NUMBERS // max(1, len(counts)))
+    drawn = [
+        rng.binomial(counts, 0.5, size=(min(size, num_draws - start), len(counts))) @ moves
+        for start in range(0, num_draws, size)
+    ]
+    return (cells.sum(0) + np.concatenate(drawn)).reshape(-1, NUM_CATEGORIES, NUM_CATEGORIES)
+
+
+def _difference(metric: Metric, tables: np.ndarray) -> np.ndarray:
     """tables [..., baseline, model] -> [...]: the model's metric minus the baseline's."""
-    return ratio(tables.sum(-2)) - ratio(tables.sum(-1))
+    return metric.of(tables.sum(-2)) - metric.of(tables.sum(-1))
 
 
 def summarise(
     judged: Judged,
     *,
     subset_field: str,
-    num_bootstrap: int,
+    num_draws: int = NUM_DRAWS,
     seed: int,
     time_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The summary of judged files, comparisons included."""
-    results = score(judged, subset_field=subset_field, num_bootstrap=num_bootstrap, seed=seed)
+    """The summary of judged files, with comparisons and the baselines that need no model.
+
+    num_draws, seed: of the comparisons' permutation test.
+    """
     return make_summary(
-        results, seed=seed, time_s=time_s or {}, comparisons=compare_models(judged, seed=seed)
+        score(judged, subset_field=subset_field),
+        seed=seed,
+        time_s=time_s or {},
+        comparisons=compare_models(judged, num_draws=num_draws, seed=seed),
+        baselines=baselines_of(_records_by_test(judged)),
+        notes=rules_notes(judged),
     )
+
+
+def _records_by_test(judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """The pairs of each test that any model judged."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for tests in judged.values():
+        for test, pairs in tests.items():
+            for pair in pairs:
+                found.setdefault(test, {}).setdefault(pair.id, pair.record)
+    return {test: list(records.values()) for test, records in found.items()}
 
 
 def check_outputs(folder: str | Path, inputs: Sequence[str | Path]) -> None:

@@ -95,7 +95,7 @@ class Generator:
         config: GeneratorConfig,
         *,
         max_model_len: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         kv_bytes: int | None = None,
         bucket_bytes: int = 256 << 20,
         can_sleep: bool = False,
@@ -103,11 +103,13 @@ class Generator:
         """Start vLLM; collective.
 
         Args:
+            eos_token_id: every id that ends a response; it is the last token of the response.
             kv_bytes: KV cache of this rank; None takes the configured size.
             bucket_bytes: staging memory of the gather path.
             can_sleep: `sleep` gives the KV cache back (on CUDA this needs vLLM's own allocator).
         """
-        self.policy, self.cluster, self.eos_token_id = policy, cluster, eos_token_id
+        self.policy, self.cluster = policy, cluster
+        self.stop_token_ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
         self.tensor_size = config.tensor or cluster.tp_size
         self.is_shared = self.tensor_size == cluster.tp_size and cluster.pp_size == 1
         self.replicas = Replicas(cluster, self.tensor_size)
@@ -185,7 +187,7 @@ class Generator:
             n=1,
             temperature=temperature,
             max_tokens=max_new_tokens,
-            stop_token_ids=[self.eos_token_id],
+            stop_token_ids=self.stop_token_ids,
             logprobs=0,
             detokenize=False,
             flat_logprobs=True,

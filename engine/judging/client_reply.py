@@ -22,6 +22,12 @@ from ralign.engine.judging.judge import Reply
 from ralign.engine.runtime.text import printable
 
 MAX_REPLY_BYTES = 1 << 20
+# vLLM, SGLang, OpenAI, Anthropic and llama.cpp, in this order
+_TOO_LONG = re.compile(
+    r"maximum context length|context length|maximum allowed length|context_length_exceeded|prompt is too long"
+    r"|exceeds? the available context|input is too long",
+    re.IGNORECASE,
+)
 MAX_TOKENS = 10_000_000  # of one prompt or answer; no model's context is longer
 CHARS_PER_TOKEN = 4  # for servers that report no token counts
 
@@ -53,6 +59,7 @@ class Failure(Exception):
         stops: all other requests would fail too.
         refused_status: the status with which the server refuses this request whenever it is sent, or None.
         num_prompt_tokens, num_answer_tokens: what the server charged for it.
+        too_long: the model does not take a prompt of this length.
     """
 
     problem: str
@@ -63,6 +70,7 @@ class Failure(Exception):
     refused_status: int | None = None
     num_prompt_tokens: int = 0
     num_answer_tokens: int = 0
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +162,13 @@ def refusal(who: str, status: int, content: bytes, error: ServerError | None, ap
     stops = status in _STOPPING_STATUS or (error is not None and error.status in (401, 402, 403))
     retry = not stops and (status in _RETRIED_STATUS or status >= 500)
     message = (error.message if error else "") or shown(content, api_key) or "(nothing)"
+    refused = not (retry or stops)
     return Failure(
         f"{who} with status {status}: {message}",
         retry=retry,
         stops=stops,
-        refused_status=None if retry or stops else status,
+        refused_status=status if refused else None,
+        too_long=refused and (status == 413 or (status in (400, 422) and bool(_TOO_LONG.search(message)))),
     )
 
 

@@ -323,26 +323,6 @@ def bracket(seeds: list[int]) -> list[int | None]:
     return [seeds[seed] if seed < len(seeds) else None for seed in places]
 
 
-def length_penalty(
-    rewards: np.ndarray, valid: np.ndarray, lengths: np.ndarray, coefficient: float
-) -> np.ndarray:
-    """Rewards of one group minus a penalty that sums to 0 over its valid samples.
-
-    coefficient · w · (length − mean) / (longest − shortest). The penalty is dynamic: w is the share of valid samples
-    with a positive reward, so that a group with few good answers does not learn brevity alone.
-
-    rewards: [N] float. valid: [N] bool; other samples keep their reward. lengths: [N] in any unit.
-    """
-    if not valid.any():
-        return rewards
-    counted = lengths[valid].astype(np.float64)
-    spread = max(counted.max() - counted.min(), 1.0)
-    share = float((rewards[valid] > 0).mean())
-    out = rewards.astype(np.float64)
-    out[valid] -= coefficient * share * (counted - counted.mean()) / spread
-    return out
-
-
 def cache_order(prompts: Sequence[str], first: Sequence[str]) -> list[int]:
     """An order of calls in which a judge with a prefix cache computes each common prefix once.
 

@@ -276,7 +276,7 @@ class Endpoint(Judge):
                     await asyncio.sleep(_RECONNECT_S * random.uniform(0.5, 1))
                     continue
                 if reason := self._gives_up(failure, retries):
-                    return counted(Reply(failed=True, problem=reason))
+                    return counted(Reply(failed=True, problem=reason, too_long=failure.too_long))
                 await asyncio.sleep(self._pause_s(retries, failure.after_s))
                 if (reason := self._over_budget(request, self._in_flight - 1)) is not None:
                     self._stop(reason)

@@ -45,6 +45,7 @@ class Reply:
             reply those of the original call.
         tokens_estimated: the server reported no usable count, and one is estimated by length.
         cached: the reply came from the cache.
+        too_long: the call failed since the model does not take a prompt of this length.
     """
 
     text: str = ""
@@ -55,6 +56,7 @@ class Reply:
     num_answer_tokens: int = 0
     tokens_estimated: bool = False
     cached: bool = False
+    too_long: bool = False
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,9 @@ No text can answer in the MetaRM's place: both judgments lose their thinking, ta
 are defused in every inserted text, and an answer counts only if it has each tag once, in order, outside the model's
 thinking, and was not cut off. Any other answer is a ParseFail, requested again up to `num_tries` times in all.
 
+A judgment that makes the prompt too long for the model is Incorrect, and not a failed call: the judge answers for its
+length. It is the judgment's length if its visible part is longer than the golden judgment's.
+
 Graded: the model marks each golden point as covered or not, and the share of covered points decides.
 """
 
@@ -106,10 +109,13 @@ class LanguageMetaRM(MetaRM):
 
     def review(self, pair: Pair, judgment: str) -> Future[Review]:
         result: Future[Review] = Future()
-        self._try(render_review(self.template, pair, judgment), 0, result)
+        longer = len(visible(judgment)) > len(visible(pair.gt_judgment))
+        self._try(render_review(self.template, pair, judgment), 0, result, is_longer=longer)
         return result
 
-    def _try(self, prompt: str, attempt: int, result: Future[Review]) -> None:
+    def _try(self, prompt: str, attempt: int, result: Future[Review], *, is_longer: bool) -> None:
+        """`is_longer`: the judgment is longer than the golden one."""
+
         def read(reply: Future[Reply]) -> None:
             if reply.cancelled():
                 result.set_result(Review(outcome=Outcome.CALL_FAIL, error="the judge was closed"))
@@ -117,9 +123,13 @@ class LanguageMetaRM(MetaRM):
             if error := reply.exception():
                 result.set_exception(error)
                 return
+            if reply.result().too_long and is_longer:
+                error = f"the judgment is too long for the MetaRM: {reply.result().problem}"
+                result.set_result(Review(outcome=Outcome.INCORRECT, error=error))
+                return
             review = parse_review(reply.result(), graded=self.graded, threshold=self.threshold)
             if review.outcome is Outcome.PARSE_FAIL and attempt + 1 < self.num_tries:
-                self._try(prompt, attempt + 1, result)
+                self._try(prompt, attempt + 1, result, is_longer=is_longer)
             else:
                 result.set_result(review)
 

@@ -7,23 +7,47 @@ Each pair is in one of four categories: wrong (another verdict than the label, o
     S-Corr  = Incorrect / (Correct + Incorrect)
     F-Score = Correct / (all - failed)
 
-so that F-Score = L-Acc (1 - S-Corr) without failures. All three depend only on the counts of the categories. A
-bootstrap sample of n pairs has counts from Multinomial(n, counts / n), so the bootstrap draws those and not the pairs.
-Intervals are 95 % percentile intervals; at 0 and 1 their width is 0.
+so that F-Score = L-Acc (1 - S-Corr) without failures. `intervals` has the 95 % intervals, which take the pairs of a
+prompt together.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from ralign.engine.judging.intervals import Ratio, clusters_of, ratio_of, share_interval
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
 
 NUM_CATEGORIES = 4
 _WRONG, _CORRECT, _INCORRECT, _FAILED = range(NUM_CATEGORIES)
 _OTHER = {"A": "B", "B": "A", None: None}
-_INTERVAL = (2.5, 97.5)
+
+
+class Metric(NamedTuple):
+    """A ratio of counts of categories: which ones count, and among which."""
+
+    numerator: tuple[int, ...]
+    denominator: tuple[int, ...]
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """counts [..., NUM_CATEGORIES] -> [...], NaN where the denominator is 0."""
+        above, below = counts[..., self.numerator].sum(-1), counts[..., self.denominator].sum(-1)
+        return np.where(below > 0, above / np.maximum(below, 1), np.nan)
+
+    def ratio(self, counts: np.ndarray) -> Ratio:
+        """counts [num_prompts, NUM_CATEGORIES] -> the ratio over prompts, for its interval."""
+        above, below = (counts[:, part].sum(1) for part in (self.numerator, self.denominator))
+        return Ratio(above.astype(np.float64), below.astype(np.float64))
+
+
+METRICS = {
+    "l_acc": Metric((_CORRECT, _INCORRECT, _FAILED), (_WRONG, _CORRECT, _INCORRECT, _FAILED)),
+    "s_corr": Metric((_INCORRECT,), (_CORRECT, _INCORRECT)),
+    "f_score": Metric((_CORRECT,), (_WRONG, _CORRECT, _INCORRECT)),
+}
 
 
 def measure(
@@ -32,8 +56,7 @@ def measure(
     outcomes: Sequence[Outcome | str],
     *,
     swapped_verdicts: Sequence[str | None] | None = None,
-    num_bootstrap: int = 2000,
-    seed: int = 0,
+    clusters: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one model on one test, in the form of `report/summary.json`.
 
@@ -44,7 +67,8 @@ def measure(
             the label.
         swapped_verdicts: verdicts on the same pairs with the responses swapped, as written (an "A" names the response
             that is B in `labels`). Without them swap_consistency is None, and there is no both_order_l_acc.
-        num_bootstrap, seed: of the bootstrap.
+        clusters: the key of each pair's prompt (`prompt_key`); pairs of one prompt are not independent, which widens
+            the intervals. None: every pair has its own prompt.
 
     Returns:
         num_pairs; l_acc, s_corr, f_score, swap_consistency and both_order_l_acc as {value, low, high} (fractions; all
@@ -56,24 +80,48 @@ def measure(
     categories = categorise(verdicts, labels, outcomes)
     if swapped_verdicts is not None and len(swapped_verdicts) != len(labels):
         raise UserError(f"{len(swapped_verdicts)} swapped verdicts for {len(labels)} pairs")
-    num_pairs = len(categories)
-    counts = np.bincount(categories, minlength=NUM_CATEGORIES)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_pairs, counts / num_pairs, size=num_bootstrap)
-    result = {
-        "num_pairs": num_pairs,
-        **{name: _interval(float(ratio(counts)), ratio(draws)) for name, ratio in RATIOS.items()},
+    if clusters is not None and len(clusters) != len(labels):
+        raise UserError(f"{len(clusters)} prompts for {len(labels)} pairs")
+    numbers = clusters_of(clusters, len(labels))
+    counts = count_by_prompt(categories, numbers)
+    result: dict[str, Any] = {
+        "num_pairs": len(categories),
+        **{name: share_interval(metric.ratio(counts)) for name, metric in METRICS.items()},
         "num_parse_fail": sum(verdict is None for verdict in verdicts),
-        "num_judge_fail": int(counts[_FAILED]),
+        "num_judge_fail": int(counts[:, _FAILED].sum()),
         "swap_consistency": None,
     }
     if swapped_verdicts is not None:
         second = [_OTHER[verdict] for verdict in swapped_verdicts]
         same = [v is not None and v == s for v, s in zip(verdicts, second, strict=True)]
         right = [s and v == label for s, v, label in zip(same, verdicts, labels, strict=True)]
-        result["swap_consistency"] = _share(sum(same), num_pairs, num_bootstrap, rng)
-        result["both_order_l_acc"] = _share(sum(right), num_pairs, num_bootstrap, rng)
+        result["swap_consistency"] = share_interval(ratio_of(np.array(same), numbers))
+        result["both_order_l_acc"] = share_interval(ratio_of(np.array(right), numbers))
     return result
+
+
+def prompt_key(
+    id: str, conversations: Sequence[Mapping[str, Any]] | None, meta: Mapping[str, Any] | None
+) -> str:
+    """The key of a pair's prompt, for `clusters`: of two pairs it is equal if they ask the same.
+
+    That is `meta.prompt_id` where it is given, else a hash of the turns; `id`, the pair's own, where it has no turns.
+    """
+    if meta and meta.get("prompt_id") is not None:
+        return f"prompt_id {meta['prompt_id']}"
+    if not conversations:
+        return f"id {id}"
+    turns = json.dumps([[turn.get("role"), turn.get("content")] for turn in conversations])
+    return f"turns {hashlib.blake2b(turns.encode(), digest_size=16).hexdigest()}"
+
+
+def count_by_prompt(
+    categories: np.ndarray, clusters: np.ndarray, num_categories: int = NUM_CATEGORIES
+) -> np.ndarray:
+    """[num_prompts, num_categories] int64: the pairs of each prompt in each category."""
+    num_prompts = int(clusters.max()) + 1
+    cells = np.bincount(clusters * num_categories + categories, minlength=num_prompts * num_categories)
+    return cells.reshape(num_prompts, num_categories)
 
 
 def categorise(
@@ -105,29 +153,3 @@ def categorise(
             raise UserError(f"pair {n}: outcome {outcome.value} with verdict {verdict} and label {label}")
         categories[n] = by_outcome[outcome]
     return categories
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, NaN where the denominator is 0."""
-    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), math.nan)
-
-
-# counts [..., NUM_CATEGORIES] -> [...], NaN where the denominator is 0
-RATIOS = {
-    "l_acc": lambda counts: _ratio(counts.sum(-1) - counts[..., _WRONG], counts.sum(-1)),
-    "s_corr": lambda counts: _ratio(counts[..., _INCORRECT], counts[..., _CORRECT] + counts[..., _INCORRECT]),
-    "f_score": lambda counts: _ratio(counts[..., _CORRECT], counts.sum(-1) - counts[..., _FAILED]),
-}
-
-
-def _interval(value: float, draws: np.ndarray) -> dict[str, float | None]:
-    """The value with percentiles of its bootstrap draws, those without a value (NaN) left out."""
-    if math.isnan(value):
-        return {"value": None, "low": None, "high": None}
-    low, high = np.nanpercentile(draws, _INTERVAL)
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def _share(count: int, num_pairs: int, num_bootstrap: int, rng: np.random.Generator) -> dict[str, Any]:
-    share = count / num_pairs
-    return _interval(share, rng.binomial(num_pairs, share, size=num_bootstrap) / num_pairs)

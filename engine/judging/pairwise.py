@@ -5,7 +5,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from ralign.engine.data.chat import Messages
 from ralign.engine.data.verdicts import BOXED, VerdictForm, verdict_of
 from ralign.engine.judging.comparisons import (
@@ -17,7 +16,6 @@ from ralign.engine.judging.comparisons import (
     Tournament,
     Transcript,
     cache_order,
-    length_penalty,
 )
 from ralign.engine.judging.judge import Judge, JudgeStopped, Reply, Request
 
@@ -31,14 +29,12 @@ class Group:
     Attributes:
         name: identifies the prompt; the random order and opponents depend on it.
         texts: the answers.
-        lengths: of the answers in tokens, for the length penalty.
         messages_for: the judge's prompt for two answers, in this order.
         reference: the fixed answer that the scheme `reference` needs.
     """
 
     name: str
     texts: Sequence[str]
-    lengths: Sequence[int]
     messages_for: Callable[[str, str], Messages]
     reference: str | None = None
 
@@ -56,11 +52,10 @@ class PairwiseReward:
         schedule: Schedule,
         *,
         num_tries: int = 1,
-        length_coefficient: float = 0.0,
         form: VerdictForm = BOXED,
     ):
         self.judge, self.schedule, self.num_tries = judge, schedule, num_tries
-        self.length_coefficient, self.form = length_coefficient, form
+        self.form = form
 
     def score(self, groups: Sequence[Group], seed: int, num_kept: int = 0) -> list[GroupResult]:
         """One result for each group, in order. The same groups, seed and replies give the same rewards.
@@ -81,12 +76,8 @@ class PairwiseReward:
         if self.judge.stop_reason is not None:
             raise JudgeStopped(self.judge.stop_reason)
         results = [tournament.result() for tournament in tournaments]
-        for group, result, transcripts in zip(groups, results, kept, strict=True):
+        for result, transcripts in zip(results, kept, strict=True):
             result.transcripts = transcripts
-            if self.length_coefficient:
-                result.rewards = length_penalty(
-                    result.rewards, result.valid, np.asarray(group.lengths), self.length_coefficient
-                )
         return results
 
     def _round(self, calls: Sequence[tuple[Group, Sequence[Call]]]) -> list[list[Transcript]]:

@@ -7,7 +7,7 @@ not depend on how the batch is split.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -70,12 +70,18 @@ class FoldedLoss(Loss, Protocol):
 
 @dataclass(kw_only=True, frozen=True)
 class UpdateStats:
-    """Results of one optimizer step; `metrics` of the loss, summed over the global batch."""
+    """Results of one optimizer step.
+
+    Attributes:
+        metrics: of the loss, summed over the global batch.
+        skipped: why the weights did not change; "" if they did.
+    """
 
     loss: float
     grad_norm: float
     lr: float
     metrics: dict[str, float]
+    skipped: str = ""
 
 
 class MegatronModel(ABC):
@@ -184,13 +190,15 @@ class MegatronModel(ABC):
         self._reports = self._run(micro_batches, compute_loss, from_hidden, forward_only=False)
 
     @on_megatron
-    def optimizer_step(self) -> UpdateStats:
+    def optimizer_step(
+        self, objection: Callable[[dict[str, float]], str] = lambda metrics: ""
+    ) -> UpdateStats:
         """Clips the gradient, steps, and gathers the parameters.
 
         Loss and metrics are equal on all ranks, each summed over micro-batches and ranks; of a metric whose name ends
         in `_min` or `_max` it is the extreme. The gradient norm is that before clipping. If loss or gradient is not
-        finite, weights, moments and schedule do not change and `num_skipped_updates` is incremented. All ranks have
-        the same loss and norm, so they take the same decision.
+        finite, or `objection` to the metrics is not empty, weights, moments and schedule do not change and
+        `num_skipped_updates` is incremented. All ranks have the same numbers, so they take the same decision.
         """
         optimizer, schedule = self._in_training()
         lr = float(optimizer.param_groups[0]["lr"])
@@ -199,9 +207,12 @@ class MegatronModel(ABC):
         metrics, grad_norm = self._reduce(reports), math.sqrt(squared_norm)
         loss = metrics.pop("loss")
         stats = UpdateStats(loss=loss, grad_norm=grad_norm, lr=lr, metrics=metrics)
+        skipped = objection(metrics)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            skipped = f"the loss is {loss:g} and the gradient norm {grad_norm:g}"
+        if skipped:
             self.num_skipped_updates += 1
-            return stats
+            return replace(stats, skipped=skipped)
         self._weights_folder = None
         for distributed in optimizer.chained_optimizers:
             if distributed.config.clip_grad > 0:
@@ -227,11 +238,18 @@ class MegatronModel(ABC):
 
     @staticmethod
     def _read(reports: list[dict[str, Tensor]], number: Tensor) -> tuple[list[dict[str, float]], float]:
-        """Copies all values to the host at once."""
-        values = [value.float() for report in reports for value in report.values()]
-        host = torch.stack([*values, number]).tolist()
+        """Copies all values to the host at once. A vector's elements become `name/0`, `name/1` and so on."""
+        values = [value.float().reshape(-1) for report in reports for value in report.values()]
+        host = torch.cat([*values, number.reshape(1)]).tolist()
         numbers = iter(host)
-        return [{name: next(numbers) for name in report} for report in reports], host[-1]
+
+        def named(name: str, value: Tensor) -> dict[str, float]:
+            if value.ndim == 0:
+                return {name: next(numbers)}
+            return {f"{name}/{place}": next(numbers) for place in range(value.numel())}
+
+        read = [{k: v for item in report.items() for k, v in named(*item).items()} for report in reports]
+        return read, host[-1]
 
     @on_megatron
     @torch.no_grad()

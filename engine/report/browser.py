@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
-from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent
+from ralign.engine.report.summary import METRICS, SWAP_METRICS, baselines_on, display, percent, tests_of
 from ralign.engine.report.terminal import count_columns
 from ralign.engine.runtime.files import write_text
 
@@ -59,6 +59,12 @@ def write_browser(
         title=title,
         columns=METRICS | swapped,
         rows=sorted(results, key=lambda row: row[0]),
+        rules=[
+            (display(test), title, result)
+            for test in tests_of(summary)
+            for title, result in baselines_on(summary, test).items()
+        ],
+        notes=summary.get("notes", []),
         percent=percent,
         counts=count_columns([result for *_, result in results]),
         figure=base64.b64encode(Path(figure).read_bytes()).decode() if figure else None,

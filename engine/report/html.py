@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment
 from ralign.engine.report.progress import duration
-from ralign.engine.report.summary import METRICS, display, percent, tests_of
+from ralign.engine.report.summary import METRICS, baselines_on, display, percent, tests_of
 from ralign.engine.runtime.files import write_text
 
 _PAGE = """<!doctype html>
@@ -24,7 +24,7 @@ _PAGE = """<!doctype html>
   th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; }
   th, td { text-align: right; white-space: nowrap; }
   th:nth-child(-n+2), td:nth-child(-n+2), table.time th, table.time td:first-child { text-align: left; }
-  tr.first td { border-top: 2px solid #999; }
+  tr.first td { border-top: 2px solid #999; } tr.rule td { color: #777; font-style: italic; }
   .interval { color: #777; font-size: .85em; }
   .scroll { overflow-x: auto; }
   img { max-width: 100%; } figure { margin: 0; }
@@ -33,7 +33,7 @@ _PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 {% if intro %}<p>{{ intro }}</p>{% endif %}
 <h2>Judges</h2>
-<p>Per cent, with 95&nbsp;% bootstrap intervals. L-Acc: the verdict is correct. S-Corr: of the correct verdicts,
+<p>Per cent, with 95&nbsp;% intervals. L-Acc: the verdict is correct. S-Corr: of the correct verdicts,
 those with a wrong reason. F-Score: right for the right reason.</p>
 <div class="scroll"><table>
 <tr><th>Test</th><th>Model</th>{% for name in metrics.values() %}<th>{{ name }}</th>{% endfor %}
@@ -45,8 +45,18 @@ those with a wrong reason. F-Score: right for the right reason.</p>
 {% endfor %}
 <td>{{ results[test].num_pairs }}</td><td>{{ results[test].num_parse_fail }}</td>
 <td>{{ results[test].num_judge_fail }}</td></tr>
+{% endfor %}
+{% for title, result in baselines_on(summary, test).items() %}
+<tr class="rule"><td>{{ display(test) }}</td><td>({{ title }})</td>
+{% for metric in metrics %}
+{% set value, _, bounds = (percent(result[metric]) if metric in result else "–").partition(" ") %}
+<td>{{ value }} <span class="interval">{{ bounds }}</span></td>
+{% endfor %}
+<td>{{ result.num_pairs }}</td><td>–</td><td>–</td></tr>
 {% endfor %}{% endfor %}
 </table></div>
+{% for note in summary.notes %}<p class="note">Note: {{ note }}</p>
+{% endfor %}
 {% for caption, rows in tables.items() %}
 <h2>{{ caption }}</h2>
 <div class="scroll"><table class="plain">
@@ -106,6 +116,7 @@ def write_html(
         summary=summary,
         tests=tests_of(summary),
         metrics=METRICS,
+        baselines_on=baselines_on,
         display=display,
         percent=percent,
         duration=duration,

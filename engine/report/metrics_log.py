@@ -14,7 +14,7 @@ from typing import Any
 
 from ralign.engine.runtime.errors import UserError
 
-GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor", "critic")
+GROUPS = ("time_s", "reward", "policy", "judge", "memory", "actor", "critic", "eval")
 
 
 class MetricsLog:

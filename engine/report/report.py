@@ -1,7 +1,7 @@
 """The report of a finished comparison: summary.json, plots, the HTML page, the tables on the terminal."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ def write_report(
     *,
     seed: int,
     time_s: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write `folder/report/` and print the tables; call it on one rank.
 
@@ -30,9 +32,11 @@ def write_report(
         folder: the run folder; `folder/MODEL/metrics.jsonl` has the training curves.
         models: model -> test -> result of `judging.metrics.measure`.
         time_s: stage -> seconds.
+        baselines: rule -> test -> result (`evaluation.baselines`).
+        notes: sentences on how the figures may be read.
     """
     report = folder / "report"
-    summary = make_summary(models, seed=seed, time_s=time_s)
+    summary = make_summary(models, seed=seed, time_s=time_s, baselines=baselines, notes=notes)
     write_summary(summary, report / "summary.json")
     judgments = plot_judgments(summary, report / "judgments.png")
     logs = {name: folder / name / "metrics.jsonl" for name in models}

@@ -8,11 +8,12 @@ Metrics are fractions from 0 to 1; a metric without a denominator has nulls. A r
 `num_call_fail` (the judge's failed calls, which `num_parse_fail` includes), `num_metarm_call_fail` and
 `num_metarm_parse_fail` (their sum is `num_judge_fail`), and, if pairs were judged in both orders, `both_order_l_acc`
 and `num_swapped_call_fail`. It may have `subsets`, {SUBSET: result}. A summary may have `comparisons`, {TEST:
-[comparison of two models]}.
+[comparison of two models]}; `baselines`, {RULE: {TEST: {"num_pairs": n, "l_acc": {…}}}}, with the rules of `BASELINES`,
+which are not models; and `notes`, sentences on how the figures may be read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
 CALL_COUNTS = ("num_call_fail", "num_swapped_call_fail", "num_metarm_call_fail", "num_metarm_parse_fail")
 _OPTIONAL = {"both_order_l_acc", "subsets", *CALL_COUNTS}
+BASELINES = {
+    "longer": "no model: the longer response",
+    "first_side": "no model: always A",
+    "cue": "no model: the cue's side",
+}
+_MAY_HAVE = {"comparisons", "baselines", "notes"}
 _NAMES = {"sft": "SFT", "rlvr": "RLVR", "r_align": "R-Align"}
 
 
@@ -34,9 +41,11 @@ def make_summary(
     seed: int,
     time_s: Mapping[str, float],
     comparisons: Mapping[str, list[dict[str, Any]]] | None = None,
+    baselines: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The summary of an evaluation; `models[MODEL][TEST]` is a result of `judging.metrics.measure`."""
-    summary = {
+    summary: dict[str, Any] = {
         "models": {
             model: {test: dict(result) for test, result in tests.items()} for model, tests in models.items()
         },
@@ -45,6 +54,10 @@ def make_summary(
     }
     if comparisons:
         summary["comparisons"] = {test: list(found) for test, found in comparisons.items()}
+    if baselines:
+        summary["baselines"] = {rule: dict(tests) for rule, tests in baselines.items()}
+    if notes:
+        summary["notes"] = list(notes)
     _check(summary, "summary")
     return summary
 
@@ -78,6 +91,12 @@ def tests_of(summary: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(test for tests in summary["models"].values() for test in tests))
 
 
+def baselines_on(summary: Mapping[str, Any], test: str) -> dict[str, dict[str, Any]]:
+    """The results of the rules on a test, by the title that a table shows."""
+    found = summary.get("baselines", {}).items()
+    return {BASELINES[rule]: tests[test] for rule, tests in found if test in tests}
+
+
 def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str:
     """`97.3 [96.0, 98.4]`, in per cent; `–` for a metric without a denominator."""
     if interval["value"] is None:
@@ -91,7 +110,7 @@ def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str
 
 
 def _check(summary: Any, where: str) -> None:
-    if not isinstance(summary, dict) or set(summary) - {"comparisons"} != {"models", "seed", "time_s"}:
+    if not isinstance(summary, dict) or set(summary) - _MAY_HAVE != {"models", "seed", "time_s"}:
         raise UserError(f"{where}: expected an object with models, seed and time_s")
     for model, tests in _object(summary["models"], f"{where}: models").items():
         for test, result in _object(tests, f"{where}: {model}").items():
@@ -99,6 +118,16 @@ def _check(summary: Any, where: str) -> None:
             subsets = result.get("subsets", {})
             for subset, part in _object(subsets, f"{where}: {model} on {test}: subsets").items():
                 _check_result(part, f"{where}: {model} on {test}, {subset}")
+    for rule, tests in _object(summary.get("baselines", {}), f"{where}: baselines").items():
+        if rule not in BASELINES:
+            raise UserError(f"{where}: unknown baseline {rule!r}; there are {', '.join(BASELINES)}")
+        for test, result in _object(tests, f"{where}: {rule}").items():
+            if set(_object(result, f"{where}: {rule} on {test}")) != {"num_pairs", "l_acc"}:
+                raise UserError(f"{where}: {rule} on {test} needs num_pairs and l_acc")
+            _check_interval(result["l_acc"], f"{where}: {rule} on {test}", "l_acc")
+    notes = summary.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f"{where}: notes: expected a list of strings, got {notes!r}")
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -115,11 +144,14 @@ def _check_result(result: Any, where: str) -> None:
     for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
         if name not in METRICS and result.get(name) is None:
             continue
-        interval = _object(result[name], f"{where}: {name}")
-        if set(interval) != {"value", "low", "high"}:
-            raise UserError(f"{where}: {name} needs value, low and high")
-        if not all(
-            bound is None or (isinstance(bound, float | int) and 0 <= bound <= 1)
-            for bound in interval.values()
-        ):
-            raise UserError(f"{where}: {name} is not a fraction: {interval}")
+        _check_interval(result[name], where, name)
+
+
+def _check_interval(found: Any, where: str, name: str) -> None:
+    interval = _object(found, f"{where}: {name}")
+    if set(interval) != {"value", "low", "high"}:
+        raise UserError(f"{where}: {name} needs value, low and high")
+    if not all(
+        bound is None or (isinstance(bound, float | int) and 0 <= bound <= 1) for bound in interval.values()
+    ):
+        raise UserError(f"{where}: {name} is not a fraction: {interval}")

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ralign.engine.report.progress import duration
-from ralign.engine.report.summary import METRICS, SWAP_METRICS, display, percent, tests_of
+from ralign.engine.report.summary import METRICS, SWAP_METRICS, baselines_on, display, percent, tests_of
 from ralign.engine.runtime import output
+from ralign.engine.runtime.text import printable
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,11 +18,12 @@ _WIDEST = 1000  # upper bound of a table's width
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints a table of the models by test (per cent, with 95 % intervals) and one of the stages' times.
 
-    Subsets and comparisons between models get tables, too, if the summary has them. A table keeps its width in a file,
+    Subsets and comparisons between models get tables, too, if the summary has them, and notes follow the tables. Rules
+    that need no model are rows in parentheses. A table keeps its width in a file,
     in a pipe and on a narrower terminal, which wraps its lines.
     """
     console = console or Console(file=output.stdout())
-    tables = [_metrics_table(summary, "Per cent [95 % bootstrap interval]")]
+    tables = [_metrics_table(summary, "Per cent [95 % interval]")]
     if subsets := _by_subset(summary):
         tables.append(_metrics_table({"models": subsets}, "Subsets"))
     tables += [_comparison_table(test, found) for test, found in summary.get("comparisons", {}).items()]
@@ -31,6 +33,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
         console.width = max(console.width, needed)
         console.print(table)
+    for note in summary.get("notes", ()):
+        console.print(Text(f"Note: {printable(note)}"))
 
 
 def _by_subset(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -63,6 +67,9 @@ def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
             # Text, not str: rich would read the brackets of an interval as markup.
             cells = [Text(percent(result[name]) if result.get(name) else "–") for name in intervals]
             table.add_row(Text(f"  {display(model)}"), *cells, *[count(result) for count in counts.values()])
+        for title, found in baselines_on(summary, test).items():
+            cells = [Text(percent(found[name]) if name in found else "–") for name in intervals]
+            table.add_row(Text(f"  ({title})"), *cells, *["–"] * len(counts), style="dim")
     return table
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from ralign.engine.config.run import EvalConfig
 from ralign.engine.data.examples import Example, decode_answer
 from ralign.engine.data.pairs import Pair
@@ -12,19 +13,26 @@ from ralign.engine.data.verdicts import BOXED, VerdictForm, verdict_of
 from ralign.engine.evaluation.records import metarm_fields, write_records
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import MetaRM, Outcome
-from ralign.engine.judging.metrics import measure
+from ralign.engine.judging.metrics import measure, prompt_key
 from ralign.engine.judging.reviews import Reviews
 from ralign.engine.training.session import Session
 
 
 @dataclass(kw_only=True, slots=True)
 class Judgment:
-    """One judged pair."""
+    """One judged pair.
+
+    Attributes:
+        ids: [L] int64, the tokens of the judgment.
+        is_cut: it was cut off at the longest length.
+    """
 
     pair: Pair
     text: str
     verdict: str | None
     outcome: Outcome
+    ids: np.ndarray
+    is_cut: bool
 
 
 def judge_pairs(
@@ -51,7 +59,7 @@ def judge_pairs(
         reviews.add(index, mine[index].pair, texts[index])
 
     with metarm.awake() if metarm else nullcontext():
-        generator.generate(
+        rollouts = generator.generate(
             [example.prompt_ids.tolist() for example in mine],
             num_samples=1,
             max_new_tokens=config.max_new_tokens,
@@ -61,20 +69,26 @@ def judge_pairs(
         )
         outcomes = reviews.outcomes(len(mine))
     judgments = [
-        Judgment(pair=example.pair, text=text, verdict=verdict_of(text, form), outcome=outcome)
-        for example, text, outcome in zip(mine, texts, outcomes, strict=True)
+        Judgment(
+            pair=example.pair,
+            text=text,
+            verdict=verdict_of(text, form),
+            outcome=outcome,
+            ids=rollout.response_ids,
+            is_cut=rollout.finish_reason == "length",
+        )
+        for example, text, outcome, rollout in zip(mine, texts, outcomes, rollouts, strict=True)
     ]
     return [judgment for part in replicas.all_gather_data(judgments) for judgment in part]
 
 
-def summarise(judgments: Sequence[Judgment], config: EvalConfig, seed: int) -> dict:
+def summarise(judgments: Sequence[Judgment]) -> dict:
     """L-Acc, S-Corr and F-Score with intervals, as summary.json holds them for one model and test."""
     return measure(
         [j.verdict for j in judgments],
         [j.pair.gt_label for j in judgments],
         [j.outcome for j in judgments],
-        num_bootstrap=config.num_bootstrap,
-        seed=seed,
+        clusters=[prompt_key(j.pair.id, j.pair.conversations, j.pair.meta) for j in judgments],
     )
 
 

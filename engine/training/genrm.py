@@ -1,7 +1,9 @@
 """A GenRM on a session: its examples, its RL task, its evaluations."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Self
 
 from ralign.engine.config.registry import METARMS
@@ -14,7 +16,7 @@ from ralign.engine.data.verdicts import other_forms, read_form
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training.evaluate import judge_pairs, summarise, write_judgments
+from ralign.engine.training.evaluate import Judgment, judge_pairs, summarise, write_judgments
 from ralign.engine.training.session import Session
 from ralign.engine.training.tasks import GenRMTask
 
@@ -24,8 +26,12 @@ NUM_TOKENIZER_PAIRS = 4000  # enough of a generated world to see every word
 class GenRM:
     """The policy of a session as a GenRM, with the MetaRM that audits it; every method is collective."""
 
-    def __init__(self, session: Session, run: GenRMRun, metarm: MetaRM | None):
+    def __init__(
+        self, session: Session, run: GenRMRun, metarm: MetaRM | None, eval_metarm: MetaRM | None = None
+    ):
+        """`eval_metarm`: of evaluations, where it is not `metarm`."""
         self.session, self.run, self.metarm = session, run, metarm
+        self.eval_metarm = metarm if run.eval.metarm.kind == "same" else eval_metarm
         self.template = load_template(run.data.template)
         self.form = read_form("data.verdict", run.data.verdict)
 
@@ -45,11 +51,21 @@ class GenRM:
         with session.progress.stage("judge", "The MetaRM's server") if is_server else nullcontext():
             num_clients = cluster.world_size // (run.generator.tensor or run.parallel.tensor)
             metarm = kind.open(run.metarm, ClientContext.of_rank(cluster, run.folder, num_clients))
-        if metarm is not None:
-            session.at_close(metarm.close)
-        genrm = cls(session, run, metarm)
+            eval_metarm = cls._open_eval_metarm(run, session, num_clients)
+        for opened in (metarm, eval_metarm):
+            if opened is not None:
+                session.at_close(opened.close)
+        genrm = cls(session, run, metarm, eval_metarm)
         session.build(run, [*genrm._texts(pairs[:NUM_TOKENIZER_PAIRS]), *more_texts], vocab_size=vocab_size)
         return genrm
+
+    @staticmethod
+    def _open_eval_metarm(run: GenRMRun, session: Session, num_clients: int) -> MetaRM | None:
+        if run.eval.metarm.kind == "same":
+            return None
+        context = ClientContext.of_rank(session.cluster, run.folder, num_clients)
+        context = replace(context, client_id=f"{context.client_id} eval")
+        return METARMS.load(run.eval.metarm.kind).open(run.eval.metarm, context)
 
     def _texts(self, pairs: Sequence[Pair]) -> list[str]:
         return [text for pair in pairs for text in (render(self.template, pair), pair.gt_judgment)]
@@ -99,18 +115,42 @@ class GenRM:
             for number, (test, examples) in enumerate(tests.items()):
                 with session.phase("evaluate"):
                     session.begin_generation()
-                    judgments = judge_pairs(
-                        examples[: run.eval.num_pairs],
-                        session,
-                        self.metarm,
-                        run.eval,
-                        seed=1_000_000 + 1000 * number + run.seed,
-                        form=self.form,
-                    )
+                    judgments = self._judge(examples, seed=1_000_000 + 1000 * number + run.seed)
                 if warning := other_forms([judgment.text for judgment in judgments], self.form):
                     session.progress.say(f"data.verdict: {warning}")
-                results[test] = summarise(judgments, run.eval, run.seed)
+                results[test] = summarise(judgments)
                 if session.cluster.is_first_rank:
                     write_judgments(judgments, run.folder / name / f"judgments_{test}.jsonl")
                 session.progress.step(l_acc=results[test]["l_acc"]["value"])
         return results
+
+    def watch(self, examples: Sequence[Example]) -> Callable[[int], dict[str, float]]:
+        """For `reinforce`: every `eval.every` steps and after the last, metrics eval/* of the current policy.
+
+        `examples` are held out; the first `eval.num_pairs` are judged, with the same seed each time.
+        """
+        run, session = self.run, self.session
+
+        def after_step(step: int) -> dict[str, float]:
+            every = run.eval.every
+            if not every or (step % every and step != run.num_steps):
+                return {}
+            with session.phase("evaluate"):
+                session.begin_generation()
+                judgments = self._judge(examples, seed=2_000_000 + run.seed)
+            result = summarise(judgments)
+            shares = {name: result[name]["value"] for name in ("l_acc", "s_corr", "f_score")}
+            return {
+                f"eval/{name}": math.nan if value is None else value for name, value in shares.items()
+            } | {
+                "eval/num_parse_fail": result["num_parse_fail"],
+                "eval/num_judge_fail": result["num_judge_fail"],
+            }
+
+        return after_step
+
+    def _judge(self, examples: Sequence[Example], seed: int) -> list[Judgment]:
+        config = self.run.eval
+        return judge_pairs(
+            examples[: config.num_pairs], self.session, self.eval_metarm, config, seed=seed, form=self.form
+        )

@@ -5,17 +5,19 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from ralign.engine.checkpoint.checkpoints import Checkpoints
 from ralign.engine.config.run import Run
 from ralign.engine.data.examples import encode_answer
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.report.metrics_log import MetricsLog
+from ralign.engine.report.trackers import open_trackers
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import is_full
 from ralign.engine.training.session import Session
@@ -44,6 +46,13 @@ def warm_start(
 ) -> Path:
     """Supervised training on the given answers; returns the exported folder."""
     answers = [encode_answer(text, session.tokenizer) for text in texts]
+    return warm_start_on_ids(session, run, name, examples, answers)
+
+
+def warm_start_on_ids(
+    session: Session, run: Run, name: str, examples: Sequence[Prompt], answers: Sequence[np.ndarray]
+) -> Path:
+    """`warm_start` on token ids, [L] int64 each, with the end token."""
     session.begin_training()
     stage = SFT(session, run, examples, answers)
     keys = ("policy/loss",)
@@ -125,7 +134,16 @@ def train(
         next_step=stage.num_steps_done + 1,
         enabled=session.cluster.is_first_rank,
     )
+    trackers = open_trackers(
+        run,
+        run.folder / name,
+        next_step=stage.num_steps_done + 1,
+        num_steps=num_steps,
+        enabled=session.cluster.is_first_rank,
+        warn=session.progress.say,
+    )
     with (
+        closing(trackers),
         session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done),
         _disk_errors(run.folder / name, checkpoints),
     ):
@@ -144,6 +162,7 @@ def train(
                     metrics[f"{kind}/num_skipped"] = model.num_skipped_updates
                 metrics |= session.memory.metrics()
                 log.write(number, metrics)
+                trackers.log(number, metrics)
             if stopped:
                 _save_before_end(session, name, checkpoints, stage)
                 raise stopped
@@ -232,8 +251,8 @@ def _check_skipped(run: Run, name: str, stage: Stage, step: int) -> None:
         if (skipped := model.num_skipped_updates) > limit:
             optim = "critic.optim" if kind == "critic" else "optim"
             raise UserError(
-                f"{name}, step {step}: {skipped} updates of the {kind} were skipped for a loss or gradient that is "
-                f"not finite (faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad may help"
+                f"{name}, step {step}: {skipped} updates of the {kind} were skipped "
+                f"(faults.max_skipped_updates={limit}); a lower {optim}.lr or {optim}.clip_grad may help"
             )
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch.distributed as dist
 from ralign.engine.checkpoint.settings import has_progress, mark_finished, open_folder
 from ralign.engine.config.run import Run
-from ralign.engine.data.tokenizer import build_tokenizer
+from ralign.engine.data.tokenizer import build_tokenizer, load_tokenizer
 from ralign.engine.generator.generator import Generator
 from ralign.engine.planner.memory import Ledger
 from ralign.engine.policy.critic import Critic
@@ -89,11 +89,9 @@ class Session:
             texts: training data of the tokenizer, where `run.model.hf_path` names no model to start from.
             vocab_size: of that tokenizer.
         """
-        from transformers import AutoTokenizer
-
         with self.progress.stage("start", "Model and engine"):
             folder = Path(run.model.hf_path) if run.model.hf_path else self._new_model(run, texts, vocab_size)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer, end_token_ids = load_tokenizer(folder)
             plan = plan_memory(run, self.cluster, folder)
             self.policy = Policy(
                 folder, self.cluster, temperature=run.generator.temperature, **_model_options(run)
@@ -106,7 +104,7 @@ class Session:
                 self.cluster,
                 run.generator,
                 max_model_len=run.data.max_prompt_tokens + longest_answer,
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=end_token_ids,
                 kv_bytes=plan.kv_bytes,
                 bucket_bytes=run.memory.bucket_mib << 20,
                 can_sleep=plan.kv_sleep,

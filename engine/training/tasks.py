@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from ralign.engine.algorithms.failures import failure_shares
 from ralign.engine.algorithms.rewards import GenRMRewards, check_failures, score
+from ralign.engine.algorithms.truncation import apply_truncation
 from ralign.engine.config.registry import REWARDS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
@@ -22,6 +24,8 @@ from ralign.engine.judging.judge import Judge
 from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.judging.reviews import Reviews
 from ralign.engine.runtime.entry_point import rank
+
+CUT_JUDGMENTS = "invalid"  # algo.truncated of a judge, where it is not set
 
 
 class Prompt(Protocol):
@@ -47,6 +51,15 @@ class Response:
     rollout: Rollout
     text: str
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.rollout.response_ids)
+
+    @property
+    def is_cut(self) -> bool:
+        """It was cut off at the longest length."""
+        return self.rollout.finish_reason == "length"
+
 
 @dataclass(kw_only=True, slots=True)
 class JudgedResponse(Response):
@@ -57,14 +70,27 @@ class JudgedResponse(Response):
 
 
 class RewardBatch(Protocol):
-    """Rewards of a batch."""
+    """Rewards of a batch.
 
-    values: np.ndarray  # [num_samples] float32; 0 where not valid
-    valid: np.ndarray  # [num_samples] bool; False where a judge failed
+    Attributes:
+        values: [num_samples] float32; 0 where not valid.
+        valid: [num_samples] bool; False where a judge failed.
+        parts: [num_samples, num_parts] float32, the values' summands.
+        bonus: [num_samples] float32, added to the advantages, so that no normalisation rescales it; None: nothing.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    parts: np.ndarray
+    bonus: np.ndarray | None
 
 
 class Task(Protocol):
-    """Prompts and rewards. A step calls `on_response` and `judge` within `judging`, then `reward`."""
+    """Prompts and rewards.
+
+    Within `judging`, a step calls `on_response` for each response of a round, `judge` for the round, and `reward` for
+    the responses of all rounds so far.
+    """
 
     @property
     def title(self) -> str:
@@ -83,8 +109,8 @@ class Task(Protocol):
         """Open while a step's samples are generated and judged; collective. JudgeStopped may leave it."""
         ...
 
-    def on_response(self, index: int, example: int, text: str) -> None:
-        """Response `index` of this engine's share is finished, while others are still being generated."""
+    def on_response(self, index: int, example: int, text: str, *, is_cut: bool) -> None:
+        """Response `index` of this engine's share of a round is finished, while others are still being generated."""
         ...
 
     def judge(self, responses: list[Response], step: int) -> list[Any]:
@@ -140,18 +166,30 @@ class GenRMTask:
         with self.metarm.awake() if self.metarm is not None else nullcontext():
             yield
 
-    def on_response(self, index: int, example: int, text: str) -> None:
-        self._reviews.add(index, self.examples[example].pair, text)
+    def on_response(self, index: int, example: int, text: str, *, is_cut: bool) -> None:
+        if not (is_cut and self._cut_is_unread):
+            self._reviews.add(index, self.examples[example].pair, text)
+
+    @property
+    def _cut_is_unread(self) -> bool:
+        """What was cut off has no verdict, or no reward: there is nothing to review."""
+        return (self.run.algo.truncated or CUT_JUDGMENTS) in ("invalid", "mask")
+
+    def _verdict(self, response: Response) -> str | None:
+        if response.is_cut and self._cut_is_unread:
+            return None
+        return verdict_of(response.text, self.form)
 
     def judge(self, responses: list[Response], step: int) -> list[JudgedResponse]:
         outcomes = self._reviews.outcomes(len(responses))
+        self._reviews = Reviews(self.metarm, self.replicas, self.form)  # of the next round
         return [
             JudgedResponse(
                 example=response.example,
                 group=response.group,
                 rollout=response.rollout,
                 text=response.text,
-                verdict=verdict_of(response.text, self.form),
+                verdict=self._verdict(response),
                 outcome=outcome,
             )
             for response, outcome in zip(responses, outcomes, strict=True)
@@ -163,22 +201,34 @@ class GenRMTask:
                 logging.getLogger(__name__).warning("data.verdict: %s", warning)
         self._is_form_checked = True
         algo = self.run.algo
-        partners = None
-        if algo.both_orders:  # sample k of the other order's group
-            partners = [
-                (i // algo.num_samples ^ 1) * algo.num_samples + i % algo.num_samples
-                for i in range(len(judged))
-            ]
+        labels = [self.examples[response.example].pair.gt_label for response in judged]
+        groups = np.array([response.group for response in judged])
         rewards = score(
             self.reward_function,
             [response.verdict for response in judged],
-            [self.examples[response.example].pair.gt_label for response in judged],
+            labels,
             [response.outcome for response in judged] if self.metarm is not None else None,
             invalid_reward=algo.invalid_reward,
-            partners=partners,
+            groups=groups,
+            other_groups=groups ^ 1 if algo.both_orders else None,
+            impute=self._imputes,
         )
         check_failures(rewards, self.run.metarm.max_failed_share)
+        lengths, cut = [r.num_tokens for r in judged], [r.is_cut for r in judged]
+        settings = {"default": CUT_JUDGMENTS, "max_new_tokens": self.run.generator.max_new_tokens}
+        rewards.parts, _ = apply_truncation(rewards.parts, rewards.valid, lengths, cut, algo, **settings)
+        rewards.values, rewards.valid = apply_truncation(
+            rewards.values, rewards.valid, lengths, cut, algo, **settings
+        )
+        if self.metarm is not None and self.metarm.judge is not None:
+            failed = np.array([response.outcome.failed for response in judged])
+            reviewed = np.array([response.outcome is not Outcome.SKIPPED for response in judged])
+            rewards.failures = failure_shares(failed, reviewed, np.array(lengths), np.array(labels))
         return rewards
+
+    @property
+    def _imputes(self) -> bool:
+        return self.run.metarm.on_failure == "impute"
 
     def metrics(self, rewards: GenRMRewards) -> dict[str, float]:
         return {
@@ -189,6 +239,7 @@ class GenRMTask:
             "judge/num_failed": rewards.num_judge_failed,
             "judge/num_asked": rewards.num_asked,
             "judge/swap_consistency": rewards.swap_consistency,
+            **rewards.failures,
         }
 
     def record(self, response: JudgedResponse) -> dict[str, Any]:

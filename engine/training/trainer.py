@@ -1,29 +1,28 @@
 """One step of reinforcement learning: generate, judge, advantages, plan, update. The task judges."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from ralign.engine.algorithms.grouping import grouped
 from ralign.engine.algorithms.losses import ReinforceLoss, set_loss_rows, token_weights
+from ralign.engine.algorithms.mismatch import add_quantile
 from ralign.engine.algorithms.ppo import PPO
 from ralign.engine.config.registry import ADVANTAGES
 from ralign.engine.config.run import Run
-from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.packing import PackedBatch, Sample, flops_cost, materialise, plan
-from ralign.engine.data.sampler import PromptSampler
-from ralign.engine.generator.generator import Rollout
-from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.policy.megatron_model import MegatronModel, UpdateStats
 from ralign.engine.policy.policy import Policy
 from ralign.engine.runtime.clock import Clock
 from ralign.engine.runtime.cluster import Cluster
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.sampling import Sampling, StepSamples, flat_units
 from ralign.engine.training.session import Session
-from ralign.engine.training.tasks import Response, RewardBatch, Task
+from ralign.engine.training.tasks import Response, Task
+from torch import Tensor
 
 
 class Trainer:
@@ -33,8 +32,7 @@ class Trainer:
         """With `algo.both_orders`, examples 2i and 2i + 1 of the task are the two orders of one pair."""
         self.session, self.run, self.task = session, run, task
         self.cluster, self.policy, self.generator = session.cluster, session.policy, session.generator
-        orders = run.algo.num_orders
-        self.sampler = PromptSampler(len(task.examples) // orders, run.algo.num_prompts // orders, run.seed)
+        self.sampling = Sampling(session, run, task)
         self.loss = ReinforceLoss(run.algo, run.kernels.policy_loss)
         self.num_steps_done, self.has_verified, self.proof_is_due = 0, False, False
         assert (session.critic is not None) == run.has_critic
@@ -58,16 +56,15 @@ class Trainer:
             with phase("generate"):
                 memory.offload()  # optimizer state and gradients leave the device
                 generator.wake()  # the newest weights and the KV cache
-                judges.enter_context(self.judging())  # judges on the same device use the room, too
-                rollouts = self.generate()  # the task gets each rollout as soon as it is finished
+                judges.enter_context(self.sampling.judging())  # judges on the same device use the room, too
+                self.prove_if_due()
+            samples = self.sampling.collect(self.num_steps_done, phase)
             with phase("judge"):
-                responses = self.judge(rollouts)
-                rewards = self.task.reward(responses)
                 judges.close()
         with phase("plan"):
             generator.sleep()
             memory.onload()  # starts here and overlaps with the forward passes
-            updates = self.plan(responses, rewards)
+            updates = self.plan(samples)
         with phase("old_logprobs"):
             self.add_old_logprobs(updates)
         if self.ppo:
@@ -85,64 +82,33 @@ class Trainer:
                 self.policy.forward_backward(micro_batches, self.loss)
             with phase("optimizer"):
                 memory.wait()
-                policy_stats.append(self.policy.optimizer_step())
+                policy_stats.append(self.policy.optimizer_step(self.objection))
                 generator.weights_updated()
+            if reason := policy_stats[-1].skipped:
+                self.session.progress.say(f"step {self.num_steps_done + 1}: update skipped: {reason}")
         if policy_stats:
             self.verify_weights()
         self.num_steps_done += 1
-        metrics = self.metrics(responses, rewards, policy_stats)
-        return metrics | (self.ppo.metrics(critic_stats) if self.ppo else {}) | clock.times_s(), responses
+        metrics = self.metrics(samples, policy_stats)
+        return metrics | (
+            self.ppo.metrics(critic_stats) if self.ppo else {}
+        ) | clock.times_s(), samples.responses
 
-    @contextmanager
-    def judging(self) -> Iterator[None]:
-        """The task's judges are awake. If one stops for good, the sampler goes back to the step's prompts."""
-        before = self.sampler.state_dict()
-        try:
-            with self.task.judging():
-                yield
-        except JudgeStopped:
-            self.sampler.load_state_dict(before)
-            raise
-
-    def generate(self) -> list[tuple[int, int, Rollout]]:
-        """(example, group, rollout) of this engine's share of the step's prompts."""
-        if self.proof_is_due:  # here, where memory is the engine's
+    def prove_if_due(self) -> None:
+        """Prove the engine's computation, here, where memory is the engine's."""
+        if self.proof_is_due:
             self.generator.prove()
             self.generator.wake()
             self.proof_is_due = False
-        algo, replicas, examples = self.run.algo, self.generator.replicas, self.task.examples
-        orders = range(algo.num_orders)
-        batch = [algo.num_orders * pair + order for pair in self.sampler.next_batch() for order in orders]
-        mine = replicas.share_of(algo.num_prompts)
 
-        def on_finished(index: int, rollout: Rollout) -> None:
-            example = batch[mine[rollout.prompt_index]]
-            self.task.on_response(index, example, self.text_of(example, rollout))
+    def objection(self, metrics: dict[str, float]) -> str:
+        """Why an update with these sums of the loss must not be made; "" if it may."""
+        bound, num_tokens = self.run.algo.max_rollout_kl, max(metrics["num_tokens"], 1.0)
+        if bound is None or (kl := metrics["rollout_k3_sum"] / num_tokens) <= bound:
+            return ""
+        return f"the KL divergence between engine and trainer is {kl:.3g} a token (algo.max_rollout_kl={bound:g})"
 
-        rollouts = self.generator.generate(
-            [examples[batch[group]].prompt_ids.tolist() for group in mine],
-            num_samples=algo.num_samples,
-            max_new_tokens=self.run.generator.max_new_tokens,
-            temperature=self.run.generator.temperature,
-            seed=hash((self.run.seed, self.num_steps_done, replicas.index)) % 2**31,
-            on_finished=on_finished,
-        )
-        return [(batch[mine[r.prompt_index]], mine[r.prompt_index], r) for r in rollouts]
-
-    def text_of(self, example: int, rollout: Rollout) -> str:
-        opens_thinking = self.task.examples[example].opens_thinking
-        return decode_answer(rollout.response_ids, self.session.tokenizer, opens_thinking=opens_thinking)
-
-    def judge(self, rollouts: list[tuple[int, int, Rollout]]) -> list[Response]:
-        """This engine's rollouts, judged, then gathered with those of all engines."""
-        responses = [
-            Response(example=example, group=group, rollout=rollout, text=self.text_of(example, rollout))
-            for example, group, rollout in rollouts
-        ]
-        judged = self.task.judge(responses, self.num_steps_done)
-        return [response for part in self.generator.replicas.all_gather_data(judged) for response in part]
-
-    def plan(self, responses: list[Response], rewards: RewardBatch) -> list[list[PackedBatch]]:
+    def plan(self, samples: StepSamples) -> list[list[PackedBatch]]:
         """This rank's micro-batches of each update; advantages and denominators are those of the global batch.
 
         Samples without a gradient are left out: of failed judges and, where the loss has no other term, of advantage 0,
@@ -150,18 +116,21 @@ class Trainer:
         advantage.
         """
         algo = self.run.algo
-        valid, per_sample = torch.from_numpy(rewards.valid), torch.from_numpy(rewards.values)
-        if not self.ppo:
-            groups = torch.tensor([response.group for response in responses])
-            estimator = ADVANTAGES.load(algo.advantages)
-            per_sample = estimator(per_sample, groups, valid, implementation=self.run.kernels.advantages)
+        responses = [samples.responses[i] for i in samples.learned]
+        valid = torch.from_numpy(samples.rewards.valid[samples.learned])
+        per_sample = self.advantages(samples)
         key = "rewards" if self.ppo else "advantages"
-        lengths = torch.tensor([len(response.rollout.response_ids) for response in responses])
+        lengths = torch.tensor([response.num_tokens for response in responses])
         learns = valid & (per_sample != 0) if not self.ppo and not self.loss.needs_all else valid
         updates = []
         for part in torch.arange(len(responses)).chunk(algo.num_updates):
-            weights = token_weights(lengths[part], valid[part], kind=algo.normalisation)
-            samples = [
+            weights = token_weights(
+                lengths[part],
+                valid[part],
+                kind=algo.loss_normalisation,
+                max_new_tokens=self.run.generator.max_new_tokens,
+            )
+            chosen = [
                 Sample(
                     prompt_ids=self.task.examples[responses[i].example].prompt_ids,
                     response_ids=responses[i].rollout.response_ids,
@@ -171,15 +140,31 @@ class Trainer:
                 for i, weight in zip(part.tolist(), weights, strict=True)
                 if learns[i] or (i == part[0] and not learns[part].any())  # an update has at least one sample
             ]
-            updates.append(self.pack(samples))
+            updates.append(self.pack(chosen))
         return updates
+
+    def advantages(self, samples: StepSamples) -> Tensor:
+        """[num_learned] float32 of the learned samples: advantages or, with a critic, rewards."""
+        algo, rewards = self.run.algo, samples.rewards
+        valid = torch.from_numpy(rewards.valid[samples.learned])
+        values = torch.from_numpy(rewards.values[samples.learned])
+        if not self.ppo:
+            groups = torch.tensor([samples.responses[i].group for i in samples.learned])
+            estimator = ADVANTAGES.load(algo.advantages)
+            if getattr(estimator, "takes_parts", False):
+                values = torch.from_numpy(rewards.parts[samples.learned])
+            implementation = self.run.kernels.advantages
+            values = grouped(estimator, algo.group, values, groups, valid, implementation=implementation)
+        if rewards.bonus is not None:
+            values = values + torch.from_numpy(rewards.bonus[samples.learned])
+        return values
 
     def pack(self, samples: list[Sample]) -> list[PackedBatch]:
         return pack(samples, self.cluster, self.policy, self.run.token_budget, needs_all=self.loss.needs_all)
 
     def add_old_logprobs(self, updates: list[list[PackedBatch]]) -> None:
         """Logprobs before the first update, and the reference's, on the micro-batches of the updates."""
-        if len(updates) > 1:
+        if len(updates) > 1 or self.run.algo.kl_in_reward:
             for batch, output in _with_outputs(self.policy, updates):
                 batch.per_token["old_logprobs"] = output[0]
         if self.run.algo.kl_coef:
@@ -201,7 +186,7 @@ class Trainer:
         """The plain values of a checkpoint; the models have states of their own."""
         return {
             "num_steps_done": self.num_steps_done,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.sampling.sampler.state_dict(),
             "weight_version": self.generator.weight_version,
             "reference": self.reference_identity,
             "judge": self.task.state_dict(),
@@ -219,17 +204,16 @@ class Trainer:
                 f"then {state['reference']}): start from the same model, or under another name"
             )
         self.num_steps_done = state["num_steps_done"]
-        self.sampler.load_state_dict(state["sampler"])
+        self.sampling.sampler.load_state_dict(state["sampler"])
         self.task.load_state_dict(state["judge"])
         self.generator.weights_updated()
         self.generator.weight_version = state["weight_version"]
         self.generator.verify()
 
-    def metrics(
-        self, responses: list[Response], rewards: RewardBatch, policy_stats: list[UpdateStats]
-    ) -> dict[str, float]:
-        lengths = np.array([len(response.rollout.response_ids) for response in responses])
-        groups = np.array([response.group for response in responses])
+    def metrics(self, samples: StepSamples, policy_stats: list[UpdateStats]) -> dict[str, float]:
+        responses, rewards = samples.responses, samples.rewards
+        lengths = np.array([response.num_tokens for response in responses])
+        flat = flat_units([response.group for response in responses], rewards, num_orders=1)
         parts = [
             {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
             for x in policy_stats
@@ -241,12 +225,11 @@ class Trainer:
             "reward/mean": float(rewards.values[rewards.valid].mean())
             if rewards.valid.any()
             else float("nan"),
-            "reward/flat_group_share": flat_group_share(rewards.values, groups, rewards.valid),
+            "reward/flat_group_share": float(flat.mean()),
+            "reward/num_rounds": samples.num_rounds,
             **self.task.metrics(rewards),
             "policy/response_len": float(lengths.mean()),
-            "policy/truncated_share": float(
-                np.mean([r.rollout.finish_reason == "length" for r in responses])
-            ),
+            "policy/truncated_share": float(np.mean([response.is_cut for response in responses])),
             "policy/sampled_entropy": -float(
                 np.concatenate([response.rollout.logprobs for response in responses]).mean()
             ),
@@ -275,14 +258,9 @@ def pack(
     return batches
 
 
-def flat_group_share(values: np.ndarray, groups: np.ndarray, valid: np.ndarray) -> float:
-    """Share of groups whose valid rewards are all equal: they teach nothing. All three [num_samples]."""
-    ids = np.unique(groups)
-    return float(np.mean([len(np.unique(values[(groups == group) & valid])) < 2 for group in ids]))
-
-
 def policy_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Per-token means of the loss's sums; extremes as they are."""
+    """Per-token means of the loss's sums; extremes as they are; a quantile in place of its counts."""
+    sums = add_quantile(sums)
     num_tokens = max(sums["num_tokens"], 1.0)
     means = {
         name.removesuffix("_sum"): value / num_tokens for name, value in sums.items() if name.endswith("_sum")

@@ -59,6 +59,7 @@ def write_paper_report(
     *,
     seed: int,
     time_s: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Write `folder/report/`, print the tables and return the summary; call it on one rank.
 
@@ -67,9 +68,10 @@ def write_paper_report(
         actors: name -> result, with `judge` (a judge's name, or None for the warm start) and `steps`.
         transcripts: heading -> text.
         time_s: stage -> seconds.
+        baselines: rule -> test -> result (`evaluation.baselines`).
     """
     report = folder / "report"
-    summary = make_summary(judges, seed=seed, time_s=time_s)
+    summary = make_summary(judges, seed=seed, time_s=time_s, baselines=baselines)
     found = {name: correlation(points(judges, actors, name)) for name in PREDICTORS}
     figures = {
         "Judges": plot_judgments(summary, report / "judges.png"),

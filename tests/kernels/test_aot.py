@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8",
+    torch.float64: "fp64",
 }  # fmt: skip
 pytestmark = [
     pytest.mark.compiler,
@@ -96,9 +97,14 @@ def use_every_kernel(dtype):
         hidden, weight, targets, *tokens, valid_vocab=997, rows=rows, entropy_coef=0.1, **per_token, **options
     )
     cu_seqlens = torch.tensor([0, 40, 64], dtype=torch.int32)
-    policy_loss(
-        *[torch.zeros(64)] * 4, entropy=torch.zeros(64), cu_seqlens=cu_seqlens, **per_token, **options
-    )
+    for ratio, tis, mask in (
+        ("geometric", "token", None),
+        ("geometric", "sequence", "geometric"),
+        ("token", "geometric", "token"),
+        ("token", "token", "sequence"),
+    ):
+        levels = {"ratio_level": ratio, "tis_level": tis, "mask_level": mask, "cu_seqlens": cu_seqlens}
+        policy_loss(*[torch.zeros(64)] * 4, entropy=torch.zeros(64), **levels, **per_token, **options)
     policy_loss(*[torch.zeros(64)] * 4, objective=CISPO)
     for estimator in (GRPO, DR_GRPO, RLOO):
         estimator(torch.zeros(64), targets, targets == 0)

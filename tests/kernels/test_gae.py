@@ -41,6 +41,15 @@ def test_sequences_longer_than_a_block():
     )
 
 
+def test_lambda_may_differ_between_sequences():
+    inputs = packed([5, 0, 200, 7], 4)
+    lam = torch.tensor([1.0, 0.3, 0.9, 0.0], dtype=torch.float64)
+    ours, expected = (f(*inputs, gamma=0.9, lam=lam) for f in (gae, gae_ref))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"lam must be a number or \[4\], got \[3\]"):
+        gae(*inputs, lam=lam[:3])
+
+
 def test_a_long_gap_between_counted_tokens():
     rewards, values, mask, starts = packed([300], 1, counted=1.0)
     mask[5:290] = False

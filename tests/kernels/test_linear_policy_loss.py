@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 VOCAB = 50
 CLIPPED = {"clip_high": 0.28, "dual_clip": 1.5, "tis_cap": 1.3}
+MASKED = CLIPPED | {"mask_level": "token", "mask_low": 0.8, "mask_high": 1.2}
 REGULARISED = CLIPPED | {"kl_coef": 0.3, "kl_kind": "k3", "entropy_coef": 0.1}
 
 
@@ -65,8 +66,8 @@ def gradients(op, args, **options):
 @pytest.mark.parametrize("on_policy", [True, False])
 @pytest.mark.parametrize(
     "settings",
-    [CLIPPED, REGULARISED, {"objective": CISPO}, CLIPPED | {"objective": penalised}],
-    ids=["clip", "regularised", "cispo", "from outside"],
+    [CLIPPED, REGULARISED, {"objective": CISPO}, CLIPPED | {"objective": penalised}, MASKED],
+    ids=["clip", "regularised", "cispo", "from outside", "masked"],
 )
 def test_equals_the_two_steps_it_replaces(chunk_tokens, on_policy, settings):
     args, per_token = tokens()
@@ -166,6 +167,9 @@ def test_invalid_arguments_are_rejected():
     args, _ = tokens()
     with pytest.raises(ValueError, match="tis_cap=2.0 needs rollout_logprobs"):
         linear_policy_loss(*args, valid_vocab=VOCAB, tis_cap=2.0)
+    for level in ({"ratio_level": "geometric"}, {"mask_level": "sequence"}):
+        with pytest.raises(ValueError, match="needs whole sequences"):
+            linear_policy_loss(*args, valid_vocab=VOCAB, rollout_logprobs=args[3], **level)
     with pytest.raises(ValueError, match="'ppo'"):
         linear_policy_loss(*args, valid_vocab=VOCAB, objective="ppo")
     with pytest.raises(ValueError, match=r"\[3\]"):

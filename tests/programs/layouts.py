@@ -122,7 +122,8 @@ def five_updates(
 
 def edge_margin(policy, batches, algo: AlgoConfig) -> float:
     """How near any token's log ratio is to one of the objective's edges, on this rank."""
-    edges = [math.log(ratio) for ratio in (1 - algo.clip_low, 1 + algo.clip_high, algo.dual_clip)]
+    clip_low, clip_high = algo.clip_range
+    edges = [math.log(ratio) for ratio in (1 - clip_low, 1 + clip_high, algo.dual_clip)]
     nearest = math.inf
     for batch, output in zip(batches, policy.logprobs(batches), strict=True):
         log_ratio = (output[0] - batch.per_token["old_logprobs"])[batch.targets >= 0]

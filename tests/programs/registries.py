@@ -58,7 +58,7 @@ LENIENT = MetaRMKind(open=lambda config, context: Lenient())
 
 def one_step(folder: Path, *, metarm: str = "rule", **algo) -> dict[str, float]:
     """Metrics of a first step, which has one update, at a ratio of 1."""
-    settings = {"reward": "r_align", "num_updates": 1, "kl_coef": 0.0} | algo
+    settings = {"reward": "r_align", "num_updates": 1, "kl_coef": 0.0, "normalisation": "token"} | algo
     _, _, trainer = make_stage(folder, "rl", {}, "fp32", num_steps=1, **settings)
     trainer.run.metarm = MetaRMConfig(kind=metarm)
     validate(trainer.run, 1)

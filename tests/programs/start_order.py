@@ -7,15 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from ralign.engine.config.run import (
-    AlgoConfig,
-    CriticConfig,
-    EvalConfig,
-    GeneratorConfig,
-    GenRMRun,
-    MemoryConfig,
-    ModelConfig,
-)
+from ralign.engine.config.algo import AlgoConfig, CriticConfig
+from ralign.engine.config.run import EvalConfig, GeneratorConfig, GenRMRun, MemoryConfig, ModelConfig
 from ralign.engine.config.validation import validate
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Generator

@@ -5,15 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch.distributed as dist
-from ralign.engine.config.run import (
-    AlgoConfig,
-    CriticConfig,
-    GeneratorConfig,
-    GenRMRun,
-    ModelConfig,
-    OptimConfig,
-    SFTConfig,
-)
+from ralign.engine.config.algo import AlgoConfig, CriticConfig, OptimConfig
+from ralign.engine.config.run import GeneratorConfig, GenRMRun, ModelConfig, SFTConfig
 from ralign.engine.data.examples import encode, encode_answer
 from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.tokenizer import build_tokenizer

@@ -50,7 +50,7 @@ class FakeActor:
     def forward_backward(self, micro_batches, loss):
         self.learned.append(micro_batches)
 
-    def optimizer_step(self):
+    def optimizer_step(self, objection=None):
         return UpdateStats(loss=0.0, grad_norm=1.0, lr=1e-3, metrics={"num_tokens": 1.0})
 
     def weights_updated(self):

@@ -19,6 +19,7 @@ from ralign.engine.judging.comparisons import Schedule
 from ralign.engine.judging.judge import Judge, JudgeStopped, Reply
 from ralign.engine.judging.pairwise import PairwiseReward
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.sampling import StepSamples
 from ralign.engine.training.tasks import Response
 from ralign.engine.training.trainer import Trainer
 
@@ -179,15 +180,25 @@ def _shorter(pair):
     return r"\boxed{A}" if len(pair.response_A) < len(pair.response_B) else r"\boxed{B}"
 
 
-def test_the_oracle_too_pays_less_for_length(make_task):
+def test_a_length_penalty_stays_out_of_the_rewards_and_comes_after_their_normalisation(
+    make_task, make_session
+):
     run, examples, task = make_task()
     plain = rewards_of(task, make_samples(examples))
-    run.actor.length_penalty = 0.3
+    run.actor.length_penalty, run.generator.max_new_tokens = 0.3, 100
     moved = rewards_of(task, make_samples(examples))
+    assert plain.bonus is None and moved.values.tolist() == plain.values.tolist()
     # Three of four are worth something; lengths 3 to 6 (and 7 to 10) around their middle.
-    np.testing.assert_allclose(
-        moved.values - plain.values, [0.3 * 0.75 * x / 3 for x in (1.5, 0.5, -0.5, -1.5)] * 2, atol=1e-6
+    bonus = [0.3 * 0.75 * x / 100 for x in (1.5, 0.5, -0.5, -1.5)] * 2
+    np.testing.assert_allclose(moved.bonus, bonus, atol=1e-6)
+    trainer = Trainer(make_session(), run, task)
+    with_bonus, without = (
+        trainer.advantages(
+            StepSamples(responses=make_samples(examples), rewards=rewards, learned=np.arange(8), num_rounds=1)
+        ).numpy()
+        for rewards in (moved, plain)
     )
+    np.testing.assert_allclose(with_bonus - without, bonus, atol=1e-6)
 
 
 def test_what_the_judge_said_is_in_the_record_of_a_few_comparisons(make_task):
@@ -226,6 +237,11 @@ def test_against_a_reference_the_record_says_which_seat_it_had(make_task):
         assert "reference" in seats and seats != ["reference", "reference"]
 
 
+def as_samples(batch, task) -> StepSamples:
+    rewards = task.reward(batch)
+    return StepSamples(responses=batch, rewards=rewards, learned=np.arange(len(batch)), num_rounds=1)
+
+
 def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors(make_task, make_session):
     """A sample whose comparisons all failed has no advantage, and changes nobody else's."""
     run, examples, task = make_task(
@@ -241,7 +257,7 @@ def test_failed_calls_mask_and_the_step_goes_on_with_the_survivors(make_task, ma
 
     def advantages(batch):
         found = {}
-        for micro_batch in trainer.plan(batch, task.reward(batch))[0]:
+        for micro_batch in trainer.plan(as_samples(batch, task))[0]:
             for token in micro_batch.targets[micro_batch.targets >= 10].unique().tolist():
                 rows = micro_batch.targets == token
                 found[token] = tuple(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ralign.engine.algorithms import ppo
-from ralign.engine.algorithms.ppo import PPO, add_advantages, rewards_at_the_end
+from ralign.engine.algorithms.ppo import PPO, add_advantages, policy_lambda, rewards_at_the_end
 from ralign.engine.config.algo import CriticConfig
 from ralign.engine.data.packing import Sample, materialise
 
@@ -57,6 +57,35 @@ def test_advantages_and_returns_by_hand(alone):
     assert of_responses(batch, "advantages") == ADVANTAGES and of_responses(batch, "returns") == RETURNS
     assert sums.tolist() == [4, sum(ADVANTAGES), sum(x * x for x in ADVANTAGES)]
     assert (batch.per_token["advantages"][~batch.loss_mask] == 0).all()
+
+
+def test_the_policys_lambda_may_differ_from_the_critics(alone):
+    """By hand for lambda = 1, gamma = 1/2: A_t = sum of discounted rewards - V_t."""
+    batch = make_batch(FIRST, SECOND)
+    add_advantages([[batch]], CriticConfig(whiten=False, gamma=0.5, lam=0.5, policy_lam=1.0), None)
+    assert of_responses(batch, "returns") == RETURNS
+    assert of_responses(batch, "advantages") == [4 / 4 - 1, 4 / 2 - 2, 4 - 3, 1 - 0.5]
+
+
+def test_a_length_adaptive_lambda_is_that_of_the_answers_length(alone):
+    batch = make_batch(FIRST, SECOND)
+    lams = policy_lambda(batch, CriticConfig(length_adaptive=2.0))
+    assert lams[:2].tolist() == pytest.approx([1 - 1 / 6, 1 - 1 / 2])
+    assert len(lams) == len(batch.cu_seqlens) - 1  # with the padding
+    add_advantages([[batch]], CriticConfig(whiten=False, gamma=1.0, lam=1.0, length_adaptive=2.0), None)
+    deltas, lam = [1.0, 1.0, 1.0], 5 / 6
+    expected = [deltas[0] + lam * deltas[1] + lam**2 * deltas[2], deltas[1] + lam * deltas[2], deltas[2]]
+    assert of_responses(batch, "advantages") == pytest.approx([*expected, 0.5])
+    assert of_responses(batch, "returns") == pytest.approx([4.0, 4.0, 4.0, 1.0])
+
+
+def test_a_kl_term_may_be_taken_from_each_tokens_reward(alone):
+    batch = make_batch(FIRST, SECOND)
+    for name, value in (("old_logprobs", -1.0), ("ref_logprobs", -1.5)):
+        batch.per_token[name] = torch.where(batch.loss_mask, value, float("nan"))
+    add_advantages([[batch]], CriticConfig(whiten=False, gamma=1.0, lam=1.0), None, kl_coef=0.2)
+    # Each token costs 0.2 * 0.5; with gamma = lambda = 1 returns are the sums of the rewards to go.
+    assert of_responses(batch, "returns") == pytest.approx([4 - 0.3, 4 - 0.2, 4 - 0.1, 1 - 0.1])
 
 
 @pytest.mark.parametrize(

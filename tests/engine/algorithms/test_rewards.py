@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from ralign.engine.algorithms.rewards import LABEL, R_ALIGN, Reward, check_failures, score
+from ralign.engine.algorithms.rewards import LABEL, LABEL_RATIONALE, R_ALIGN, Reward, check_failures, score
 from ralign.engine.config.registry import REWARDS
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
@@ -13,6 +13,7 @@ from ralign.engine.runtime.errors import UserError
 VERDICTS = ["A", "A", "A", "A", "B", None, None]
 LABELS = ["A", "A", "A", "A", "A", "A", "B"]
 SKIP = Outcome.SKIPPED
+TWO_ORDERS = {"groups": np.array([0, 1]), "other_groups": np.array([1, 0])}
 OUTCOMES = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CALL_FAIL, Outcome.PARSE_FAIL, SKIP, SKIP, SKIP]
 
 
@@ -58,10 +59,10 @@ def test_with_both_orders_a_sample_earns_only_what_its_partner_earns():
     labels = ["A", "B"] * 5
     outcomes = [Outcome.CORRECT, Outcome.CORRECT, Outcome.CORRECT, SKIP, Outcome.CORRECT, Outcome.INCORRECT]
     outcomes += [Outcome.CORRECT, SKIP, SKIP, SKIP]
-    partners = [n ^ 1 for n in range(10)]
-    aligned = score(R_ALIGN, verdicts, labels, outcomes, partners=partners, invalid_reward=-1.0)
+    orders = {"groups": np.arange(10), "other_groups": np.arange(10) ^ 1}
+    aligned = score(R_ALIGN, verdicts, labels, outcomes, invalid_reward=-1.0, **orders)
     assert aligned.values.tolist() == [1, 1, 0, 0, 0, 0, 0, -1, 0, 0]
-    label = score(LABEL, verdicts, labels, outcomes, partners=partners)
+    label = score(LABEL, verdicts, labels, outcomes, **orders)
     assert label.values.tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0, 0]
     assert aligned.valid.all() and label.valid.all()
     assert aligned.swap_consistency == pytest.approx(6 / 10)
@@ -86,7 +87,7 @@ def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
         return {0, 1} if outcome.failed else {int(outcome is Outcome.CORRECT)}
 
     verdicts, outcomes = zip(own, other, strict=True)
-    rewards = score(REWARDS.load(name), verdicts, ["A", "A"], outcomes, invalid_reward=-1.0, partners=[1, 0])
+    rewards = score(REWARDS.load(name), verdicts, ["A", "A"], outcomes, invalid_reward=-1.0, **TWO_ORDERS)
     values = {a * b for a in possible(*own) for b in possible(*other)}
     if own[0] is None:
         assert (rewards.values[0], rewards.valid[0]) == (-1, True)
@@ -99,8 +100,9 @@ def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
 @pytest.mark.parametrize(
     ("own", "other", "value"),
     [
-        (0.75, 0.25, 0.25),
-        (0.25, 0.75, 0.25),
+        (0.75, 0.25, 0.1875),
+        (0.25, 0.75, 0.1875),
+        (0.25, -0.75, 0.0),
         (math.nan, 0.25, None),
         (0.25, math.nan, None),
         (math.nan, math.nan, None),
@@ -110,8 +112,47 @@ def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
 )
 def test_both_orders_of_a_real_valued_reward(own, other, value):
     reward = Reward(lambda samples: np.array([own, other]))
-    rewards = score(reward, ["A", "B"], ["A", "B"], partners=[1, 0])
+    rewards = score(reward, ["A", "B"], ["A", "B"], **TWO_ORDERS)
     assert rewards.valid[0] == (value is not None) and rewards.values[0] == (value or 0)
+
+
+def test_a_failed_review_may_count_as_its_groups_share_of_correct_ones():
+    outcomes = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CORRECT, Outcome.CALL_FAIL, SKIP]
+    outcomes += [Outcome.PARSE_FAIL, SKIP]  # a group without a review: the batch's share
+    verdicts, groups = ["A", "A", "A", "A", "B", "A", "B"], np.array([0] * 5 + [1] * 2)
+    masked, imputed = (
+        score(R_ALIGN, verdicts, ["A"] * 7, outcomes, groups=groups, impute=impute)
+        for impute in (False, True)
+    )
+    assert masked.valid.tolist() == [True] * 3 + [False, True, False, True]
+    assert imputed.valid.all()
+    assert imputed.values.tolist() == pytest.approx([1, 0, 1, 2 / 3, 0, 2 / 3, 0])
+    assert imputed.num_judge_failed == 2 and imputed.f_score == masked.f_score
+    nothing = score(R_ALIGN, ["A"], ["A"], [Outcome.CALL_FAIL], impute=True)
+    assert not nothing.valid.any()
+
+
+def test_imputation_is_unbiased_where_failures_are_independent_of_the_outcome():
+    """The mean of 4 right samples of 8, 3 of them Correct, under failures of 30 %: masking pays survivors too much."""
+    rng, outcomes = np.random.default_rng(0), [Outcome.CORRECT] * 3 + [Outcome.INCORRECT] + [SKIP] * 4
+    verdicts, means = ["A"] * 4 + ["B"] * 4, {True: [], False: []}
+    for _ in range(3000):
+        failed = rng.random(4) < 0.3
+        if failed.all():
+            continue
+        drawn = [Outcome.CALL_FAIL if n < 4 and failed[n] else outcome for n, outcome in enumerate(outcomes)]
+        for impute, found in means.items():
+            rewards = score(R_ALIGN, verdicts, ["A"] * 8, drawn, impute=impute)
+            found.append(rewards.values[rewards.valid].mean())
+    assert np.mean(means[True]) == pytest.approx(3 / 8, abs=0.005)
+    assert np.mean(means[False]) < 3 / 8 - 0.02  # the wrong ones cannot fail: the baseline is too low
+
+
+def test_a_reward_of_parts_is_their_sum():
+    rewards = score(LABEL_RATIONALE, VERDICTS, LABELS, OUTCOMES, invalid_reward=-1.0)
+    assert rewards.parts.tolist() == [[1, 1], [1, 0], [0, 0], [0, 0], [0, 0], [-0.5, -0.5], [-0.5, -0.5]]
+    assert rewards.values.tolist() == [2, 1, 0, 0, 0, -1, -1]
+    assert rewards.valid.tolist() == [True, True, False, False, True, True, True]
 
 
 @pytest.mark.parametrize("value", [7.0, math.nan])
@@ -119,7 +160,7 @@ def test_a_missing_verdict_earns_nothing_whatever_the_function_returns(value):
     reward = Reward(lambda samples: np.where(samples.invalid, value, 1.0))
     alone = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0)
     assert alone.values.tolist() == [-1, 1] and alone.valid.all()
-    both = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0, partners=[1, 0])
+    both = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0, **TWO_ORDERS)
     assert both.values.tolist() == [-1, 0] and both.valid.all()
 
 

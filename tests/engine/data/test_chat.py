@@ -10,9 +10,12 @@ from ralign.engine.data.chat import (
     control_ids,
     encode_messages,
     encode_text,
+    pair_messages,
     without_control,
 )
 from ralign.engine.data.examples import decode_answer
+from ralign.engine.data.pairs import Pair
+from ralign.engine.data.prompts import FULL, render
 from ralign.engine.data.tokenizer import build_tokenizer
 from ralign.engine.data.verdicts import released_verdict, verdict_of
 from ralign.engine.runtime.errors import UserError
@@ -171,3 +174,97 @@ def test_a_plain_template_with_control_strings_is_refused(tokenizer):
     check_plain_template("Note: {prompt} <b>", tokenizer)
     with pytest.raises(UserError, match=r"data.template: <\|im_start\|> is a special token"):
         check_plain_template("<|im_start|>user\n{prompt}", tokenizer)
+
+
+# Like Gemma's: no system role, and the roles alternate.
+_ALTERNATES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate\nuser/assistant') }}{% endif %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_NO_TRIM = _ALTERNATES.replace(" | trim", "")
+# It writes the user's and the assistant's messages, and drops others without a word.
+_OMITS = (
+    "{% for message in messages if message.role in ('user', 'assistant') %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REFUSING = {"alternates": _ALTERNATES, "without trim": _NO_TRIM, "omits": _OMITS}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+@settings(max_examples=30, deadline=None)
+@given(contents=st.lists(harmless, min_size=2, max_size=4))
+def test_a_template_without_a_system_role_gets_its_text_before_the_user_s(tokenizer, name, contents):
+    tokenizer.chat_template = REFUSING[name]
+    rows = [{"role": role, "content": content} for role, content in turns(contents)]
+    merged = [{"role": "user", "content": f"{contents[0]}\n\n{contents[1]}"}, *rows[2:]]
+    expected = tokenizer.apply_chat_template(merged, add_generation_prompt=True, return_dict=False)
+    (prompt,) = encode_messages([turns(contents)], tokenizer, chat=True)
+    assert prompt.ids.tolist() == expected
+    (without,) = encode_messages([turns(contents)[1:]], tokenizer, chat=True)
+    expected = tokenizer.apply_chat_template(rows[1:], add_generation_prompt=True, return_dict=False)
+    assert without.ids.tolist() == expected
+
+
+@pytest.mark.parametrize("name", REFUSING)
+@settings(max_examples=30, deadline=None)
+@given(contents=st.lists(hostile, min_size=2, max_size=2))
+def test_a_joined_system_text_is_no_control_either_and_keeps_its_source(tokenizer, name, contents):
+    tokenizer.chat_template = REFUSING[name]
+    contents = [f"a{content}b" for content in contents]
+    prompt, clean = encode_messages([turns(contents), turns(["ab", "ab"])], tokenizer, chat=True)
+    control = control_ids(tokenizer)
+    assert sum(id in control for id in prompt.ids.tolist()) == sum(id in control for id in clean.ids.tolist())
+    for index, content in enumerate(contents):
+        shown = tokenizer.decode(prompt.ids[prompt.sources == index])
+        assert shown == content or "  " in content  # a token of two spaces may begin in the template
+
+
+def test_a_full_judge_template_is_asked_whole_of_a_model_without_a_system_role(tokenizer):
+    pair = Pair(
+        id="p", source="s", conversations=[{"role": "user", "content": "Q"}], response_A="one", response_B="two",
+        gt_label="A", gt_judgment="x",
+    )  # fmt: skip
+    tokenizer.chat_template = _NO_TRIM
+    (prompt,) = encode_messages([pair_messages(FULL, pair)], tokenizer, chat=True)
+    assert tokenizer.decode(prompt.ids) == (
+        f"<|im_start|>user\n{render(FULL, pair)}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        (
+            ("user", "user"),
+            "fails for the roles user, user: TemplateError: roles must alternate user/assistant",
+        ),
+        (("user", "assistant"), None),
+        (("assistant", "user"), "fails for the roles assistant, user: "),
+        (("system",), "fails for the roles system: TemplateError: System role not supported"),
+        (("system", "assistant", "user"), "fails for the roles system, assistant, user: "),
+    ],
+)
+def test_roles_that_a_template_refuses_are_one_line_with_the_pair_s_id(tokenizer, roles, said):
+    tokenizer.chat_template = _ALTERNATES
+    good = (("user", "x"),)
+    prompts, ids = [good, tuple((role, "x") for role in roles), good], ["first", "odd", "last"]
+    if said is None:
+        assert len(encode_messages(prompts, tokenizer, chat=True, ids=ids)) == 3
+        return
+    with pytest.raises(UserError) as error:
+        encode_messages(prompts, tokenizer, chat=True, ids=ids)
+    assert str(error.value).startswith("pair odd: the chat template in ") and said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_drops_a_message_is_no_prompt(tokenizer):
+    tokenizer.chat_template = (
+        "{% for message in messages if message.role == 'user' %}{{ message.content }}{% endfor %}"
+    )
+    with pytest.raises(
+        UserError, match="leaves out the assistant message of the roles user, assistant, user"
+    ):
+        encode_messages([turns(["s", "a", "b", "c"])[1:]], tokenizer, chat=True)

@@ -1,10 +1,12 @@
 """Published layouts: small files made in them, loaded by `datasets` as the published ones are."""
 
 import contextlib
+import json
 
 import pytest
 from ralign.engine.data.cli import _main
-from ralign.engine.data.converters import LAYOUTS, convert, load_rows
+from ralign.engine.data.converters import convert, load_rows
+from ralign.engine.data.layouts import LAYOUTS, MAX_TIES_PAIRS
 from ralign.engine.data.pairs import read_pairs
 from ralign.engine.runtime.errors import UserError
 
@@ -105,6 +107,10 @@ _R_ALIGN = [
     }
     for n, source in enumerate(({"name": "skywork", "part": "x"}, {"name": "math", "part": None}))
 ]
+_CHOSEN_REJECTED = [
+    {"prompt": "2+2?", "chosen": "4", "rejected": "5", "score": 0.5},
+    {"prompt": "Name a colour", "chosen": "red", "rejected": "red ", "score": 0.1},
+]
 ROWS = {
     "helpsteer3": _HELPSTEER3,
     "rewardbench2": _REWARDBENCH2,
@@ -113,6 +119,7 @@ ROWS = {
     "code": _CODE,
     "math": _MATH,
     "r_align": _R_ALIGN,
+    "chosen_rejected": _CHOSEN_REJECTED,
 }
 
 
@@ -151,7 +158,7 @@ def worse(pair):
 # layout -> (better, worse) of each pair, rows left out
 EXPECTED = {
     "helpsteer3": ([("sorted(x)", "x.sorted()"), ("In Norway", "In Peru")], {"tie": 1}),
-    "rewardbench2": ([("4", "5"), ("4", "22"), ("4", "3"), ("red", "seven")], {}),
+    "rewardbench2": ([("4", "5"), ("4", "22"), ("4", "3"), ("red", "seven"), ("blue", "seven")], {}),
     "ppe": ([("one", "two"), ("two", "one")], {"tie": 2}),
     "skywork": ([("good", "bad")] * 40, {"chosen and rejected answer different prompts": 1}),
     "code": ([(_CODE[0]["accepted"], _CODE[0]["rejected"])], {"equal responses": 1, "empty response": 1}),
@@ -166,6 +173,7 @@ EXPECTED = {
         {"empty response": 1},
     ),
     "r_align": ([("Norway", "Peru")] * 2, {}),
+    "chosen_rejected": ([("4", "5")], {"equal responses": 1}),
 }
 
 
@@ -230,8 +238,6 @@ def test_another_layout_is_named_with_what_it_lacks(tmp_path):
     with pytest.raises(UserError, match="unknown layout 'x'"):
         convert("x", [])
     with pytest.raises(UserError, match="no row can be converted to a pair"):
-        import json
-
         (tmp_path / "c.jsonl").write_text(json.dumps(_CODE[1]) + "\n")
         _main(["convert", "code", f"{tmp_path}/c.jsonl", f"{tmp_path}/o.jsonl"])
 
@@ -249,6 +255,151 @@ def test_a_source_that_is_not_there_and_a_split_that_must_be_chosen(tmp_path, mo
     with pytest.raises(UserError, match="splits train, test: choose one with --split"):
         load_rows(f"{tmp_path}/two")
     assert len(list(load_rows(f"{tmp_path}/two", split="test"))) == len(_MATH)
+
+
+def test_every_right_answer_of_a_ties_prompt_is_paired_with_every_wrong_one():
+    rows = [{**_REWARDBENCH2[1], "chosen": ["red", "blue", "green"], "rejected": ["seven", "oak"]}]
+    pairs = convert("rewardbench2", rows).pairs
+    expected = {(right, wrong) for right in rows[0]["chosen"] for wrong in rows[0]["rejected"]}
+    assert len(pairs) == 6 and {(better(pair), worse(pair)) for pair in pairs} == expected
+    assert {pair.meta["prompt_id"] for pair in pairs} == {"18"}
+    other = convert("rewardbench2", [{**rows[0], "subset": "Focus"}]).pairs
+    assert [(better(pair), worse(pair)) for pair in other] == [("red", "seven"), ("red", "oak")]
+
+
+@pytest.mark.parametrize(("num_right", "num_wrong"), [(26, 4), (5, 30), (64, 64), (8, 8), (9, 9), (63, 2)])
+def test_a_ties_prompt_gives_a_bounded_number_of_pairs_that_use_every_answer(num_right, num_wrong):
+    row = {
+        **_REWARDBENCH2[1],
+        "chosen": [f"right {n}" for n in range(num_right)],
+        "rejected": [f"wrong {n}" for n in range(num_wrong)],
+    }
+    found = convert("rewardbench2", [row])
+    pairs = {(better(pair), worse(pair)) for pair in found.pairs}
+    assert len(pairs) == len(found.pairs) == min(num_right * num_wrong, MAX_TIES_PAIRS)
+    assert {right for right, _ in pairs} == {*row["chosen"]}
+    assert {wrong for _, wrong in pairs} == {*row["rejected"]}
+    beyond = f"pairs of a Ties prompt beyond {MAX_TIES_PAIRS}"
+    assert found.left_out == ({beyond: 1} if num_right * num_wrong > MAX_TIES_PAIRS else {})
+
+
+def test_one_empty_answer_of_several_leaves_the_others():
+    found = convert("rewardbench2", [{**_REWARDBENCH2[0], "rejected": ["5", "", "3"]}])
+    assert [worse(pair) for pair in found.pairs] == ["5", "3"] and found.left_out == {"empty response": 1}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def answer(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"question": "Q", "good": "yes", "bad": "no"}, [user("Q")]),
+        ({"question": [user("Q")], "good": "yes", "bad": "no"}, [user("Q")]),
+        ({"question": "Q", "good": [answer("yes")], "bad": [answer("no")]}, [user("Q")]),
+        ({"question": "Q", "good": [user("Q"), answer("yes")], "bad": [user("Q"), answer("no")]}, [user("Q")]),
+        (
+            {"question": "Q", "good": [{"role": "system", "content": "S"}, user("Q"), answer("yes")],
+             "bad": [{"role": "system", "content": "S"}, user("Q"), answer("no")]},
+            [{"role": "system", "content": "S"}, user("Q")],
+        ),
+        (
+            {"question": None, "good": [user("Q"), answer("a"), user("R"), answer("yes")],
+             "bad": [user("Q"), answer("a"), user("R"), answer("no")]},
+            [user("Q"), answer("a"), user("R")],
+        ),
+    ],
+)  # fmt: skip
+def test_chosen_and_rejected_are_texts_or_dialogues_in_columns_of_any_name(row, turns):
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    (pair,) = convert("chosen_rejected", [row], columns=columns).pairs
+    assert pair.conversations == turns and (better(pair), worse(pair)) == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Q", "chosen": [user("R"), answer("a")], "rejected": [user("R"), answer("b")]},
+         "chosen answers another prompt than the prompt column has"),
+        ({"chosen": [user("Q"), answer("a")], "rejected": [user("R"), answer("b")]},
+         "chosen and rejected answer different prompts"),
+        ({"prompt": "Q", "chosen": [answer("a"), user("b")], "rejected": [answer("a"), user("c")]},
+         "a dialogue that does not end in an answer"),
+        ({"chosen": "a", "rejected": "b"}, "empty prompt"),
+        ({"prompt": "Q", "chosen": {"text": "a"}, "rejected": "b"}, "a dict in place of a text"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_comparison_are_left_out(row, reason):
+    assert convert("chosen_rejected", [row]).left_out == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--columns", "chosen=nowhere"], "row 0 has no column 'nowhere'"),
+        (["--columns", "winner=chosen"], "--columns winner=…: the columns of chosen_rejected that can be named are"),
+        (["--columns", "chosen"], "--columns chosen: expected NAME=COLUMN"),
+        (["--labels", "0=A,1=B"], "--labels is for the layout r_align"),
+        (["--labels", "0=C"], "--labels 0=C: expected LABEL=A,LABEL=B"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_option_is_named(tmp_path, options, said):
+    write(tmp_path / "c.jsonl", _CHOSEN_REJECTED)
+    with pytest.raises(UserError) as error:
+        _main(["convert", "chosen_rejected", f"{tmp_path}/c.jsonl", f"{tmp_path}/o.jsonl", *options])
+    assert said in str(error.value)
+    with pytest.raises(UserError, match="pairs are written as JSON lines"):
+        _main(["convert", "chosen_rejected", f"{tmp_path}/c.jsonl", f"{tmp_path}/o.parquet"])
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_labels_and_ids_as_people_have_them(tmp_path, capsys):
+    labels = ["A", "b", " B ", 0, 1, "0", True, 1.0, "tie", "Tie (bothbad)", None, 2]
+    rows = [{**_R_ALIGN[0], "id": 100 + n, "gt_label": label} for n, label in enumerate(labels)]
+    write(tmp_path / "r.jsonl", rows)
+    args = ["convert", "r_align", f"{tmp_path}/r.jsonl", f"{tmp_path}/o.jsonl"]
+    with pytest.raises(UserError, match="row 3: gt_label 0 can mean either response: .* --labels 0=A,1=B"):
+        _main(args)
+    assert not (tmp_path / "o.jsonl").exists()
+    _main([*args, "--labels", "0=A,1=B,true=A,2=tie"])
+    pairs = read_pairs(tmp_path / "o.jsonl")
+    assert [(pair.id, pair.gt_label) for pair in pairs] == list(
+        zip([f"{100 + n}" for n in range(8)], "ABBABAAB", strict=True)
+    )
+    assert "left out: 3 tie, 1 no gt_label" in capsys.readouterr().out
+    _main([*args, "--labels", "0=B,1=A,true=A,2=tie"])
+    assert "".join(pair.gt_label for pair in read_pairs(tmp_path / "o.jsonl")) == "ABBBABAA"
+
+
+def test_columns_of_two_responses_with_a_label_have_any_names(tmp_path):
+    rows = [{"q": "1+1?", "first": "2", "second": "3", "winner": "a", "why": "3 is wrong. \\boxed{A}"}]
+    write(tmp_path / "r.jsonl", rows)
+    names = "conversations=q,response_A=first,response_B=second,gt_label=winner,gt_judgment=why"
+    _main(["convert", "r_align", f"{tmp_path}/r.jsonl", f"{tmp_path}/o.jsonl", "--columns", names])
+    (pair,) = read_pairs(tmp_path / "o.jsonl")
+    assert (pair.response_A, pair.gt_label, pair.gt_judgment) == ("2", "A", rows[0]["why"])
+    assert pair.conversations == [user("1+1?")]
+
+
+def test_contents_of_two_types_are_read_from_json_and_dates_stay_text(tmp_path):
+    """Arrow's reader wants one type a column, and makes dates of texts."""
+    parts = [{"role": "user", "content": [{"type": "text", "text": "When?"}]}]
+    rows = [
+        {**_R_ALIGN[0], "id": "a", "response_A": "2026-01-02T03:04:05", "conversations": [user("When?")]},
+        {**_R_ALIGN[0], "id": "b", "response_A": "2026-01-02T03:04:05", "conversations": parts, "extra": 1},
+    ]
+    write(tmp_path / "r.json", rows)
+    first, second = convert("r_align", load_rows(f"{tmp_path}/r.json")).pairs
+    assert first.conversations == second.conversations == [user("When?")]
+    assert first.response_A == second.response_A == "2026-01-02T03:04:05"
 
 
 def test_ids_are_unique_also_where_a_set_has_such_ids_itself():

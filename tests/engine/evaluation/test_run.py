@@ -58,7 +58,7 @@ def answers(pairs):
 def _command(tmp_path, server, *more, metarm="rule", out="out"):
     model = f"endpoint:{server.url}#judge"
     command = ["run", "--pairs", f"{tmp_path}/dev.jsonl", "--model", model, "--metarm", metarm]
-    command += ["--template", "compact", "--out", f"{tmp_path}/{out}", "--bootstrap", "50", "--retries", "0"]
+    command += ["--template", "compact", "--out", f"{tmp_path}/{out}", "--draws", "50", "--retries", "0"]
     return [*command, *more]
 
 
@@ -410,7 +410,7 @@ def tiny_model(tmp_path_factory):
 def test_a_folder_is_judged_in_this_process(tmp_path, pairs, tiny_model):
     command = ["run", "--pairs", f"{tmp_path}/dev.jsonl", "--model", f"tiny={tiny_model}", "--metarm", "rule"]
     command += ["--out", f"{tmp_path}/out", "--template", "compact", "--max-new-tokens", "24"]
-    command += ["--kv-cache-gib", "0.1", "--max-num-seqs", "128", "--bootstrap", "50", "--both-orders"]
+    command += ["--kv-cache-gib", "0.1", "--max-num-seqs", "128", "--draws", "50", "--both-orders"]
     program = [sys.executable, "-m", "ralign.engine.evaluation.cli", *command]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=500)

@@ -80,7 +80,7 @@ def test_parity_with_the_released_definitions_on_every_outcome_mixed(tmp_path, s
     assert {row["metarm_verdict"] for row in rows} == {
         "Correct", "Incorrect", "CallFail", "ParseFail", "SkippedLabelMismatch",
     }  # fmt: skip
-    _main(["score", write(tmp_path / "helpsteer3.jsonl", rows), "--json", "--bootstrap", "200"])
+    _main(["score", write(tmp_path / "helpsteer3.jsonl", rows), "--json", "--draws", "200"])
     result = json.loads(capsys.readouterr().out)["models"]["judge-8b"]["helpsteer3"]
     assert result["num_pairs"] == NUM_ROWS
     for name, exact in released(rows).items():
@@ -128,7 +128,7 @@ def test_both_orders_give_swap_consistency_and_both_order_l_acc(tmp_path):
     for row, verdict in zip(rows, swapped, strict=True):
         row["model_pred_swapped"] = verdict
     judged = read_files([write(tmp_path / "t.jsonl", rows)])
-    result = score(judged, subset_field="source", num_bootstrap=100, seed=0)["judge-8b"]["t"]
+    result = score(judged, subset_field="source")["judge-8b"]["t"]
     assert result["l_acc"]["value"] == 0.6  # the official figure is that of the single order
     assert result["both_order_l_acc"]["value"] == 0.4
     assert result["swap_consistency"]["value"] == 0.6  # four right twice, two wrong twice
@@ -138,9 +138,7 @@ def test_one_pair_without_the_second_order_means_no_figure_for_both(tmp_path):
     rows = mixed_rows(0, 20)
     for row in rows[1:]:
         row["model_pred_swapped"] = "A"
-    result = score(
-        read_files([write(tmp_path / "t.jsonl", rows)]), subset_field="source", num_bootstrap=10, seed=0
-    )["judge-8b"]["t"]
+    result = score(read_files([write(tmp_path / "t.jsonl", rows)]), subset_field="source")["judge-8b"]["t"]
     assert result["swap_consistency"] is None and "both_order_l_acc" not in result
 
 
@@ -153,7 +151,7 @@ def test_failed_calls_of_the_judge_stand_beside_the_wrong_verdicts_that_they_mak
         row["model_pred_swapped"], row["model_judgment_swapped"] = "B", "\\boxed{B}"
     rows[9]["model_pred_swapped"] = rows[9]["model_judgment_swapped"] = None
     files.append(write(tmp_path / "two.jsonl", rows))
-    _main(["score", *files, "--json", "--bootstrap", "10", "--out", f"{tmp_path}/out"])
+    _main(["score", *files, "--json", "--draws", "10", "--out", f"{tmp_path}/out"])
     tests = json.loads(capsys.readouterr().out)["models"]["judge-8b"]
     assert [tests[test]["num_call_fail"] for test in ("one", "two")] == [3, 3]
     assert tests["one"]["num_parse_fail"] == 6 and tests["one"]["l_acc"]["value"] == 0.4
@@ -164,7 +162,7 @@ def test_failed_calls_of_the_judge_stand_beside_the_wrong_verdicts_that_they_mak
     assert [[row.split(",")[n] for n in columns] for row in (one, two)] == [["3", ""], ["3", "1"]]
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<th>Calls failed</th>" in page and "<td>3 + 1 swapped</td>" in page
-    _main(["score", *files, "--bootstrap", "10"])
+    _main(["score", *files, "--draws", "10"])
     text = capsys.readouterr().out
     assert "Calls failed" in text and " 3 + 1 swapped " in text
 
@@ -209,7 +207,7 @@ def test_files_of_the_released_evaluator_are_one_test_of_several_models(tmp_path
         write(tmp_path / f"helpsteer3_aug__{name}_metarm_gemini-3-pro.jsonl", mixed_rows(n, 60, model=model))
         for n, (model, name) in enumerate(names.items())
     ]
-    _main(["score", *files, "--json", "--bootstrap", "10"])
+    _main(["score", *files, "--json", "--draws", "10"])
     summary = json.loads(capsys.readouterr().out)
     assert {model: list(tests) for model, tests in summary["models"].items()} == dict.fromkeys(
         names, ["helpsteer3_aug"]
@@ -232,7 +230,7 @@ def _released_summary(folder):
 def test_judged_files_are_written_for_the_released_summary_and_read_back(tmp_path):
     rows = {("m 1", "t__1"): mixed_rows(0, 30), ("m2", "t__1"): mixed_rows(1, 30)}
     files = [f"{m}={write(tmp_path / m / f'{t}.jsonl', found)}" for (m, t), found in rows.items()]
-    _main(["score", *files, "--bootstrap", "10", "--released", f"{tmp_path}/result_metarm"])
+    _main(["score", *files, "--draws", "10", "--released", f"{tmp_path}/result_metarm"])
     found = _released_summary(tmp_path / "result_metarm")
     assert {model: list(tests) for model, tests in found.items()} == {"m_1": ["t_1"], "m2": ["t_1"]}
     again = read_files([str(found[name]["t_1"]) for name in ("m_1", "m2")])
@@ -241,7 +239,7 @@ def test_judged_files_are_written_for_the_released_summary_and_read_back(tmp_pat
     ]
     with pytest.raises(UserError, match="m_2 on t__1 and m 2 on t__1 would both be t_1__m_2.jsonl"):
         same = [f"{m}={file.partition('=')[2]}" for m, file in zip(("m 2", "m_2"), files, strict=True)]
-        _main(["score", *same, "--bootstrap", "10", "--released", f"{tmp_path}/x"])
+        _main(["score", *same, "--draws", "10", "--released", f"{tmp_path}/x"])
 
 
 def _mcnemar(num_gained, num_lost):
@@ -288,7 +286,41 @@ def test_p_values_are_even_where_models_are_alike_and_small_where_one_has_better
         assert least - 4 * low**0.5 < share < level + 4 * high**0.5
     better = compare(model(0.5), model(0.75))
     assert better["s_corr"]["p_value"] < 0.002 and better["s_corr"]["high"] < 0 < better["f_score"]["low"]
-    assert better["l_acc"] == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
+    same = better["l_acc"]  # both are right in all 150
+    assert (same["difference"], same["p_value"]) == (0, 1) and same["high"] == -same["low"]
+    assert same["high"] == pytest.approx(0.025, abs=1e-3)
+
+
+def test_pairs_of_one_prompt_are_compared_together():
+    rng = np.random.default_rng(0)
+    wrong, correct = categorise(["B", "A"], ["A", "A"], ["SkippedLabelMismatch", "Correct"])
+    old, new = (np.where(rng.random(150) < share, correct, wrong) for share in (0.6, 0.7))
+    single = compare(old, new)
+    prompts = [f"prompt {n}" for n in range(150) for _ in range(3)]
+    tripled = compare(old.repeat(3), new.repeat(3), clusters=prompts)
+    naive = compare(old.repeat(3), new.repeat(3))
+    assert tripled["l_acc"]["p_value"] == pytest.approx(single["l_acc"]["p_value"], abs=0.015)
+    assert naive["l_acc"]["p_value"] < single["l_acc"]["p_value"] / 3
+    widths = [found["l_acc"]["high"] - found["l_acc"]["low"] for found in (single, tripled, naive)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.01)
+    assert widths[1] == pytest.approx(3**0.5 * widths[2], rel=0.03)
+
+
+def test_prompts_are_found_in_judged_files(tmp_path):
+    """Three rows a prompt, by the turns or by meta.prompt_id, against rows that each have their own."""
+    rows = mixed_rows(0, 60)
+    thrice = [{**row, "id": f"{row['id']}-{n}"} for row in rows for n in range(3)]
+    apart = [{**row, "conversations": [{"role": "user", "content": row["id"]}]} for row in thrice]
+    by_id = [{**row, "meta": {**row["meta"], "prompt_id": row["id"].split("-")[0]}} for row in apart]
+    names = ("rows", "thrice", "apart", "by_id")
+    files = [
+        f"{name}={write(tmp_path / name / 't.jsonl', content)}"
+        for name, content in zip(names, (rows, thrice, apart, by_id), strict=True)
+    ]
+    found = score(read_files(files), subset_field="source")
+    widths = [found[name]["t"]["l_acc"]["high"] - found[name]["t"]["l_acc"]["low"] for name in names]
+    assert widths[1] == widths[3] == pytest.approx(widths[0], rel=0.02)
+    assert widths[1] / widths[2] == pytest.approx(3**0.5, rel=0.03)
 
 
 def test_comparing_wants_the_same_labels(tmp_path):
@@ -304,7 +336,7 @@ def test_the_terminal_shows_failures_subsets_and_comparisons(tmp_path, capsys):
     files = [
         write(tmp_path / m / "ppe.jsonl", mixed_rows(n, 300, model=m)) for n, m in enumerate(("m1", "m2"))
     ]
-    _main(["score", *files, "--bootstrap", "50"])
+    _main(["score", *files, "--draws", "50"])
     text = capsys.readouterr().out
     assert "…" not in text and "ppe (300 pairs)" in text and " call, " in text and "ppe: math" in text
     assert "m2 against m1" in text and "], p " in text
@@ -326,7 +358,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
         (["score", str(tmp_path / "none.jsonl")], "none.jsonl: No such file"),
         (["score"], "required: FILE"),
         (["sore"], "invalid choice: 'sore'"),
-        (["score", "x", "--bootstrap", "0"], "'0' is not a whole number"),
+        (["score", "x", "--draws", "0"], "'0' is not a whole number"),
     ):
         done = _command(*args)
         assert done.returncode == 2 and said in done.stderr, done.stderr

@@ -11,8 +11,10 @@ from ralign.engine.judging.client_reply import (
     MAX_REPLY_BYTES,
     MAX_TOKENS,
     Failure,
+    ServerError,
     decoded,
     read_completion,
+    refusal,
     retry_after_s,
     shown,
 )
@@ -102,3 +104,20 @@ def test_a_servers_words_are_one_printable_line_without_the_key():
     assert text.isprintable() and "sk-1" not in text and "abc" not in text and "Bearer ***" in text
     assert len(shown("x" * 1000)) == 300
     assert "sk" not in shown("x" * 298 + "sk-1", "sk-1")  # the key is not cut before it is found
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "too_long"),
+    [
+        (400, "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens", True),
+        (413, "Payload Too Large", True),
+        (400, "prompt is too long: 210000 tokens > 200000 maximum", True),
+        (400, "the request exceeds the available context size", True),
+        (400, "Unsupported parameter: max_tokens", False),
+        (500, "maximum context length", False),  # it is retried
+        (401, "maximum context length", False),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_from_other_refusals(status, message, too_long):
+    failure = refusal("who", status, b"{}", ServerError(message=message, status=None))
+    assert failure.too_long is too_long

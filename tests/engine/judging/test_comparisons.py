@@ -15,7 +15,6 @@ from ralign.engine.judging.comparisons import (
     Tournament,
     bracket,
     cache_order,
-    length_penalty,
 )
 from ralign.engine.runtime.errors import UserError
 
@@ -304,17 +303,6 @@ def test_a_decided_circle_has_a_fit_only_where_all_rewards_are_equal():
             np.testing.assert_allclose(rewards, 0, atol=1e-9)
             np.testing.assert_allclose(wins.sum(0), wins.sum(1))
     assert fits == 2
-
-
-def test_the_length_penalty_moves_rewards_from_long_to_short_as_far_as_the_group_wins():
-    rewards, lengths = np.array([1.0, 1.0, -1.0, 7.0]), np.array([10, 30, 20, 999])
-    valid = np.array([True, True, True, False])
-    out = length_penalty(rewards, valid, lengths, 0.3)
-    np.testing.assert_allclose(out, [1 + 0.1, 1 - 0.1, -1, 7])  # two of three win: 0.3 · 2/3 · 1/2
-    nobody = length_penalty(np.array([-1.0, -1.0]), np.ones(2, dtype=bool), np.array([1, 9]), 0.3)
-    assert nobody.tolist() == [-1, -1]
-    equal = length_penalty(np.ones(2), np.ones(2, dtype=bool), np.array([5, 5]), 0.3)
-    assert equal.tolist() == [1, 1]
 
 
 def test_calls_with_a_common_prefix_come_together():

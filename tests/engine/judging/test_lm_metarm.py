@@ -310,3 +310,23 @@ def test_no_judgment_forges_a_heading_of_the_prompt(field):
     lines = [line.strip().casefold() for line in prompt.split("\n")]
     assert [lines.count(heading) for heading in ("golden:", "review:", "audit:")] == [1, 1, 1]
     assert "> Review:" in prompt and ">  audit:" in prompt
+
+
+@pytest.mark.parametrize(
+    ("judgment", "too_long", "outcome"),
+    [
+        ("a rationale that is longer than the golden judgment", True, Outcome.INCORRECT),
+        ("a rationale that is longer than the golden judgment", False, Outcome.CALL_FAIL),
+        ("", True, Outcome.CALL_FAIL),  # the pair itself is too long for the MetaRM
+        ("<think>a long thinking, which the MetaRM never reads</think>", True, Outcome.CALL_FAIL),
+    ],
+)
+def test_a_judgment_that_is_too_long_for_the_metarm_answers_for_it(judgment, too_long, outcome):
+    class Refusing(ScriptedJudge):
+        def submit(self, request):
+            future = Future()
+            future.set_result(Reply(failed=True, problem="refused", too_long=too_long))
+            return future
+
+    review = LanguageMetaRM(Refusing(), "{judgment}").review(PAIR, judgment).result()
+    assert review.outcome is outcome and "refused" in review.error

@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from ralign.engine.judging.intervals import wilson
 from ralign.engine.judging.metarm import Outcome
-from ralign.engine.judging.metrics import measure
+from ralign.engine.judging.metrics import measure, prompt_key
 from ralign.engine.runtime.errors import UserError
 
 # (verdict, label, outcome) -> how many
@@ -42,42 +43,62 @@ def test_without_failures_f_score_is_l_acc_times_one_minus_s_corr():
     assert f_score == pytest.approx(l_acc * (1 - s_corr))
 
 
-def test_intervals_are_those_of_resampled_pairs():
-    verdicts, labels, outcomes = _columns(_MIX)
-    result = measure(verdicts, labels, outcomes, num_bootstrap=4000)
-    outcomes = np.array(outcomes)
-    draws = np.random.default_rng(1).integers(len(labels), size=(4000, len(labels)))
-    drawn = outcomes[draws]
-    correct, incorrect = (drawn == "Correct").sum(1), (drawn == "Incorrect").sum(1)
-    failed = np.isin(drawn, ["CallFail", "ParseFail"]).sum(1)
-    expected = {
-        "l_acc": (correct + incorrect + failed) / 100,
-        "s_corr": incorrect / (correct + incorrect),
-        "f_score": correct / (100 - failed),
-    }
-    for name, values in expected.items():
-        low, high = np.percentile(values, [2.5, 97.5])
-        assert result[name]["low"] == pytest.approx(low, abs=0.015)
-        assert result[name]["high"] == pytest.approx(high, abs=0.015)
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        correct = rng.random(200) < 0.6
-        columns = _columns({("A", "A", "Correct"): 1, ("B", "A", "SkippedLabelMismatch"): 1})
-        verdicts, labels, outcomes = ([column[0 if right else 1] for right in correct] for column in columns)
-        l_acc = measure(verdicts, labels, outcomes, num_bootstrap=500, seed=seed)["l_acc"]
-        hits += l_acc["low"] <= 0.6 <= l_acc["high"]
-    assert 0.90 <= hits / 200 <= 0.99
-
-
-def test_outcomes_may_be_members_or_names_and_the_seed_fixes_the_result():
+def test_outcomes_may_be_members_or_names():
     verdicts, labels, names = _columns(_MIX)
-    members = [Outcome(name) for name in names]
-    assert measure(verdicts, labels, names, seed=3) == measure(verdicts, labels, members, seed=3)
-    assert measure(verdicts, labels, names, seed=3) != measure(verdicts, labels, names, seed=4)
+    assert measure(verdicts, labels, names) == measure(verdicts, labels, [Outcome(name) for name in names])
+
+
+def test_without_prompts_each_metric_has_wilson_s_interval_for_its_own_denominator():
+    result = measure(*_columns(_MIX))
+    for name, share, num in (("l_acc", 0.7, 100), ("s_corr", 20 / 60, 60), ("f_score", 40 / 90, 90)):
+        expected = dict(zip(("low", "high"), wilson(share, num), strict=True))
+        assert result[name] == pytest.approx({"value": share, **expected})
+
+
+def test_pairs_of_one_prompt_count_as_one_where_their_results_are_the_same():
+    rows = [(row, f"prompt {n}") for n, row in enumerate(zip(*_columns(_MIX), strict=True))]
+    columns = zip(*(row for row, _ in rows for _ in range(3)), strict=True)
+    prompts = [prompt for _, prompt in rows for _ in range(3)]
+    verdicts, labels, outcomes = map(list, columns)
+    single, tripled = measure(*_columns(_MIX)), measure(verdicts, labels, outcomes, clusters=prompts)
+    naive = measure(verdicts, labels, outcomes)
+    for name in ("l_acc", "s_corr", "f_score"):
+        width, once, thrice = (found[name]["high"] - found[name]["low"] for found in (naive, single, tripled))
+        assert thrice == pytest.approx(once, rel=0.01)
+        assert thrice / width == pytest.approx(3**0.5, rel=0.02)
+
+
+def test_the_order_of_the_pairs_does_not_matter():
+    rows = list(zip(*_columns(_MIX), strict=True))
+    prompts = [f"prompt {n // 4}" for n in range(len(rows))]
+    order = np.random.default_rng(0).permutation(len(rows))
+    mixed = map(list, zip(*(rows[n] for n in order), strict=True))
+    again = measure(*mixed, clusters=[prompts[n] for n in order])
+    expected = measure(*_columns(_MIX), clusters=prompts)
+    for name in ("l_acc", "s_corr", "f_score"):
+        assert again[name] == pytest.approx(expected[name])
+
+
+def test_a_prompt_s_key_is_its_id_or_its_turns():
+    turns = [{"role": "user", "content": "Why?"}]
+    key = prompt_key("p1", turns, {})
+    assert key == prompt_key("p2", [{"content": "Why?", "role": "user", "weight": 1}], None)
+    earlier = [{"role": "user", "content": "Hello."}, *turns]
+    assert (
+        len(
+            {
+                key,
+                prompt_key("p1", earlier, {}),
+                prompt_key("p1", [{"role": "system", "content": "Why?"}], {}),
+            }
+        )
+        == 3
+    )
+    of_id = prompt_key("p1", turns, {"prompt_id": 0})
+    assert of_id == prompt_key("p2", earlier, {"prompt_id": 0}) != key
+    assert prompt_key("p1", None, None) != prompt_key("p2", [], {"other": 1})
+    surrogate = [{"role": "user", "content": "\ud800"}]
+    assert prompt_key("p1", surrogate, {}) != key
 
 
 def test_a_metric_without_a_denominator_is_null():
@@ -127,3 +148,8 @@ def test_what_contradicts_itself_is_refused(verdicts, labels, outcomes, said):
 def test_swapped_verdicts_of_another_length_are_refused():
     with pytest.raises(UserError, match="1 swapped verdicts for 2 pairs"):
         measure(["A", "A"], ["A", "A"], ["Correct"] * 2, swapped_verdicts=["A"])
+
+
+def test_prompts_of_another_number_are_refused():
+    with pytest.raises(UserError, match="1 prompts for 2 pairs"):
+        measure(["A", "A"], ["A", "A"], ["Correct"] * 2, clusters=["x"])

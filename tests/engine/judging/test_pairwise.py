@@ -38,7 +38,6 @@ def group(name, texts, reference=None):
     return Group(
         name=name,
         texts=texts,
-        lengths=[len(text) for text in texts],
         messages_for=lambda first, second: (("user", f"{name}: A={first} B={second}"),),
         reference=reference,
     )
@@ -142,19 +141,6 @@ def test_the_same_seed_draws_the_same_order_whatever_the_other_groups():
     alone = prompts([group("p", texts)], 1)
     assert prompts([group("q", texts), group("p", texts)], 1) == alone
     assert any(prompts([group("p", texts)], seed) != alone for seed in range(2, 6))
-
-
-def test_the_length_penalty_reaches_the_rewards():
-    texts = ["xx", "xxxx", "x", "xxx"]
-    plain, short = (
-        PairwiseReward(LongerIsBetter(), schedule("all_pairs"), length_coefficient=c).score(
-            [group("p", texts)], 0
-        )
-        for c in (0.0, 0.4)
-    )
-    moved = short[0].rewards - plain[0].rewards
-    # Two of four are positive; lengths 1 to 4 around 2.5.
-    np.testing.assert_allclose(moved, [0.4 * 0.5 * x / 3 for x in (0.5, -1.5, 1.5, -0.5)])
 
 
 def test_a_stopped_judge_raises():

@@ -8,16 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import MetaRMConfig
-from ralign.engine.config.run import (
-    AlgoConfig,
-    DataConfig,
-    GeneratorConfig,
-    GenRMRun,
-    ModelConfig,
-    ParallelConfig,
-    Run,
-)
+from ralign.engine.config.run import DataConfig, GeneratorConfig, GenRMRun, ModelConfig, ParallelConfig, Run
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Constants, chip_of, read_constants
 from ralign.engine.planner.judges import GIB

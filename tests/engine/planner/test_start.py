@@ -1,14 +1,8 @@
 """A start that cannot fit is refused before anything is built, with numbers and the nearest layout that fits."""
 
 import pytest
-from ralign.engine.config.run import (
-    AlgoConfig,
-    DataConfig,
-    GeneratorConfig,
-    MemoryConfig,
-    ParallelConfig,
-    Run,
-)
+from ralign.engine.config.algo import AlgoConfig
+from ralign.engine.config.run import DataConfig, GeneratorConfig, MemoryConfig, ParallelConfig, Run
 from ralign.engine.planner.judges import GIB
 from ralign.engine.planner.shapes import PUBLISHED
 from ralign.engine.planner.start import check_memory

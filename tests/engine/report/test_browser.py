@@ -67,7 +67,7 @@ def records():
 @pytest.fixture(scope="module")
 def page_path(records, tmp_path_factory):
     columns = zip(*[(r["model_pred"], r["gt_label"], r["metarm_verdict"]) for r in records], strict=True)
-    result = measure(*map(list, columns), num_bootstrap=50)
+    result = measure(*map(list, columns))
     half = {"m1": {"t": records[: NUM_ROWS // 2]}, "m2": {"t": records[NUM_ROWS // 2 :]}}
     summary = make_summary({"m1": {"t": result}, "m2": {"t": result}}, seed=0, time_s={})
     path = tmp_path_factory.mktemp("page") / "index.html"
@@ -239,7 +239,7 @@ def test_a_call_that_failed_says_why_where_the_rationale_would_stand(page):
 
 def test_figures_that_one_test_lacks_leave_the_others_in_the_summary(tmp_path, browser):
     columns = ["A", "B"], ["A", "A"], ["Correct", "SkippedLabelMismatch"]
-    whole = measure(*columns, swapped_verdicts=["B", "B"], num_bootstrap=50) | {
+    whole = measure(*columns, swapped_verdicts=["B", "B"]) | {
         "num_call_fail": 1, "num_swapped_call_fail": 2, "num_metarm_call_fail": 0, "num_metarm_parse_fail": 0,
     }  # fmt: skip
     summary = make_summary({"m": {"both": whole, "one": measure(*columns)}}, seed=0, time_s={})

@@ -14,7 +14,7 @@ from ralign.engine.report import plots
 from ralign.engine.report.html import write_html
 from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.report.plots import plot_judgments, plot_training
-from ralign.engine.report.summary import make_summary, read_summary, write_summary
+from ralign.engine.report.summary import BASELINES, make_summary, read_summary, write_summary
 from ralign.engine.report.terminal import print_summary
 from ralign.engine.runtime.errors import UserError
 from rich.console import Console
@@ -90,6 +90,44 @@ def test_the_terminal_s_tables_hold_every_number(summary):
     swapped = make_summary({"m": {"t": _result(0, swapped=True)}}, seed=0, time_s={})
     print_summary(swapped, Console(file=stream))
     assert "Swap" in stream.getvalue()
+
+
+def test_rules_and_notes_are_in_every_form_and_rules_are_no_models(summary, tmp_path):
+    interval = {"value": 0.521, "low": 0.4, "high": 0.6}
+    baselines = {rule: {"unbiased": {"num_pairs": 200, "l_acc": interval}} for rule in BASELINES}
+    parts = {key: summary[key] for key in ("models", "seed", "time_s")}
+    whole = make_summary(**parts, baselines=baselines, notes=["Mind the <gap>."])
+    write_summary(whole, tmp_path / "summary.json")
+    assert read_summary(tmp_path / "summary.json") == whole and whole["baselines"] == baselines
+    stream = io.StringIO()
+    print_summary(whole, Console(file=stream, width=40))
+    text = stream.getvalue()
+    write_html(whole, tmp_path / "index.html", title="t")
+    page = html.unescape((tmp_path / "index.html").read_text(encoding="utf-8"))
+    for title in BASELINES.values():
+        assert title.startswith("no model: ") and text.count(f"({title})") == page.count(f"({title})") == 1
+    assert "52.1 [40.0, 60.0]" in text and "Note: Mind the <gap>." in text and "Note: Mind the <gap>." in page
+    assert "<gap>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+    plot_judgments(whole, tmp_path / "bars.png")
+    assert "baselines" not in summary and "notes" not in summary
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"baselines": {"judge": {}}}, "unknown baseline 'judge'"),
+        ({"baselines": {"cue": {"t": {"num_pairs": 1}}}}, "cue on t needs num_pairs and l_acc"),
+        (
+            {"baselines": {"cue": {"t": {"num_pairs": 1, "l_acc": {"value": 2}}}}},
+            "l_acc needs value, low and high",
+        ),
+        ({"notes": "text"}, "notes: expected a list"),
+    ],
+)
+def test_another_shape_of_rules_and_notes_is_refused(summary, extra, said, tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(summary | extra))
+    with pytest.raises(UserError, match=said):
+        read_summary(tmp_path / "summary.json")
 
 
 def test_a_metric_without_a_denominator_is_a_dash(tmp_path):

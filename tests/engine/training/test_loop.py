@@ -74,7 +74,7 @@ def lab(tmp_path, monkeypatch, make_session):
     def logged():
         return [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
 
-    return SimpleNamespace(train=train, saved=saved, scores=scores, session=session, logged=logged)
+    return SimpleNamespace(run=run, train=train, saved=saved, scores=scores, session=session, logged=logged)
 
 
 def test_a_checkpoint_after_a_look_at_the_judge_finds_the_optimizers_state(lab):
@@ -85,6 +85,37 @@ def test_a_checkpoint_after_a_look_at_the_judge_finds_the_optimizers_state(lab):
     lab.train(FakeStage(), after_step=look)
     assert lab.saved == [2, 4, 5]
     assert [row["actor/win_rate"] for row in lab.logged()] == [0.5] * 5
+
+
+_TRACKER = """
+import json
+
+class Lines:
+    def __init__(self, stage):
+        self.path = stage.folder / "tracked.jsonl"
+
+    def log(self, step, metrics):
+        if step == 3:
+            raise ConnectionError("gone")
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\\n")
+
+    def close(self):
+        self.path.with_name("closed").touch()
+"""
+
+
+def test_a_tracker_gets_what_the_log_gets_and_its_failure_does_not_end_the_run(lab, tmp_path):
+    (tmp_path / "mine.py").write_text(_TRACKER)
+    lab.run.report.trackers = f"{tmp_path}/mine.py:Lines"
+    lab.train(FakeStage(), num_steps=2, after_step=lambda step: {"actor/win_rate": 0.5})
+    folder = tmp_path / "run" / "rl"
+    tracked = [json.loads(line) for line in (folder / "tracked.jsonl").read_text().splitlines()]
+    assert tracked == lab.logged() and len(tracked) == 2 and (folder / "closed").exists()
+    lab.train(FakeStage(), num_steps=5)
+    assert [row["step"] for row in lab.logged()] == [1, 2, 3, 4, 5] and lab.saved[-1] == 5
+    tracked = [json.loads(line)["step"] for line in (folder / "tracked.jsonl").read_text().splitlines()]
+    assert tracked == [1, 2, 1, 2]
 
 
 def test_a_judge_that_stops_in_a_step_leaves_the_one_before(lab):

@@ -10,8 +10,9 @@ from ralign.engine.data.examples import Example
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
+from ralign.engine.training.sampling import StepSamples, flat_units
 from ralign.engine.training.tasks import GenRMTask, JudgedResponse
-from ralign.engine.training.trainer import Trainer, flat_group_share, policy_metrics
+from ralign.engine.training.trainer import Trainer, policy_metrics
 
 
 @pytest.fixture
@@ -53,10 +54,15 @@ def make_judged(trainer: Trainer, outcomes: list[Outcome | None]) -> list[Judged
     return judged
 
 
+def as_samples(trainer: Trainer, judged: list[JudgedResponse]) -> StepSamples:
+    rewards = trainer.task.reward(judged)
+    return StepSamples(responses=judged, rewards=rewards, learned=np.arange(len(judged)), num_rounds=1)
+
+
 def weighted_advantages(trainer: Trainer, judged: list[JudgedResponse]) -> dict[int, tuple[float, float]]:
     """Response token -> (advantage, summed weight), over all updates."""
     result = {}
-    for micro_batches in trainer.plan(judged, trainer.task.reward(judged)):
+    for micro_batches in trainer.plan(as_samples(trainer, judged)):
         for batch in micro_batches:
             for token in batch.targets[batch.targets >= 10].unique().tolist():
                 rows = batch.targets == token
@@ -102,15 +108,15 @@ def test_an_update_without_any_spread_still_has_a_sample(make_trainer):
     trainer = make_trainer(normalisation="sequence")
     judged = make_judged(trainer, [Outcome.CORRECT] * 8)
     assert weighted_advantages(trainer, judged) == {10: (0.0, pytest.approx(1 / 8))}
-    rewards = trainer.task.reward(judged)
-    groups = np.array([sample.group for sample in judged])
-    assert flat_group_share(rewards.values, groups, rewards.valid) == 1.0
+    assert flat_units([sample.group for sample in judged], trainer.task.reward(judged), 1).all()
 
 
 def test_a_group_is_flat_if_its_valid_rewards_are_equal():
     values, groups = np.array([1, 0, 1, 1, 0, 1, 0, 0.0]), np.repeat([0, 1, 2, 3], 2)
     valid = np.array([1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
-    assert flat_group_share(values, groups, valid) == 0.75
+    rewards = SimpleNamespace(values=values, valid=valid)
+    assert flat_units(groups, rewards, 1).tolist() == [False, True, True, True]
+    assert flat_units(groups, rewards, 2).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence"])
@@ -129,7 +135,7 @@ def test_r_align_pays_the_right_reason_and_label_the_right_verdict(make_trainer)
 
 def test_updates_share_the_samples_out(make_trainer):
     trainer = make_trainer(num_updates=2)
-    updates = trainer.plan(*(lambda j: (j, trainer.task.reward(j)))(make_judged(trainer, OUTCOMES)))
+    updates = trainer.plan(as_samples(trainer, make_judged(trainer, OUTCOMES)))
     assert len(updates) == 2 and trainer.policy.num_updates == 6
     tokens = [{t for b in batches for t in b.targets[b.targets >= 10].tolist()} for batches in updates]
     assert tokens[0] == {10, 11, 12, 13} and tokens[1] == {14, 15, 16, 17}
@@ -144,17 +150,19 @@ def test_the_computation_is_proved_once_where_the_engine_generates_next(make_tra
     """After the first update of a process, not at once: the KV cache may be asleep, its memory the optimizer's."""
     calls: list = []
     trainer = make_trainer()
-    trainer.generator = SimpleNamespace(
+    trainer.generator = trainer.sampling.generator = SimpleNamespace(
         verify=lambda: calls.append("verify"),
         prove=lambda: calls.append("prove"),
         wake=lambda: calls.append("wake"),
         replicas=SimpleNamespace(share_of=range, index=0),
         generate=lambda *_, **__: calls.append("generate") or [],
     )
-    trainer.generate()
+    trainer.prove_if_due()
+    trainer.sampling.generate(0)
     trainer.verify_weights()
     assert calls == ["generate", "verify"]
     for _ in range(2):
-        trainer.generate()
+        trainer.prove_if_due()
+        trainer.sampling.generate(0)
         trainer.verify_weights()
     assert calls == ["generate", "verify", "prove", "wake", "generate", "generate"]

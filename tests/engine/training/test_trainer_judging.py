@@ -21,6 +21,7 @@ from ralign.engine.judging.judge import Judge, JudgeStopped
 from ralign.engine.judging.metarm import MetaRM, Outcome, Review
 from ralign.engine.judging.reviews import Reviews
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.sampling import StepSamples
 from ralign.engine.training.tasks import GenRMTask, JudgedResponse
 from ralign.engine.training.trainer import Trainer
 
@@ -111,8 +112,8 @@ def make_trainer(make_session, one_rank):
 
 
 def judge(trainer):
-    with trainer.judging():
-        judged = trainer.judge(trainer.generate())
+    with trainer.sampling.judging():
+        judged = trainer.sampling.judge(trainer.sampling.generate(0), 0)
         return judged, trainer.task.reward(judged)
 
 
@@ -139,19 +140,21 @@ def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples
         first, second = pairs[3 * group], pairs[3 * (group + 1)]
         assert first.id == second.id and first.response_A == second.response_B
         assert first.gt_label != second.gt_label
-    # Every group answers A, B, nothing: a judge that says the same side in both orders is right in one alone.
+    # Every group answers A, B, nothing: a right sample earns the other order's share of right ones.
     assert rewards.num_label_correct == 4 and rewards.num_aligned == 4
-    assert (rewards.values <= 0).all() and rewards.swap_consistency == 0
+    right = [sample.outcome is Outcome.CORRECT for sample in judged]
+    assert rewards.values[right].tolist() == pytest.approx([1 / 3] * 4)
+    assert rewards.swap_consistency == pytest.approx(1 / 9 + 1 / 9)  # right twice or wrong twice
 
 
 def test_a_judge_that_stopped_leaves_the_steps_prompts_to_come(make_trainer):
     trainer, metarm, _ = make_trainer()
     judge(trainer)
-    before = trainer.sampler.state_dict()
+    before = trainer.sampling.sampler.state_dict()
     metarm.reason = "the budget of 5 tokens is spent"
     with pytest.raises(JudgeStopped, match="budget of 5 tokens"):
         judge(trainer)
-    assert trainer.sampler.state_dict() == before
+    assert trainer.sampling.sampler.state_dict() == before
     assert issubclass(JudgeStopped, UserError)
 
 
@@ -193,7 +196,10 @@ def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(make_tra
         assert ((rewards.values == 1) == right).all()
         return
     assert (rewards.valid == survives).all() and (rewards.values[survives] == alone.values).all()
-    (learned,), (expected,) = trainer.plan(judged, rewards), trainer.plan(survivors, alone)
+    (learned,), (expected,) = (
+        trainer.plan(StepSamples(responses=batch, rewards=found, learned=np.arange(len(batch)), num_rounds=1))
+        for batch, found in ((judged, rewards), (survivors, alone))
+    )
     kept = [sample.per_sample for sample in learned]
     assert kept == [pytest.approx(sample.per_sample, rel=1e-6) for sample in expected]
     assert len(kept) <= survives.sum() and all(values["weights"] > 0 for values in kept)
@@ -212,7 +218,14 @@ def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn(on
         (other_side(label), Outcome.SKIPPED, False),
     ):
         couple = [
-            JudgedResponse(example=0, group=n, rollout=None, text="", verdict=verdict, outcome=of)
+            JudgedResponse(
+                example=0,
+                group=n,
+                rollout=SimpleNamespace(response_ids=[5], finish_reason="stop"),
+                text="",
+                verdict=verdict,
+                outcome=of,
+            )
             for n, (verdict, of) in enumerate([(label, failed), (partner, outcome)])
         ]
         rewards = task.reward(couple)
@@ -295,7 +308,7 @@ def test_another_form_of_verdicts_is_reviewed_and_rewarded_and_one_that_nobody_u
     for form, num_valid in ((r"boxed\{([AB])\}", len(boxed)), ("brackets", 0)):
         run = trainer.run
         run.data.verdict = form
-        trainer.task = GenRMTask(
+        trainer.task = trainer.sampling.task = GenRMTask(
             run, trainer.task.examples, trainer.task.metarm, trainer.task.replicas, "r_align"
         )
         events.clear()

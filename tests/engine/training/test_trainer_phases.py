@@ -68,7 +68,7 @@ class RecordedPolicy:
     def forward_backward(self, micro_batches, loss):
         self.events.append("backward!")
 
-    def optimizer_step(self):
+    def optimizer_step(self, objection=None):
         self.events.append("step!")
         return UpdateStats(loss=0.0, grad_norm=1.0, lr=1e-3, metrics={"num_tokens": 1.0})
 
@@ -138,8 +138,9 @@ def make_trainer(make_session, one_rank, no_policy):
     return make
 
 
-GENERATE = ["generate", "offload", "wake", "judges awake", "generate!", "measure generate"]
-JUDGE = ["judge", "judge!", "reward!", "judges asleep", "measure judge"]
+WAKE = ["generate", "offload", "wake", "judges awake"]
+GENERATE = [*WAKE, "measure generate", "generate", "generate!", "measure generate"]
+JUDGE = ["judge", "judge!", "reward!", "measure judge", "judge", "judges asleep", "measure judge"]
 PLAN = ["plan", "sleep", "onload", "measure plan"]
 OLD_LOGPROBS = ["old_logprobs", "measure old_logprobs"]
 UPDATE = ["forward_backward", "backward!", "measure forward_backward",
@@ -178,8 +179,8 @@ def test_a_critic_learns_with_its_optimizers_state_and_alone_while_it_warms_up(m
 def test_a_judge_that_stops_goes_to_sleep_and_its_step_comes_again(make_trainer, stops_in):
     trainer = make_trainer()
     trainer.task.stops_in = stops_in
-    before = trainer.sampler.state_dict()
+    before = trainer.sampling.sampler.state_dict()
     with pytest.raises(JudgeStopped):
         trainer.step()
     assert trainer.session.events[-1] == "judges asleep"
-    assert trainer.sampler.state_dict() == before and trainer.num_steps_done == 0
+    assert trainer.sampling.sampler.state_dict() == before and trainer.num_steps_done == 0

@@ -2,7 +2,7 @@
 
 One kernel reads each token once and writes its gradient. Sums are reduced in a fixed order, first in a program, then
 over programs, without atomics: the same inputs give the same bits. For a level of the sequence, a kernel before it
-computes the sums and means of the sequences.
+computes the sums and means of the sequences (policy_loss_levels.py).
 
 Shapes: N tokens; S sequences.
 """
@@ -15,6 +15,7 @@ import triton.language as tl
 from ralign.kernels.implementation import jit
 from ralign.kernels.objectives import ClippedObjective, PolicyLossSettings
 from ralign.kernels.policy_loss_data import K3_MAX_SLOPE, METRICS, LossAndGradient, PerToken, merge_metrics
+from ralign.kernels.policy_loss_levels import importance, level_arguments, mismatch_of, values_of_sequences
 from torch import Tensor
 
 _REPORT_SIZE = 32  # METRICS, up to a power of two
@@ -40,103 +41,6 @@ _KL_SUM = tl.constexpr(METRICS.index("kl_sum"))
 _ENTROPY_SUM = tl.constexpr(METRICS.index("entropy_sum"))
 _K3_SLOPE = tl.constexpr(K3_MAX_SLOPE)
 _K3_EDGE = tl.constexpr(math.log1p(K3_MAX_SLOPE))
-
-
-@jit
-def _mismatch(old, rollout_pointer, offsets, mask, ACC: tl.constexpr):
-    """Returns old − rollout, 0 where masked out."""
-    return tl.where(mask, old - tl.load(rollout_pointer + offsets, mask=mask, other=0.0).to(ACC), 0.0)
-
-
-@jit
-def _importance(
-    tis_log, mask_log, mask,
-    TIS_LEVEL: tl.constexpr, TIS_CAP: tl.constexpr, MASK_LEVEL: tl.constexpr, MASK_LOW: tl.constexpr,
-    MASK_HIGH: tl.constexpr,
-):  # fmt: skip
-    """Returns the factor of the policy term, the capped weight, which weights are capped and which tokens masked.
-
-    tis_log, mask_log: old − rollout at the two levels, of which each can be "off"."""
-    capped = tl.where(mask, 1.0, 0.0).to(tis_log.dtype)
-    is_capped = tl.zeros_like(mask)
-    is_masked = is_capped
-    if TIS_LEVEL != "off":
-        tis = tl.where(mask, tl.exp(tis_log), 0.0)
-        is_capped = tis > TIS_CAP
-        capped = tl.where(is_capped, TIS_CAP, tis)  # NaN stays
-    factor = capped
-    if MASK_LEVEL != "off":
-        ratio = tl.exp(mask_log)
-        is_masked = mask & ((ratio < MASK_LOW) | (ratio > MASK_HIGH))
-        factor = tl.where(ratio != ratio, ratio, factor)  # NaN must reach the loss
-        factor = tl.where(is_masked, 0.0, factor)
-    return factor, capped, is_capped, is_masked
-
-
-@jit
-def _at_level(value, total, count, LEVEL: tl.constexpr):
-    """value: of each token. total, count: over the sequence."""
-    if LEVEL == "sequence":
-        value = tl.zeros_like(value) + total
-    elif LEVEL == "geometric":
-        value = tl.zeros_like(value) + total / count
-    return value
-
-
-@jit
-def _sequence_kernel(
-    logprobs, old_logprobs, advantages, weights, rollout_logprobs, cu_seqlens,
-    log_ratios, mean_coefs, tis_logs, mask_logs,
-    RATIO_LEVEL: tl.constexpr, TIS_LEVEL: tl.constexpr, TIS_CAP: tl.constexpr, MASK_LEVEL: tl.constexpr,
-    MASK_LOW: tl.constexpr, MASK_HIGH: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One sequence a program: what its counted tokens have in common, written to all its tokens.
-
-    log_ratios, mean_coefs: means of the log-ratio and of coef; written for RATIO_LEVEL "geometric" alone. tis_logs,
-    mask_logs: old − rollout at the two levels; each is written for a level of the sequence alone."""
-    USES_ROLLOUT: tl.constexpr = TIS_LEVEL != "off" or MASK_LEVEL != "off"
-    begin = tl.load(cu_seqlens + tl.program_id(0))
-    end = tl.load(cu_seqlens + tl.program_id(0) + 1)
-    count = tl.zeros((), ACC)
-    log_ratio = tl.zeros((), ACC)
-    total = tl.zeros((), ACC)
-    for start in range(begin, end, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
-        mask = tl.load(weights + offsets, mask=offsets < end, other=0.0) != 0
-        old = tl.load(old_logprobs + offsets, mask=mask, other=0.0).to(ACC)
-        p = tl.load(logprobs + offsets, mask=mask, other=0.0).to(ACC)
-        count += tl.sum(tl.where(mask, 1.0, 0.0).to(ACC), 0)
-        log_ratio += tl.sum(tl.where(mask, p - old, 0.0), 0)
-        if USES_ROLLOUT:
-            total += tl.sum(_mismatch(old, rollout_logprobs, offsets, mask, ACC), 0)
-    count = tl.maximum(count, 1.0)
-    coef_sum = tl.zeros((), ACC)
-    for start in range(begin, end, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
-        inside = offsets < end
-        w = tl.load(weights + offsets, mask=inside, other=0.0).to(ACC)
-        mask = w != 0
-        coef = -w * tl.load(advantages + offsets, mask=mask, other=0.0).to(ACC)
-        if USES_ROLLOUT:
-            old = tl.load(old_logprobs + offsets, mask=mask, other=0.0).to(ACC)
-            mismatch = _mismatch(old, rollout_logprobs, offsets, mask, ACC)
-            tis_log = _at_level(mismatch, total, count, TIS_LEVEL)
-            mask_log = _at_level(mismatch, total, count, MASK_LEVEL)
-            factor, capped, is_capped, is_masked = _importance(
-                tis_log, mask_log, mask, TIS_LEVEL, TIS_CAP, MASK_LEVEL, MASK_LOW, MASK_HIGH
-            )
-            coef *= factor
-            if TIS_LEVEL == "sequence" or TIS_LEVEL == "geometric":
-                tl.store(tis_logs + offsets, tis_log, mask=inside)
-            if MASK_LEVEL == "sequence" or MASK_LEVEL == "geometric":
-                tl.store(mask_logs + offsets, mask_log, mask=inside)
-        coef_sum += tl.sum(tl.where(mask, coef, 0.0), 0)
-    if RATIO_LEVEL == "geometric":
-        for start in range(begin, end, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
-            zeros = tl.zeros((BLOCK,), ACC)
-            tl.store(log_ratios + offsets, zeros + log_ratio / count, mask=offsets < end)
-            tl.store(mean_coefs + offsets, zeros + coef_sum / count, mask=offsets < end)
 
 
 @jit
@@ -226,14 +130,14 @@ def _policy_loss_kernel(
         a = tl.load(advantages + offsets, mask=mask, other=0.0).to(ACC)
         coef = -w * a
         if HAS_ROLLOUT:
-            mismatch = _mismatch(old, rollout_logprobs, offsets, mask, ACC)
+            mismatch = mismatch_of(old, rollout_logprobs, offsets, mask, ACC)
             tis_log = mismatch
             mask_log = mismatch
             if TIS_LEVEL == "sequence" or TIS_LEVEL == "geometric":
                 tis_log = tl.load(tis_logs + offsets, mask=mask, other=0.0)
             if MASK_LEVEL == "sequence" or MASK_LEVEL == "geometric":
                 mask_log = tl.load(mask_logs + offsets, mask=mask, other=0.0)
-            factor, capped, is_capped, is_masked = _importance(
+            factor, capped, is_capped, is_masked = importance(
                 tis_log, mask_log, mask, TIS_LEVEL, TIS_CAP, MASK_LEVEL, MASK_LOW, MASK_HIGH
             )
             coef *= factor
@@ -299,31 +203,13 @@ def loss_and_gradient_triton(
     acc = tl.float64 if dtype == torch.float64 else tl.float32
     p, h = logprobs.detach().contiguous(), None if entropy is None else entropy.detach().contiguous()
     old, a, w, rollout, ref = (None if x is None else x.detach().contiguous() for x in tokens)
+    assert a is not None and w is not None
     old = p if old is None else old
-    levels = {
-        "RATIO_LEVEL": settings.ratio_level,
-        "TIS_LEVEL": "off" if settings.tis_cap is None else settings.tis_level,
-        "TIS_CAP": settings.tis_cap or 0.0,
-        "MASK_LEVEL": settings.mask_level or "off",
-        "MASK_LOW": settings.mask_low,
-        "MASK_HIGH": settings.mask_high,
-    }
+    levels = level_arguments(settings)
     of_sequences = [p] * 4  # pointers that are never read
     if settings.needs_sequences:
         assert cu_seqlens is not None
-        of_sequences = list(p.new_zeros(4, num_tokens, dtype=dtype))
-        _sequence_kernel[(cu_seqlens.numel() - 1,)](
-            p,
-            old,
-            a,
-            w,
-            p if rollout is None else rollout,
-            cu_seqlens,
-            *of_sequences,
-            **levels,
-            ACC=acc,
-            BLOCK=_BLOCK,
-        )
+        of_sequences = values_of_sequences(p, old, a, w, rollout, cu_seqlens, levels, dtype)
     d_logprobs = torch.empty(num_tokens, dtype=dtype, device=p.device)
     d_entropy = torch.empty_like(d_logprobs) if h is not None else d_logprobs
     num_programs = triton.cdiv(num_tokens, _TOKENS_PER_PROGRAM)

@@ -63,7 +63,9 @@ def open_examples(
     """
     questions = [OpenQuestion(pair=pair) for pair in pairs]
     messages = [question.messages() for question in questions]
-    prompts = encode_messages(messages, tokenizer, chat=chat, after="" if chat else "\n\n")
+    prompts = encode_messages(
+        messages, tokenizer, chat=chat, after="" if chat else "\n\n", ids=[pair.id for pair in pairs]
+    )
     examples = _examples(questions, prompts)
     fit = [example for example in examples if len(example.prompt_ids) <= max_prompt_tokens]
     if not fit:

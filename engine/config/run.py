@@ -74,7 +74,7 @@ class DataConfig:
     """The preference pairs and the judge's prompt."""
 
     train: str | None = None
-    """Pairs file (JSONL) to train on; None: generated pairs of JudgeWorld."""
+    """Pairs file (JSON lines, a JSON array, or Parquet) to train on; None: generated pairs of JudgeWorld."""
     template: str = "compact"
     """Template of the judge's prompt: compact, full, or a file."""
     verdict: str = "boxed"

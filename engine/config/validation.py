@@ -16,6 +16,7 @@ from ralign.engine.config.checks import LAYOUT_SIZES, Checks, check_trainer_cut,
 from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
 from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.config.trackers import check_trackers
+from ralign.engine.data.rows import why_no_file
 from ralign.engine.data.verdicts import read_form
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
@@ -30,11 +31,16 @@ def validate(run: Run, world_size: int) -> None:
     _check_chat(checks, run)
     with checks.collect():
         read_form("data.verdict", run.data.verdict)
+    with checks.collect():
+        check_trackers(run.report.trackers)
     check_critic_model(checks, run)
     if isinstance(run, GenRMRun):
         _check_metarm(checks, run)
     if run.data.train is not None:
-        checks.require(os.path.isfile(run.data.train), f"data.train={run.data.train}: no such file")
+        checks.require(
+            os.path.isfile(run.data.train),
+            why_no_file(run.data.train) or f"data.train={run.data.train}: no such file",
+        )
     checks.check()
 
 
@@ -96,8 +102,6 @@ def _check_registries(checks: Checks, run: Run) -> None:
     ):
         with checks.collect():
             registry.check(name)
-    with checks.collect():
-        check_trackers(run.report.trackers)
 
 
 def _check_model(checks: Checks, run: Run) -> dict[str, int] | None:

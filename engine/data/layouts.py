@@ -210,7 +210,7 @@ def _answered(value: Any) -> tuple[list[dict[str, str]], str]:
         return [], text_of(value)
     *turns, answer = turns_of(value)
     if answer["role"] != "assistant":
-        raise LeftOut("a dialogue that does not end in an answer")
+        raise LeftOut("dialogue that does not end in an answer")
     return turns, answer["content"]
 
 

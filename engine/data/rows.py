@@ -209,14 +209,14 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
 
     number = 0
     try:
-        with mistakes("read", path), parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
             for batch in file.iter_batches(batch_size=1024, columns=names):
                 for record in batch.to_pylist():
                     number += 1
                     content = {name: _without_nulls(value) for name, value in record.items()}
                     yield Row(where=f"{path}: row {number}", place=f"row {number}", content=content)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # a damaged file gives any of them
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
 
 

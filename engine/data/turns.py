@@ -30,7 +30,7 @@ def text_of(value: Any) -> str:
         return str(value)
     if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
         return "".join(map(_part_text, value))
-    raise LeftOut(f"a {type(value).__name__} in place of a text")
+    raise LeftOut(f"{type(value).__name__} in place of a text")
 
 
 def _part_text(part: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def _part_text(part: Mapping[str, Any]) -> str:
     if kind is None:  # without a type: {"text": "…"} alone is text
         kind = next((name for name, found in part.items() if found is not None and name != "text"), "text")
     if kind not in _TEXT_PARTS or not isinstance(text, str):
-        raise LeftOut(f"a content part that is no text ({str(kind)[:_MAX_SHOWN]})")
+        raise LeftOut(f"content part that is no text ({str(kind)[:_MAX_SHOWN]})")
     return text
 
 
@@ -55,11 +55,11 @@ def turns_of(value: Any) -> list[dict[str, str]]:
     for turn in value:
         role = turn["role"]
         if not isinstance(role, str) or not role:
-            raise LeftOut("a turn without a role")
+            raise LeftOut("turn without a role")
         if turn.get("tool_calls") or turn.get("function_call"):
-            raise LeftOut("a tool call")
+            raise LeftOut("tool call")
         if role in _TOOL_ROLES:
-            raise LeftOut("a tool's result")
+            raise LeftOut("tool result")
         content = text_of(turn.get("content"))
         if content.strip() or role != "system":
             turns.append({"role": role, "content": content})

@@ -113,7 +113,6 @@ def _add_metarm(commands) -> None:
     parser.add_argument(
         "--log", default="metarm_server.log", metavar="FILE", help="of a managed MetaRM's server"
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap (0)")
     _add_metarm_options(parser)
     _add_endpoint_options(parser)
     parser.set_defaults(call=_metarm, price=None)

@@ -10,7 +10,7 @@ golden judgment: the true fact). Four rationales are built for each pair, all wi
     vague           calls it more accurate, without any detail: Incorrect
 
 A rule that looks for the error's words (`metarm.KeywordMetaRM`) is the baseline: half of the other errors mislead it.
-The intervals draw prompts, not pairs, since variants of one prompt share their error.
+The intervals are over prompts, not pairs, since variants of one prompt share their error.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import Pair, other_side, prompt_text, read_pairs
 from ralign.engine.evaluation.models import metarm_config
 from ralign.engine.evaluation.records import write_records
+from ralign.engine.judging.intervals import Ratio, clusters_of, mean_interval, share_interval
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import Outcome, Review
 from ralign.engine.report.progress import Progress
@@ -45,7 +46,6 @@ _FACT = re.compile(
     r"Correct fact:\s*(.+?)\s*(?:Style, length and formatting are not decisive\.)?\s*$", re.DOTALL
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{4,}")
-_NUM_DRAWS = 2000
 
 
 class Case(NamedTuple):
@@ -113,47 +113,37 @@ def _other_word(pair: Pair, key: str, fact: str) -> str:
     return max(free, key=lambda word: (-words.count(word), len(word)))
 
 
-def measure_metarm(cases: Sequence[Case], reviews: Sequence[Review], *, seed: int = 0) -> dict[str, Any]:
+def measure_metarm(cases: Sequence[Case], reviews: Sequence[Review]) -> dict[str, Any]:
     """Accuracy over all cases and by kind, {value, low, high}, and counts of failed reviews, which are wrong.
 
     `balanced` is the mean of two accuracies: on true errors, and on the three other kinds together.
     """
-    prompts = {text: n for n, text in enumerate(dict.fromkeys(prompt_text(case.pair) for case in cases))}
-    clusters = np.array([prompts[prompt_text(case.pair)] for case in cases])
+    texts = [prompt_text(case.pair) for case in cases]
+    clusters = clusters_of(texts, len(cases))
     kinds = np.array([KINDS.index(case.kind) for case in cases])
-    right = np.array(
-        [review.outcome is case.expected for case, review in zip(cases, reviews, strict=True)], dtype=float
-    )
+    right = np.array([review.outcome is case.expected for case, review in zip(cases, reviews, strict=True)])
     # [num_prompts, num_kinds]: number of right reviews, and of all
-    num_right, num_all = np.zeros((2, len(prompts), len(KINDS)))
+    num_right, num_all = np.zeros((2, clusters.max() + 1, len(KINDS)))
     np.add.at(num_right, (clusters, kinds), right)
     np.add.at(num_all, (clusters, kinds), 1)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=_NUM_DRAWS)
-    weights = np.concatenate(
-        [np.ones((1, len(prompts))), weights]
-    )  # row 0 is the observed sample, then the draws
-    found, of = weights @ num_right, weights @ num_all
-    others = found[:, 1:].sum(1) / of[:, 1:].sum(1)
+
+    def ratio(kinds: slice) -> Ratio:
+        return Ratio(num_right[:, kinds].sum(1), num_all[:, kinds].sum(1))
+
     return {
         "num_pairs": len(cases) // len(KINDS),
-        "num_prompts": len(prompts),
-        "accuracy": _interval(found.sum(1) / of.sum(1)),
-        "balanced": _interval((found[:, 0] / of[:, 0] + others) / 2),
+        "num_prompts": len(num_all),
+        "accuracy": share_interval(ratio(slice(None))),
+        "balanced": mean_interval(ratio(slice(0, 1)), ratio(slice(1, None))),
         "kinds": {
             kind: {
-                "accuracy": _interval(found[:, n] / of[:, n]),
+                "accuracy": share_interval(ratio(slice(n, n + 1))),
                 **_failures([review for k, review in zip(kinds, reviews, strict=True) if k == n]),
             }
             for n, kind in enumerate(KINDS)
         },
         **_failures(reviews),
     }
-
-
-def _interval(draws: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(draws[1:], (2.5, 97.5))
-    return {"value": float(draws[0]), "low": float(low), "high": float(high)}
 
 
 def _failures(reviews: Sequence[Review]) -> dict[str, int]:
@@ -190,7 +180,7 @@ def probe(args: argparse.Namespace) -> None:
             for case, review in zip(cases, reviews, strict=True)
         )
         write_records(rows, args.cases)
-    result = {"metarm": args.metarm, **measure_metarm(cases, reviews, seed=args.seed)}
+    result = {"metarm": args.metarm, **measure_metarm(cases, reviews)}
     if args.json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:

@@ -25,7 +25,7 @@ from ralign.engine.evaluation.records import (
     test_of,
     write_records,
 )
-from ralign.engine.evaluation.rules import rules_notes
+from ralign.engine.evaluation.rules import FIELD, num_rules_differ, rules_notes
 from ralign.engine.judging.intervals import clusters_of, difference_interval
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.judging.metrics import (
@@ -113,7 +113,7 @@ def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
 
     num_call_fail: pairs without a verdict because the judge's call failed; they are also in num_parse_fail, and wrong.
     num_swapped_call_fail: the same for the second order. num_metarm_call_fail, num_metarm_parse_fail: the MetaRM's
-    failures, whose sum is num_judge_fail.
+    failures, whose sum is num_judge_fail. num_rules_differ: see `rules.py`.
     """
     both_orders = all(pair.in_both_orders for pair in pairs)
     result = measure(
@@ -126,6 +126,7 @@ def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         result["num_swapped_call_fail"] = sum(pair.swapped_call_failed for pair in pairs)
     result["num_metarm_call_fail"] = sum(pair.outcome is Outcome.CALL_FAIL for pair in pairs)
     result["num_metarm_parse_fail"] = sum(pair.outcome is Outcome.PARSE_FAIL for pair in pairs)
+    result[FIELD] = num_rules_differ(pairs)
     return result
 
 

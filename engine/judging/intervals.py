@@ -38,7 +38,8 @@ def clusters_of(keys: Sequence[str] | None, num_pairs: int) -> np.ndarray:
     if keys is None:
         return np.arange(num_pairs)
     assert len(keys) == num_pairs, f"{len(keys)} keys of {num_pairs} pairs"
-    return np.unique(np.asarray(keys, dtype=object).astype(str), return_inverse=True)[1]
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def ratio_of(hits: np.ndarray, clusters: np.ndarray) -> Ratio:
@@ -81,6 +82,23 @@ def share_interval(ratio: Ratio) -> Interval:
     share = float(ratio.numerators.sum()) / num
     low, high = wilson(share, effective_num(ratio))
     return {"value": share, "low": low, "high": high}
+
+
+def mean_interval(first: Ratio, second: Ratio) -> Interval:
+    """{value, low, high} of the mean of two shares over the same prompts, weighted equally.
+
+    As `difference_interval`, with the intervals of both and their correlation. All None where a denominator is 0.
+    """
+    one, other = share_interval(first), share_interval(second)
+    if one["value"] is None or other["value"] is None:
+        return {"value": None, "low": None, "high": None}
+    correlation = -_correlation(_residuals(first), _residuals(second))
+    below, above = (
+        _combined(one["value"] - (one[bound] or 0.0), other["value"] - (other[bound] or 0.0), correlation)
+        for bound in ("low", "high")
+    )
+    value = (one["value"] + other["value"]) / 2
+    return {"value": value, "low": max(0.0, value - below / 2), "high": min(1.0, value + above / 2)}
 
 
 def difference_interval(baseline: Ratio, model: Ratio) -> Interval:

@@ -25,7 +25,7 @@ METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
 SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
 CALL_COUNTS = ("num_call_fail", "num_swapped_call_fail", "num_metarm_call_fail", "num_metarm_parse_fail")
-_OPTIONAL = {"both_order_l_acc", "subsets", *CALL_COUNTS}
+_OPTIONAL = {"both_order_l_acc", "num_rules_differ", "subsets", *CALL_COUNTS}
 BASELINES = {
     "longer": "no model: the longer response",
     "first_side": "no model: always A",

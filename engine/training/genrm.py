@@ -115,7 +115,7 @@ class GenRM:
             for number, (test, examples) in enumerate(tests.items()):
                 with session.phase("evaluate"):
                     session.begin_generation()
-                    judgments = self._judge(examples, seed=1_000_000 + 1000 * number + run.seed)
+                    judgments = self.judge(examples, seed=1_000_000 + 1000 * number + run.seed)
                 if warning := other_forms([judgment.text for judgment in judgments], self.form):
                     session.progress.say(f"data.verdict: {warning}")
                 results[test] = summarise(judgments)
@@ -137,7 +137,7 @@ class GenRM:
                 return {}
             with session.phase("evaluate"):
                 session.begin_generation()
-                judgments = self._judge(examples, seed=2_000_000 + run.seed)
+                judgments = self.judge(examples, seed=2_000_000 + run.seed)
             result = summarise(judgments)
             shares = {name: result[name]["value"] for name in ("l_acc", "s_corr", "f_score")}
             return {
@@ -149,7 +149,7 @@ class GenRM:
 
         return after_step
 
-    def _judge(self, examples: Sequence[Example], seed: int) -> list[Judgment]:
+    def judge(self, examples: Sequence[Example], seed: int) -> list[Judgment]:
         config = self.run.eval
         return judge_pairs(
             examples[: config.num_pairs], self.session, self.eval_metarm, config, seed=seed, form=self.form

@@ -26,10 +26,10 @@ def main(result: str, offload: str) -> None:
     run = GenRMRun(
         name="run",
         out=str(Path(result).parent),
-        num_steps=1,
+        num_steps=2,
         model=MODEL,
         algo=AlgoConfig(advantages="gae", num_prompts=2, num_samples=2),
-        critic=CriticConfig(),
+        critic=CriticConfig(warmup_steps=1),
         generator=GeneratorConfig(max_new_tokens=8, kv_cache_gib=0.1, max_num_seqs=8),
         memory=MemoryConfig(offload=offload),
         eval=EvalConfig(num_pairs=4, max_new_tokens=8),

@@ -78,19 +78,19 @@ def test_text_parts_are_joined_by_a_conversion_and_named_by_training(tmp_path, n
 IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
 CALL = [{"function": {"name": "w", "arguments": "{}"}}]
 LEFT_OUT = {
-    "an image": ([say([TEXT, IMAGE])], "a content part that is no text (image_url)"),
-    "audio": ([say([{"type": "input_audio"}])], "a content part that is no text (input_audio)"),
-    "a part without a type": ([say([{"image": "x"}])], "a content part that is no text (image)"),
+    "an image": ([say([TEXT, IMAGE])], "content part that is no text (image_url)"),
+    "audio": ([say([{"type": "input_audio"}])], "content part that is no text (input_audio)"),
+    "a part without a type": ([say([{"image": "x"}])], "content part that is no text (image)"),
     "a tool call": (
         [say(None, "assistant", tool_calls=CALL), say("sun", "tool"), say("So?")],
-        "a tool call",
+        "tool call",
     ),
-    "an old function call": ([say("", "assistant", function_call=CALL[0]), say("So?")], "a tool call"),
-    "a call without content": ([{"role": "assistant", "tool_calls": CALL}, say("So?")], "a tool call"),
-    "a tool's result": ([say("sun", "tool"), say("So?")], "a tool's result"),
+    "an old function call": ([say("", "assistant", function_call=CALL[0]), say("So?")], "tool call"),
+    "a call without content": ([{"role": "assistant", "tool_calls": CALL}, say("So?")], "tool call"),
+    "a tool's result": ([say("sun", "tool"), say("So?")], "tool result"),
     "an empty turn": ([say(None, "assistant"), say("So?")], "empty turn"),
-    "an object": ([say({"a": 1})], "a dict in place of a text"),
-    "a list of numbers": ([say([1, 2])], "a list in place of a text"),
+    "an object": ([say({"a": 1})], "dict in place of a text"),
+    "a list of numbers": ([say([1, 2])], "list in place of a text"),
     "an empty prompt": ([say(None)], "empty prompt"),
 }
 
@@ -122,7 +122,7 @@ def test_a_response_of_parts_is_joined_and_one_with_an_image_left_out():
     (pair,) = convert("chosen_rejected", [row]).pairs
     assert {pair.response_A, pair.response_B} == {"Say hello", "y"}
     assert convert("chosen_rejected", [{**row, "chosen": [TEXT, IMAGE]}]).left_out == {
-        "a content part that is no text (image_url)": 1
+        "content part that is no text (image_url)": 1
     }
 
 

@@ -329,9 +329,9 @@ def test_chosen_and_rejected_are_texts_or_dialogues_in_columns_of_any_name(row, 
         ({"chosen": [user("Q"), answer("a")], "rejected": [user("R"), answer("b")]},
          "chosen and rejected answer different prompts"),
         ({"prompt": "Q", "chosen": [answer("a"), user("b")], "rejected": [answer("a"), user("c")]},
-         "a dialogue that does not end in an answer"),
+         "dialogue that does not end in an answer"),
         ({"chosen": "a", "rejected": "b"}, "empty prompt"),
-        ({"prompt": "Q", "chosen": {"text": "a"}, "rejected": "b"}, "a dict in place of a text"),
+        ({"prompt": "Q", "chosen": {"text": "a"}, "rejected": "b"}, "dict in place of a text"),
     ],
 )  # fmt: skip
 def test_rows_that_are_no_comparison_are_left_out(row, reason):

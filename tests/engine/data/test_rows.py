@@ -4,10 +4,13 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ralign.engine.checkpoint.inputs import fingerprints
 from ralign.engine.config.run import DataConfig, Run
 from ralign.engine.data.cli import _main
 from ralign.engine.data.pairs import Pair, read_pairs, scan_pairs
+from ralign.engine.data.rows import read_rows
 from ralign.engine.runtime.errors import UserError
 
 
@@ -150,3 +153,46 @@ def test_a_name_on_the_hub_is_answered_with_the_command_that_converts_it(tmp_pat
         read_pairs("nvidia/HelpSteer3")
     (tmp_path / "nvidia" / "HelpSteer3").write_text(LINES)
     assert len(read_pairs("nvidia/HelpSteer3")) == 3
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=8),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=3), part, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.text(max_size=4), _VALUES, max_size=3), max_size=4),
+    st.sampled_from([None, 0, 2, "\t"]),
+    st.booleans(),
+)
+def test_an_array_has_the_elements_that_json_reads(tmp_path_factory, elements, indent, is_ascii):
+    path = tmp_path_factory.getbasetemp() / "array.json"
+    path.write_text(json.dumps(elements, indent=indent, ensure_ascii=is_ascii), "utf-8", "surrogatepass")
+    rows = [row.content for row in read_rows(path)]
+    assert rows == [*elements]
+
+
+@pytest.mark.parametrize("form", ["lines.jsonl", "array.json", "array.jsonl", "p.parquet"])
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=3)), max_size=4), st.integers(0, 4000))
+def test_a_damaged_file_gives_pairs_and_reasons_or_one_mistake(tmp_path_factory, form, changes, length):
+    path = tmp_path_factory.getbasetemp() / form
+    if form == "p.parquet":
+        to_parquet(path, [{**each, "source": "s"} for each in RECORDS])
+    else:
+        path.write_bytes(FORMS[form])
+    content = bytearray(path.read_bytes())
+    for place, new in changes:
+        content[place % len(content) : place % len(content) + len(new)] = new
+    path.write_bytes(
+        bytes(content[: len(content) - length]) if length < len(content) // 2 else bytes(content)
+    )
+    try:
+        pairs, reasons = scan_pairs(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len({pair.id for pair in pairs}) == len(pairs) and all(map(str, reasons))

@@ -131,7 +131,7 @@ MISTAKES = [
         "5 mistakes: the template 'none'",
     ),
     (["metarm", "pairs.jsonl", "--cases=pairs.jsonl"], "cannot write pairs.jsonl: it is also an input"),
-    (["metarm", "pairs.jsonl", "--seed=-1"], "argument --seed: '-1' is not a whole number"),
+    (["score", "pairs.jsonl", "--seed=-1"], "argument --seed: '-1' is not a whole number"),
 ]
 
 

@@ -61,7 +61,8 @@ def test_pairs_that_do_not_name_their_error_are_refused():
 def test_known_accuracies():
     cases = build_cases([rmbench_pair(number) for number in range(12)])
     perfect = measure_metarm(cases, [Review(outcome=case.expected) for case in cases])
-    assert perfect["accuracy"] == perfect["balanced"] == {"value": 1, "low": 1, "high": 1}
+    for found in (perfect["accuracy"], perfect["balanced"]):
+        assert found["value"] == found["high"] == 1 and found["low"] < 0.75  # four prompts prove little
     assert (perfect["num_pairs"], perfect["num_prompts"]) == (12, 4)
     lenient = measure_metarm(cases, [Review(outcome=Outcome.CORRECT)] * len(cases))
     assert lenient["accuracy"]["value"] == 0.25 and lenient["balanced"]["value"] == 0.5
@@ -72,7 +73,7 @@ def test_known_accuracies():
     assert failing["accuracy"]["value"] == 0 and failing["num_call_fail"] == failing["num_parse_fail"] == 24
 
 
-def test_the_interval_draws_prompts():
+def test_the_interval_is_over_prompts():
     """Three pairs a prompt, alike: as wide as if there were a third of the pairs."""
     cases = build_cases([rmbench_pair(number) for number in range(90)])
     wrong = {f"What is tahini ({n})?" for n in range(15)}

@@ -9,6 +9,7 @@ from ralign.engine.judging.intervals import (
     clusters_of,
     difference_interval,
     effective_num,
+    mean_interval,
     ratio_of,
     share_interval,
     wilson,
@@ -106,6 +107,21 @@ def test_differences_of_two_models_cover_the_truth():
     assert abs(hits / num - 0.95) < 4 * (0.95 * 0.05 / num) ** 0.5
 
 
+def test_the_mean_of_two_shares_covers_the_truth():
+    """True errors and others of the same prompts, each from 1 to 3 times, whose results depend on each other."""
+    rng, hits, num = np.random.default_rng(0), 0, 1000
+    for _ in range(num):
+        level = rng.random(150)
+        sizes = rng.integers(1, 4, size=150)
+        first = Ratio(sizes * (level < 0.9), sizes)
+        second = Ratio(3.0 * sizes * (np.where(rng.random(150) < 0.5, level, 1 - level) < 0.6), 3.0 * sizes)
+        found = mean_interval(first, second)
+        hits += found["low"] <= 0.75 <= found["high"]
+    assert abs(hits / num - 0.95) < 4 * (0.95 * 0.05 / num) ** 0.5
+    perfect = ratio_of(np.ones(50), np.arange(50))
+    assert mean_interval(perfect, perfect)["high"] == 1 > mean_interval(perfect, perfect)["low"] > 0.9
+
+
 def test_a_difference_of_nothing_is_not_certain():
     same = ratio_of(np.arange(512) % 2, np.arange(512))
     found = difference_interval(same, same)
@@ -121,7 +137,7 @@ def test_a_difference_of_nothing_is_not_certain():
 
 
 def test_keys_are_numbered_and_ten_thousand_pairs_take_no_time():
-    assert list(clusters_of(["b", "a", "b"], 3)) == [1, 0, 1] and list(clusters_of(None, 3)) == [0, 1, 2]
+    assert list(clusters_of(["b", "a", "b"], 3)) == [0, 1, 0] and list(clusters_of(None, 3)) == [0, 1, 2]
     start_s = time.perf_counter()
     clusters = clusters_of([str(n // 3) for n in range(30_000)], 30_000)
     share_interval(ratio_of(np.arange(30_000) % 2, clusters))

@@ -1,3 +1,4 @@
+import numpy as np
 from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
 from ralign.engine.evaluation.score import read_files
@@ -13,7 +14,9 @@ def test_what_a_run_judged_is_read_by_the_evaluator(tmp_path):
         verdict = verdict_of(text)
         right = verdict == pair.gt_label
         outcome = RuleMetaRM().outcome(pair.gt_judgment, text) if right else Outcome.SKIPPED
-        judgments.append(Judgment(pair=pair, text=text, verdict=verdict, outcome=outcome))
+        judgments.append(
+            Judgment(pair=pair, text=text, verdict=verdict, outcome=outcome, ids=np.array([5]), is_cut=False)
+        )
     path = tmp_path / "rlvr" / "judgments_unbiased.jsonl"
     write_judgments(judgments, path)
     (judged,) = read_files([str(path)])["rlvr"].values()

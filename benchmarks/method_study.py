@@ -113,7 +113,9 @@ def _spread(gradients: np.ndarray) -> dict[str, float]:
         "norm_mean": float(norms.mean()),
         "norm_variance": float(norms.var(ddof=1)),
         "total_variance": total_variance,
-        "mean_norm": math.sqrt(max(float(np.square(gradients.mean(0)).sum()) - total_variance / len(norms), 0.0)),
+        "mean_norm": math.sqrt(
+            max(float(np.square(gradients.mean(0)).sum()) - total_variance / len(norms), 0.0)
+        ),
     }
 
 
@@ -157,7 +159,10 @@ def watch(run: GenRMRun) -> dict[str, Any]:
             genrm.session.begin_generation()
             judgments = genrm.judge(examples["in_distribution"], seed=4_000_000 + run.seed)
             exploited = [j for j in judgments if is_exploitable(j.pair)]
-            found = {name: summarise(part)["f_score"]["value"] for name, part in (("f", judgments), ("x", exploited))}
+            found = {
+                name: summarise(part)["f_score"]["value"]
+                for name, part in (("f", judgments), ("x", exploited))
+            }
             measured.append({"step": step, "test": found["f"], "exploited": found["x"], **metrics})
         return metrics
 
@@ -171,7 +176,10 @@ def watch(run: GenRMRun) -> dict[str, Any]:
         "exploitable_share": float(np.mean([is_exploitable(example.pair) for example in examples["train"]])),
         "by_eval": {key: by_eval[key] for key in ("step", "test", "exploited")},
         "by_reward": {key: by_reward[key] for key in ("step", "test", "exploited")},
-        "measured": [[row["step"], row["reward"], row["eval/f_score"], row["test"], row["exploited"]] for row in measured],
+        "measured": [
+            [row["step"], row["reward"], row["eval/f_score"], row["test"], row["exploited"]]
+            for row in measured
+        ],
     }
 
 
@@ -181,7 +189,10 @@ def _mean(steps: list[dict[str, float]], name: str) -> float:
 
 STUDIES: dict[str, tuple[Callable[[GenRMRun], dict[str, Any]], str]] = {
     # golden demonstrations only, until it reads most facts
-    "dynamic_sampling": (dynamic_sampling, "sft.golden_share=1.0 sft.num_steps=700 eval.every=2 num_steps=30"),
+    "dynamic_sampling": (
+        dynamic_sampling,
+        "sft.golden_share=1.0 sft.num_steps=700 eval.every=2 num_steps=30",
+    ),
     "both_orders": (both_orders, ""),
     "watch": (watch, f"metarm.kind={__file__}:EXPLOITABLE eval.metarm.kind=rule eval.every=5 num_steps=80"),
 }

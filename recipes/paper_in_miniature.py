@@ -65,7 +65,7 @@ def actors_run() -> ActorRun:
         generator=GeneratorConfig(max_new_tokens=40),  # three facts take about 20 tokens
         optim=OptimConfig(lr=2e-4),
         # With algo.advantages=gae; as recipes/actor_rlhf_mini.py, which gives the reasons.
-        critic=CriticConfig(optim=OptimConfig(lr=1e-3), warmup_steps=3),
+        critic=CriticConfig(optim=OptimConfig(lr=1e-3), lam=0.95, warmup_steps=3),
         sft=SFTConfig(
             num_steps=400,
             num_samples=32,

@@ -131,13 +131,13 @@ def train(run: GenRMRun) -> None:
     session = genrm.session
     tests = {"held_out": genrm.examples(held_out)}
     name = "rlvr" if run.algo.reward == "label" else "r_align"
-    models = {"base": genrm.evaluate("base", tests)} if genrm.metarm else {}
+    models = {"base": genrm.evaluate("base", tests)} if genrm.eval_metarm else {}
     examples, start = genrm.examples(pairs), session.policy.folder
     if run.sft.num_steps:
         start = warm_start_on_pairs(genrm, examples, "sft")
         models["sft"] = genrm.evaluate("sft", tests)
     reinforce(session, run, name, start, genrm.task(examples), after_step=genrm.watch(tests["held_out"]))
-    if genrm.metarm:
+    if genrm.eval_metarm:
         models[name] = genrm.evaluate(name, tests)
         write_judges_report(genrm, models, tests, rewards=(run.algo.reward,))
     session.close(run)

@@ -124,6 +124,10 @@ def train_on_file(run: GenRMRun) -> None:
         raise UserError(
             "metarm.kind=rule is for JudgeWorld only: a pairs file needs endpoint or managed (or none)"
         )
+    if run.eval.every:
+        raise UserError(
+            f"eval.every={run.eval.every}: this recipe holds no pairs of data.train out; r_align_8b does"
+        )
     assert run.data.train is not None
     pairs = read_pairs(run.data.train, max_bad_lines=run.data.max_bad_lines)
     genrm = GenRM.start(run, pairs, vocab_size=2048)

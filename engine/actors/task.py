@@ -213,20 +213,20 @@ class ActorTask:
         lengths = np.array([sample.num_tokens for sample in judged])
         values = np.where(valid, [sample.reward for sample in judged], 0).astype(np.float32)
         bonus, longest = None, self.run.generator.max_new_tokens
+        cut = [sample.is_cut for sample in judged]
+        paid, valid = apply_truncation(
+            values, valid, lengths, cut, self.run.algo, default="keep", max_new_tokens=longest
+        )
         if coefficient := self.run.actor.length_penalty:
             groups = np.array([sample.group for sample in judged])
             bonus = length_bonus(
                 values, valid, lengths, groups, coefficient=coefficient, max_new_tokens=longest
             )
-        cut = [sample.is_cut for sample in judged]
-        values, valid = apply_truncation(
-            values, valid, lengths, cut, self.run.algo, default="keep", max_new_tokens=longest
-        )
         return ActorRewards(
-            values=values,
+            values=paid,
             valid=valid,
-            parts=values[:, None],
-            bonus=None if bonus is None else np.where(valid, bonus, 0),
+            parts=paid[:, None],
+            bonus=bonus,
             quality=np.array([grade.quality for grade in grades]) if graded else None,
             cue=np.array([grade.cue for grade in grades]) if graded else None,
             stats=stats,

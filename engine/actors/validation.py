@@ -26,6 +26,11 @@ def check_actor(run: ActorRun) -> None:
             f"checkpoint.keep_best={run.checkpoint.keep_best} needs a held-out metric: set"
             " checkpoint.watch=actor/win_rate and actor.watch_every"
         )
+    if run.checkpoint.keep_best and run.checkpoint_every % actor.watch_every:
+        raise UserError(
+            f"checkpoint.watch={run.checkpoint.watch} is measured every actor.watch_every={actor.watch_every} steps, which"
+            f" does not divide checkpoint_every={run.checkpoint_every}"
+        )
     if actor.watch_every < 0:
         raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")
     if actor.length_penalty < 0:

@@ -11,6 +11,8 @@ unknown if its own value is, or if no value of the other order is known, unless 
 S: samples.
 """
 
+import math
+
 import numpy as np
 
 
@@ -36,16 +38,27 @@ def couple(values: np.ndarray, groups: np.ndarray, other_groups: np.ndarray) -> 
 
 
 def swap_consistency(
-    correct: np.ndarray, invalid: np.ndarray, groups: np.ndarray, other_groups: np.ndarray
+    correct: np.ndarray,
+    invalid: np.ndarray,
+    groups: np.ndarray,
+    other_groups: np.ndarray,
+    *,
+    counted: np.ndarray | None = None,
 ) -> float:
     """Share of couples of samples, one in each order, that name the same response; over all couples of a pair.
 
     correct, invalid: [S] bool, the verdict equals the label, or there is none. groups, other_groups: [S] int.
+    counted: [S] bool, other samples are in no couple; None: all are. NaN without a couple.
     """
-    shares = {
-        group: (correct[groups == group].mean(), (~correct & ~invalid)[groups == group].mean())
-        for group in np.unique(groups)
-    }
+    counted = np.ones(len(groups), dtype=bool) if counted is None else counted
+    wrong, shares = ~correct & ~invalid, {}
+    for group in np.unique(groups[counted]):
+        own = counted & (groups == group)
+        shares[group] = (correct[own].mean(), wrong[own].mean())
     # Right twice or wrong twice is the same response twice: the label is swapped, too.
-    both = [np.dot(shares[own], shares[other]) for own, other in zip(groups, other_groups, strict=True)]
-    return float(np.mean(both))
+    both = [
+        np.dot(shares[own], shares[other])
+        for own, other in zip(groups[counted], other_groups[counted], strict=True)
+        if other in shares
+    ]
+    return float(np.mean(both)) if both else math.nan

@@ -1,7 +1,8 @@
 """The samples that a group advantage compares: those of one prompt, or also those of a pair's other order.
 
 With algo.group=pair (after EIS-GRPO, arXiv:2505.13346) an advantage is the mean of two: within the pair, over both
-orders, where a judge that is right in one order only earns less there than in the other; and within the order.
+orders, and within the order. They differ where the orders have different mean rewards. Rewards of 0 and 1 have the same
+mean in both orders, since each is multiplied by the other order's mean; invalid and failed samples make the difference.
 """
 
 from typing import Literal

@@ -126,7 +126,7 @@ class GenRMRewards:
     values: np.ndarray  # [num_samples] float32; 0 where not valid
     valid: np.ndarray  # [num_samples] bool; False where the value is unknown
     parts: np.ndarray  # [num_samples, num_parts] float32: the values' summands
-    num_samples: int
+    num_samples: int  # without masked ones
     num_label_correct: int
     num_invalid: int  # no verdict
     num_judge_failed: int  # label-correct, reviewed, without a usable answer
@@ -167,6 +167,7 @@ def score(
     groups: np.ndarray | None = None,
     other_groups: np.ndarray | None = None,
     impute: bool = False,
+    masked: np.ndarray | None = None,
 ) -> GenRMRewards:
     """Rewards of a batch.
 
@@ -176,6 +177,7 @@ def score(
         invalid_reward: earned by a sample without a verdict.
         groups: [num_samples] int, samples of one prompt; None: all are one group.
         other_groups: [num_samples] int, the group of the same pair in the other order; None: one order.
+        masked: [num_samples] bool, samples that count nowhere, in metrics neither; None: none.
         impute: a failed review counts as the mean of the group's reviewed samples, or of the batch's.
 
     Raises:
@@ -187,24 +189,35 @@ def score(
         outcomes = [Outcome.SKIPPED] * len(verdicts)
     if groups is None:
         groups = np.zeros(len(verdicts), dtype=np.int64)
+    if masked is not None:  # a masked sample is neither right nor reviewed
+        verdicts = [None if hidden else verdict for verdict, hidden in zip(verdicts, masked, strict=True)]
+        outcomes = [
+            Outcome.SKIPPED if hidden else outcome for outcome, hidden in zip(outcomes, masked, strict=True)
+        ]
     samples = Samples.of(verdicts, labels, outcomes)
-    invalid = samples.invalid[:, None]
+    if masked is None:
+        masked = np.zeros(len(verdicts), dtype=bool)
+    counted = ~masked
+    invalid = (samples.invalid & counted)[:, None]
     parts = np.where(invalid, 0.0, reward(samples))  # for the other order; replaced below
+    parts = np.where(counted[:, None], parts, math.nan)
     if impute:
         parts = _imputed(parts, samples, groups)
     consistency = math.nan
     if other_groups is not None:
         parts = np.stack([couple(part, groups, other_groups) for part in parts.T], axis=1)
-        consistency = swap_consistency(samples.correct, samples.invalid, groups, other_groups)
+        consistency = swap_consistency(
+            samples.correct, samples.invalid, groups, other_groups, counted=counted
+        )
     valid: np.ndarray = np.logical_not(np.isnan(parts).any(axis=1))
     parts = np.where(invalid, invalid_reward / parts.shape[1], np.where(valid[:, None], parts, 0))
     return GenRMRewards(
         values=parts.sum(1).astype(np.float32),
         valid=valid,
         parts=parts.astype(np.float32),
-        num_samples=len(verdicts),
+        num_samples=int(counted.sum()),
         num_label_correct=int(samples.correct.sum()),
-        num_invalid=int(samples.invalid.sum()),
+        num_invalid=int(invalid.sum()),
         num_judge_failed=int(samples.failed.sum()),
         num_aligned=int(samples.aligned.sum()),
         num_spurious=int(samples.spurious.sum()),

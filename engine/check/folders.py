@@ -202,7 +202,8 @@ def check_data(run: Run) -> Finding:
     try:
         pairs, reasons = scan_pairs(path, need_golden=not isinstance(run, ActorRun))
     except UserError as error:
-        return fail("data", str(error), "give a file of JSON lines, a JSON array or Parquet (README; ralign-data convert makes one)")
+        advice = "give a file of JSON lines, a JSON array or Parquet (README; ralign-data convert makes one)"
+        return fail("data", str(error), advice)
     found = f"{path}: {len(pairs)} pairs, {len(reasons)} bad lines"
     if reasons:
         found += f", the first at {reasons[0]}"

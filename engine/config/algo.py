@@ -69,7 +69,7 @@ class AlgoConfig:
     dual_clip: float | None = 3.0
     """Dual clip: bound on the loss of a token with a negative advantage, as a multiple of it; None: no bound."""
     normalisation: Literal["token", "sequence", "constant"] | None = None
-    """Loss over tokens; over sequences of means; over sequences x max_new_tokens; None: token (dr_grpo: constant)."""
+    """Mean over tokens; over sequences of means; over sequences x max_new_tokens; None: by advantages and ratio."""
     kl_coef: float = 0.0
     """Weight of the KL divergence from the frozen reference; 0: no reference model."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
@@ -93,8 +93,9 @@ class AlgoConfig:
 
     @property
     def loss_normalisation(self) -> str:
-        """`normalisation`, or the default of `advantages`."""
-        return self.normalisation or ("constant" if self.advantages == "dr_grpo" else "token")
+        """`normalisation`, or the published one: Dr. GRPO's constant, GSPO's mean over sequences, else over tokens."""
+        default = "sequence" if self.ratio == "sequence" else "token"
+        return self.normalisation or ("constant" if self.advantages == "dr_grpo" else default)
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -7,12 +7,15 @@ from ralign.engine.config.run import Run
 _MOST_SEQUENCE_CLIP = 0.05
 
 
+_WITHOUT_GROUPS = ("reinforce_pp",)  # advantages that compare with the batch
+
+
 def check_algo(checks: Checks, run: Run) -> None:
     algo = run.algo
     checks.at_least(1, algo__num_prompts=algo.num_prompts, algo__num_updates=algo.num_updates)
     checks.at_least(1, algo__num_samples=algo.num_samples)
     checks.require(
-        algo.num_samples >= 2 or run.has_critic,
+        algo.num_samples >= 2 or run.has_critic or algo.advantages in _WITHOUT_GROUPS,
         f"algo.num_samples must be at least 2, got {algo.num_samples}: {algo.advantages} compares answers"
         " to the same prompt",
     )
@@ -77,9 +80,9 @@ def _check_groups(checks: Checks, run: Run) -> None:
     algo = run.algo
     checks.at_least(0, algo__dynamic_sampling=algo.dynamic_sampling)
     checks.require(
-        not (algo.dynamic_sampling and run.has_critic),
-        f"algo.dynamic_sampling={algo.dynamic_sampling} is for group advantages: with algo.advantages=gae a group"
-        " without a spread of rewards teaches, too",
+        not (algo.dynamic_sampling and (run.has_critic or algo.advantages in _WITHOUT_GROUPS)),
+        f"algo.dynamic_sampling={algo.dynamic_sampling} is for group advantages: with algo.advantages={algo.advantages}"
+        " a group without a spread of rewards teaches, too",
     )
     checks.require(
         algo.group == "prompt" or algo.both_orders,

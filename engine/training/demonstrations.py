@@ -107,7 +107,12 @@ def rejection(genrm: GenRM, examples: Sequence[Example], folder: Path) -> Demons
     kept = set()
     for line in lines.splitlines():
         record = json.loads(line)
-        kept.add(record["example"])
+        number = record["example"]
+        if number >= len(chosen) or chosen[number].pair.id != record["id"]:
+            raise UserError(
+                f"{path}: its judgments are of other pairs ({record['id']}); remove it to sample anew"
+            )
+        kept.add(number)
         found.add(chosen[record["example"]], np.array(record["ids"], dtype=np.int64))
     for number in range(len(chosen)):
         if number not in kept:

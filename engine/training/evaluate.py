@@ -24,13 +24,14 @@ class Judgment:
 
     Attributes:
         ids: [L] int64, the tokens of the judgment.
+        outcome: of its review; None without a MetaRM.
         is_cut: it was cut off at the longest length.
     """
 
     pair: Pair
     text: str
     verdict: str | None
-    outcome: Outcome
+    outcome: Outcome | None
     ids: np.ndarray
     is_cut: bool
 
@@ -43,10 +44,7 @@ def judge_pairs(
     seed: int,
     form: VerdictForm = BOXED,
 ) -> list[Judgment]:
-    """Judgments of all examples in order, on every rank; each engine generates its share.
-
-    Without a MetaRM every outcome is `SKIPPED`.
-    """
+    """Judgments of all examples in order, on every rank; each engine generates its share."""
     generator, tokenizer = session.generator, session.tokenizer
     replicas = generator.replicas
     mine = [examples[i] for i in replicas.share_of(len(examples))]
@@ -73,7 +71,7 @@ def judge_pairs(
             pair=example.pair,
             text=text,
             verdict=verdict_of(text, form),
-            outcome=outcome,
+            outcome=outcome if metarm else None,
             ids=rollout.response_ids,
             is_cut=rollout.finish_reason == "length",
         )
@@ -83,20 +81,38 @@ def judge_pairs(
 
 
 def summarise(judgments: Sequence[Judgment]) -> dict:
-    """L-Acc, S-Corr and F-Score with intervals, as summary.json holds them for one model and test."""
-    return measure(
+    """L-Acc, S-Corr and F-Score with intervals, as summary.json holds them for one model and test.
+
+    Without a MetaRM S-Corr and F-Score have no value.
+    """
+    is_reviewed = judgments[0].outcome is not None
+    result = measure(
         [j.verdict for j in judgments],
         [j.pair.gt_label for j in judgments],
-        [j.outcome for j in judgments],
+        [j.outcome or _unreviewed(j) for j in judgments],
         clusters=[prompt_key(j.pair.id, j.pair.conversations, j.pair.meta) for j in judgments],
     )
+    if not is_reviewed:
+        nothing = {"value": None, "low": None, "high": None}
+        result |= {"s_corr": nothing, "f_score": nothing, "num_judge_fail": 0}
+    return result
+
+
+def _unreviewed(judgment: Judgment) -> Outcome:
+    """The outcome with which a judgment counts in L-Acc alone."""
+    return Outcome.CALL_FAIL if judgment.verdict == judgment.pair.gt_label else Outcome.SKIPPED
 
 
 def write_judgments(judgments: Sequence[Judgment], path: Path) -> None:
     """JSONL, one judged pair a line, in the released evaluator's fields: `ralign-eval score` reads it."""
     write_records(
         (
-            {**asdict(j.pair), "model_judgment": j.text, "model_pred": j.verdict, **metarm_fields(j.outcome)}
+            {
+                **asdict(j.pair),
+                "model_judgment": j.text,
+                "model_pred": j.verdict,
+                **(metarm_fields(j.outcome) if j.outcome else {}),
+            }
             for j in judgments
         ),
         path,

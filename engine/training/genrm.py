@@ -14,7 +14,7 @@ from ralign.engine.data.prompts import load_template, render
 from ralign.engine.data.swap import swap_all, swap_sides
 from ralign.engine.data.verdicts import other_forms, read_form
 from ralign.engine.judging.judge import ClientContext
-from ralign.engine.judging.metarm import MetaRM
+from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.training.evaluate import Judgment, judge_pairs, summarise, write_judgments
 from ralign.engine.training.session import Session
@@ -140,6 +140,11 @@ class GenRM:
                 judgments = self.judge(examples, seed=2_000_000 + run.seed)
             result = summarise(judgments)
             shares = {name: result[name]["value"] for name in ("l_acc", "s_corr", "f_score")}
+            num_reviewed = sum(j.outcome not in (None, Outcome.SKIPPED) for j in judgments)
+            if (
+                result["num_judge_fail"] > self._max_failed_share * num_reviewed
+            ):  # an outage, not a worse judge
+                shares |= {"s_corr": None, "f_score": None}
             return {
                 f"eval/{name}": math.nan if value is None else value for name, value in shares.items()
             } | {
@@ -148,6 +153,11 @@ class GenRM:
             }
 
         return after_step
+
+    @property
+    def _max_failed_share(self) -> float:
+        run = self.run
+        return (run.metarm if run.eval.metarm.kind == "same" else run.eval.metarm).max_failed_share
 
     def judge(self, examples: Sequence[Example], seed: int) -> list[Judgment]:
         config = self.run.eval

@@ -57,6 +57,7 @@ def warm_start_on_ids(
     stage = SFT(session, run, examples, answers)
     keys = ("policy/loss",)
     train(session, run, name, "SFT warm start", stage, run.sft.num_steps, progress_keys=keys)
+    session.generator.weights_changed()  # an evaluation may come before the next stage
     return session.export(run.folder / name / "hf")
 
 
@@ -227,9 +228,10 @@ def _save_if_due(
     go_on, is_written = session.cluster.all_true(not session.stop.requested, checkpoints.is_written)
     if is_written:
         checkpoints.wait()
-    if (every and step % every == 0) or is_last or not go_on:
+    is_due = bool(every and step % every == 0) or is_last
+    if is_due or not go_on:
         session.begin_training()  # the optimizer's state may be in host memory
-        checkpoints.save(step, stage.state_dict(), score=score())
+        checkpoints.save(step, stage.state_dict(), score=score() if is_due else None)
     if not go_on:
         checkpoints.wait()
         session.stop_early(f"stopped on request: saved step {step} of {name}; the same command continues")

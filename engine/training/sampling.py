@@ -6,11 +6,12 @@ Groups without one fill up the batch where the last round leaves too few, so tha
 of rewards are over all rounds: the groups that were kept say nothing about the policy as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from ralign.engine.config.registry import ADVANTAGES
 from ralign.engine.config.run import Run
 from ralign.engine.data.examples import decode_answer
 from ralign.engine.data.sampler import PromptSampler
@@ -67,7 +68,13 @@ class Sampling:
             with phase("judge"):
                 responses += self.judge(rollouts, step, number)
                 rewards = self.task.reward(responses)
-            flat = flat_units([r.group for r in responses], rewards, algo.num_orders)
+            flat = flat_units(
+                [r.group for r in responses],
+                rewards,
+                algo.num_orders,
+                by_pair=algo.group == "pair",
+                by_part=getattr(ADVANTAGES.load(algo.advantages), "takes_parts", False),
+            )
             if np.sum(~flat) * algo.num_orders >= algo.num_prompts:
                 break
         units = first_with_spread(flat, algo.num_prompts // algo.num_orders)
@@ -110,17 +117,27 @@ class Sampling:
         return [response for part in self.generator.replicas.all_gather_data(judged) for response in part]
 
 
-def flat_units(groups: list[int], rewards: RewardBatch, num_orders: int) -> np.ndarray:
+def flat_units(
+    groups: Sequence[int],
+    rewards: RewardBatch,
+    num_orders: int,
+    *,
+    by_pair: bool = False,
+    by_part: bool = False,
+) -> np.ndarray:
     """[num_units] bool: units whose groups have no spread of rewards. A unit is a group, or a pair's two groups.
 
-    groups: of each sample, from 0 on; group g belongs to unit g // num_orders.
+    groups: of each sample, from 0 on; group g belongs to unit g // num_orders. by_pair: the two groups of a unit are
+    compared with each other, too. by_part: each part of the rewards is compared by itself.
     """
-    ids, values = np.asarray(groups), np.asarray(rewards.values)
+    ids = np.asarray(groups)
+    columns = rewards.parts.T if by_part else rewards.values[None]
+    compared = ids // num_orders if by_pair else ids
     flat = np.ones(ids.max() // num_orders + 1, dtype=bool)
-    for group in np.unique(ids):
-        known = values[(ids == group) & rewards.valid]
-        if len(np.unique(known)) > 1:
-            flat[group // num_orders] = False
+    for group in np.unique(compared):
+        members = compared == group
+        if any(len(np.unique(column[members & rewards.valid])) > 1 for column in columns):
+            flat[ids[members] // num_orders] = False
     return flat
 
 

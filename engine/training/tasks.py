@@ -203,6 +203,7 @@ class GenRMTask:
         algo = self.run.algo
         labels = [self.examples[response.example].pair.gt_label for response in judged]
         groups = np.array([response.group for response in judged])
+        lengths, cut = [r.num_tokens for r in judged], [r.is_cut for r in judged]
         rewards = score(
             self.reward_function,
             [response.verdict for response in judged],
@@ -212,9 +213,9 @@ class GenRMTask:
             groups=groups,
             other_groups=groups ^ 1 if algo.both_orders else None,
             impute=self._imputes,
+            masked=np.array(cut) if algo.truncated == "mask" else None,
         )
         check_failures(rewards, self.run.metarm.max_failed_share)
-        lengths, cut = [r.num_tokens for r in judged], [r.is_cut for r in judged]
         settings = {"default": CUT_JUDGMENTS, "max_new_tokens": self.run.generator.max_new_tokens}
         rewards.parts, _ = apply_truncation(rewards.parts, rewards.valid, lengths, cut, algo, **settings)
         rewards.values, rewards.valid = apply_truncation(

@@ -103,7 +103,9 @@ class Trainer:
 
     def objection(self, metrics: dict[str, float]) -> str:
         """Why an update with these sums of the loss must not be made; "" if it may."""
-        bound, num_tokens = self.run.algo.max_rollout_kl, max(metrics["num_tokens"], 1.0)
+        bound, num_tokens = self.run.algo.max_rollout_kl, metrics["num_tokens"]
+        if not num_tokens:  # Adam's momentum would move the weights
+            return "no sample has a valid reward"
         if bound is None or (kl := metrics["rollout_k3_sum"] / num_tokens) <= bound:
             return ""
         return f"the KL divergence between engine and trainer is {kl:.3g} a token (algo.max_rollout_kl={bound:g})"

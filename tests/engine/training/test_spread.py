@@ -26,8 +26,8 @@ def test_orders_that_differ_only_from_each_other_have_a_spread_over_the_pair():
     )
     assert (advantages != 0).all()
     rewards = SimpleNamespace(values=values, valid=VALID, parts=values[:, None])
-    unit = flat_units([0, 0, 1, 1], rewards, num_orders=2)  # an argument for algo.group may be needed here
-    assert unit.tolist() == [False]
+    assert flat_units([0, 0, 1, 1], rewards, num_orders=2, by_pair=True).tolist() == [False]
+    assert flat_units([0, 0, 1, 1], rewards, num_orders=2).tolist() == [True]
 
 
 def test_equal_sums_of_different_parts_are_a_spread():
@@ -37,7 +37,7 @@ def test_equal_sums_of_different_parts_are_a_spread():
     advantages = GDPO(torch.tensor(parts), torch.tensor(groups), torch.from_numpy(valid))
     assert (advantages[:4].abs() > 0.1).any()
     rewards = SimpleNamespace(values=parts.sum(1), valid=valid, parts=parts)
-    assert flat_units(groups, rewards, num_orders=1).tolist() == [False, False]
+    assert flat_units(groups, rewards, num_orders=1, by_part=True).tolist() == [False, False]
 
 
 def _validate(**algo) -> None:
@@ -47,7 +47,7 @@ def _validate(**algo) -> None:
 
 def test_dynamic_sampling_is_refused_where_a_flat_group_teaches():
     """reinforce_pp compares with the batch: groups of all right and all wrong answers teach most."""
-    with pytest.raises(UserError, match=r"algo\.dynamic_sampling=2 .* reinforce_pp"):
+    with pytest.raises(UserError, match=r"algo\.dynamic_sampling=2 .*=reinforce_pp"):
         _validate(advantages="reinforce_pp", dynamic_sampling=2)
     _validate(advantages="reinforce_pp_baseline", dynamic_sampling=2)
 

@@ -28,8 +28,8 @@ def check_actor(run: ActorRun) -> None:
         )
     if run.checkpoint.keep_best and run.checkpoint_every % actor.watch_every:
         raise UserError(
-            f"checkpoint.watch={run.checkpoint.watch} is measured every actor.watch_every={actor.watch_every} steps, which"
-            f" does not divide checkpoint_every={run.checkpoint_every}"
+            f"checkpoint.watch={run.checkpoint.watch} is measured every actor.watch_every={actor.watch_every} steps,"
+            f" which does not divide checkpoint_every={run.checkpoint_every}"
         )
     if actor.watch_every < 0:
         raise UserError(f"actor.watch_every must be at least 0, got {actor.watch_every}")

@@ -47,6 +47,7 @@ def shrink(run: RunT, world_size: int) -> RunT:
         generator=replace(run.generator, max_new_tokens=32, kv_cache_gib=0.1, max_num_seqs=64, tensor=0),
         memory=replace(run.memory, bucket_mib=1),
         algo=replace(run.algo, num_prompts=4, num_samples=4),
+        critic=replace(run.critic, warmup_steps=min(run.critic.warmup_steps, 1)),
         sft=replace(run.sft, num_steps=min(run.sft.num_steps, 2), num_samples=8),
         eval=EvalConfig(num_pairs=8, max_new_tokens=32, num_bootstrap=100),
     )

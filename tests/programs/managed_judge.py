@@ -53,7 +53,7 @@ def step(
     ]
     with task.judging():
         for index, sample in enumerate(samples):
-            task.on_response(index, sample.example, sample.text)
+            task.on_response(index, sample.example, sample.text, is_cut=sample.is_cut)
         asked()
         return task.judge(samples, 0)
 

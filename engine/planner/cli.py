@@ -12,11 +12,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ralign.engine.config.checks import LAYOUT_SIZES
 from ralign.engine.config.command_line import parse
@@ -33,7 +32,6 @@ from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import check_input
 from ralign.engine.runtime.text import printable
-from ralign.engine.runtime.user_code import named_by_line, run_module
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # in the source tree and in an installed package
 _MAX_GPUS = 1_000_000
@@ -129,7 +127,7 @@ def recipe_run(recipe: str) -> Run:
             found = signature.return_annotation
             is_run = isinstance(found, type) and issubclass(found, Run)
             if (is_run or found == "Run") and not signature.parameters:
-                return _called(function, path)
+                return function()
     raise UserError(f"recipe {path}: no function without arguments annotated `-> Run`")
 
 
@@ -138,18 +136,14 @@ def _module_of(path: Path) -> ModuleType:
     if path.resolve().parent == RECIPES:
         return importlib.import_module(f"ralign.recipes.{path.stem}")
     sys.path.insert(0, str(path.resolve().parent))  # as `python FILE`: a recipe may import its neighbours
-    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path.resolve())
-    assert spec is not None, path  # a name that ends in .py has a loader
-    return run_module(spec)
-
-
-def _called(function: Callable[[], Any], path: Path) -> Run:
-    with named_by_line(str(path.resolve())):
-        run = function()
-    if not isinstance(run, Run):
-        name, kind = function.__name__, type(run).__name__
-        raise UserError(f"recipe {path}: {name}() must return a Run, got {kind}")
-    return run
+    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path  # a name that ends in .py has a loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"recipe {error.filename}:{error.lineno}: {error.msg}") from error
+    return module
 
 
 def plan(

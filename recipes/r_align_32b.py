@@ -92,7 +92,8 @@ def r_align_run(name: str, folder: str, *, tensor: int) -> GenRMRun:
             warmup_steps=10,  # Adam's second moment is unreliable at first
         ),
         # Off. Published judges start from such a stage (RM-R1, DeepSeek-GRM): sft.num_steps=100, on golden judgments
-        # or, with sft.source=rejection, on the model's own good ones.
+        # or, with sft.source=rejection, on the model's own good ones. Golden judgments of `ralign-annotate` have no
+        # thinking, so they teach answers without it.
         sft=SFTConfig(num_steps=0, num_samples=256, optim=OptimConfig(lr=1e-5, warmup_steps=10)),
         eval=EvalConfig(max_new_tokens=8192),  # as in training
     )

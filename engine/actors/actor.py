@@ -47,7 +47,8 @@ class Actor:
 
     def print_memory_table(self, plan: Ledger) -> None:
         """The memory ledger by role."""
-        self.session.progress.say("\n  ".join(table(memory_rows(self.run, plan)).splitlines()))
+        for line in table(memory_rows(self.run, plan)).splitlines():
+            self.session.progress.say(line)
 
     def note_examples(self, notes: Sequence[Note]) -> list[ActorExample]:
         return note_examples(notes, self.session.tokenizer)

@@ -66,7 +66,7 @@ class Sampling:
             with phase("generate"):
                 rollouts = self.generate(step, number)
             with phase("judge"):
-                responses += self.judge(rollouts, step, number)
+                responses += self.judge(rollouts, step)
                 rewards = self.task.reward(responses)
             flat = flat_units(
                 [r.group for r in responses],
@@ -107,7 +107,7 @@ class Sampling:
         opens_thinking = self.task.examples[example].opens_thinking
         return decode_answer(rollout.response_ids, self.session.tokenizer, opens_thinking=opens_thinking)
 
-    def judge(self, rollouts: list[tuple[int, int, Rollout]], step: int, number: int = 0) -> list[Response]:
+    def judge(self, rollouts: list[tuple[int, int, Rollout]], step: int) -> list[Response]:
         """This engine's rollouts of a round, judged, then gathered with those of all engines."""
         responses = [
             Response(example=example, group=group, rollout=rollout, text=self.text_of(example, rollout))

@@ -89,10 +89,8 @@ class Trainer:
         if policy_stats:
             self.verify_weights()
         self.num_steps_done += 1
-        metrics = self.metrics(samples, policy_stats)
-        return metrics | (
-            self.ppo.metrics(critic_stats) if self.ppo else {}
-        ) | clock.times_s(), samples.responses
+        critic_metrics = self.ppo.metrics(critic_stats) if self.ppo else {}
+        return self.metrics(samples, policy_stats) | critic_metrics | clock.times_s(), samples.responses
 
     def prove_if_due(self) -> None:
         """Prove the engine's computation, here, where memory is the engine's."""

@@ -12,17 +12,19 @@ import argparse
 import sys
 
 from ralign.engine.check.report import Finding, as_json, as_text, worst
-from ralign.engine.config.command_line import SMOKE_FLAG, parse
+from ralign.engine.config.command_line import SMOKE_FLAG
 from ralign.engine.config.run import Run
 from ralign.engine.planner.hardware import CHIPS, Chip, chip_of
 from ralign.engine.runtime.argparse_utils import Parser, positive
 from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 
+_LEAST_MIB = 1024  # torch is imported, which needs about 700
+
 
 def main() -> None:
     """The console script."""
-    run_main(_main)
+    run_main(_main, least_mib=_LEAST_MIB)
 
 
 def _main(argv: list[str]) -> None:
@@ -48,9 +50,9 @@ def _run(recipe: str | None, settings: list[str]) -> Run | None:
         if given:
             raise UserError(f"cannot read {given[0]!r}: a recipe comes first, then its settings")
         return None
-    from ralign.engine.planner.cli import recipe_run
+    from ralign.engine.planner.cli import recipe_with
 
-    return parse(recipe_run(recipe), settings)
+    return recipe_with(recipe, settings)
 
 
 def findings(

@@ -126,10 +126,8 @@ def folder_shape(folder: Path) -> Shape:
     """The sizes in config.json; BadFolder if one is missing or the model is not supported."""
     try:
         return shape_of_hf(read_json(folder / "config.json"), folder.name)
-    except KeyError as error:
-        raise BadFolder(f"config.json has no {error.args[0]}", "use a supported model") from error
     except UserError as error:
-        raise BadFolder(str(error), _supported()) from error
+        raise BadFolder(f"config.json: {error}", _supported()) from error
 
 
 def _supported() -> str:
@@ -172,14 +170,17 @@ def check_architecture(folder: Path) -> None:
             config = AutoConfig.from_pretrained(folder)
             transformer_config(config, alone, dtype="bf16", sequence_parallel=False, recompute=False)
             inverse_frequencies(config)
-        except (ValueError, OSError) as error:  # a UserError is a ValueError
+        except UserError as error:
             raise BadFolder(str(error), _supported()) from error
+        except Exception as error:  # any: transformers and Megatron read config.json
+            found = f"config.json cannot be used ({type(error).__name__}: {error})"
+            raise BadFolder(found, _supported()) from error
 
 
 def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFolder(f"{path.name} cannot be read ({error})", "download it again") from error
     if not isinstance(value, dict):
         raise BadFolder(f"{path.name} is not a JSON object", "download it again")

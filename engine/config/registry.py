@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ralign.engine.runtime.errors import UserError
+from ralign.engine.runtime.user_code import named_by_line, run_module
 
 
 class Registry:
@@ -100,7 +101,13 @@ def _from_package(name: str) -> Any:
         package = _from_package(parent)
         if package is None or "__path__" not in vars(package):  # a module without submodules
             return None
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    if name in sys.modules:  # the program itself, __main__, has no spec
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    with named_by_line(spec.origin or name):
+        return importlib.import_module(name)
 
 
 def _from_file(path: str) -> Any:
@@ -112,16 +119,8 @@ def _from_file(path: str) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, file
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]  # half a module: the next import reads the file again
-        if isinstance(error, SyntaxError):
-            raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        raise
-    return module
+    assert spec is not None, file
+    return run_module(spec)
 
 
 ADVANTAGES = Registry(

@@ -20,6 +20,7 @@ from ralign.engine.data.rows import why_no_file
 from ralign.engine.data.verdicts import read_form
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
+from ralign.engine.runtime.whole_numbers import check_whole_numbers
 
 _MOST_GIB = 1_000_000  # far more than any machine has; a larger number of bytes would overflow
 
@@ -57,6 +58,7 @@ def validate_layout(run: Run, world_size: int, sizes: Mapping[str, int]) -> None
 
 def _values_of(run: Run) -> Checks:
     """Raises UserError for values on which the other checks depend: numbers, and names of implementations."""
+    check_whole_numbers(asdict(run))
     checks = Checks()
     _check_finite(checks, run)
     checks.check()  # comparisons with NaN would add mistakes that are none

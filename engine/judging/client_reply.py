@@ -183,6 +183,8 @@ def read_completion(
         api_key: is taken out of all texts.
         who: begins the sentence of an error that comes in place of a completion.
 
+    The reply has `failed` set if the answer was cut off before its text.
+
     Raises:
         Failure: another body.
     """
@@ -219,14 +221,15 @@ def _reply(
 ) -> Reply:
     num_prompt, num_answer, estimated = _charged(usage, num_prompt_chars, len(answer) + len(thinking))
     finish_reason = shown(finish_reason, api_key, 40) if isinstance(finish_reason, str) else ""
-    problem = ""
+    problem, is_cut = "", False
     if not answer.strip():
-        cut_off = finish_reason == "length"
-        problem = "the answer was cut off before its text" if cut_off else "the answer is empty"
+        is_cut = finish_reason == "length"  # thinking took all tokens: the model did not come to answer
+        problem = "the answer was cut off before its text" if is_cut else "the answer is empty"
     if answer and thinking:  # the server's parser split them: join them as the model wrote them
         answer = f"{thinking}\n\n</think>\n\n{answer}"
     return Reply(
         text=without_key(answer, api_key).encode("utf-8", "replace").decode("utf-8"),  # no lone surrogates
+        failed=is_cut,
         problem=problem,
         finish_reason=finish_reason,
         num_prompt_tokens=num_prompt,

@@ -10,6 +10,7 @@ tasks.
                                                                  of the first ones is answered
     401, 402, 403, 404: wrong key, no credit, wrong model        `failed`, and `stop_reason` for all later requests
         or address; also as an error in a body of status 200
+    an answer that was cut off before its text                   `failed`; its tokens count
     an empty answer, or one of more than MAX_REPLY_BYTES         an answer without text, with its `problem`
     budget spent, or an error of the cache                       `failed` without a call, and `stop_reason`
 

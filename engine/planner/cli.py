@@ -12,10 +12,11 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ralign.engine.config.checks import LAYOUT_SIZES
 from ralign.engine.config.command_line import parse
@@ -32,6 +33,8 @@ from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import check_input
 from ralign.engine.runtime.text import printable
+from ralign.engine.runtime.user_code import named_by_line, run_module
+from ralign.engine.runtime.whole_numbers import check_whole_numbers
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"  # in the source tree and in an installed package
 _MAX_GPUS = 1_000_000
@@ -59,7 +62,7 @@ def report_of(argv: list[str]) -> dict:
 def _report(options: argparse.Namespace, overrides: list[str]) -> dict:
     chip, constants = chip_of(options.gpu), read_constants(options.constants)
     lengths = {name: value for name in LENGTHS if (value := vars(options)[name]) is not None}
-    run = parse(recipe_run(options.recipe), overrides)
+    run = recipe_with(options.recipe, overrides)
     return plan(run, options.gpus, chip, replace(constants, **lengths), host_gb=options.host_gb)
 
 
@@ -113,6 +116,17 @@ def recipe_file(recipe: str) -> Path:
     raise UserError(f"recipe {recipe}: no such file and no recipe of that name ({known})")
 
 
+def recipe_with(recipe: str, overrides: Sequence[str]) -> Run:
+    """The settings of a recipe with those of the command line.
+
+    Raises:
+        UserError: as `recipe_run`; an unknown setting, a value of another kind, or a number beyond 64 bits.
+    """
+    run = parse(recipe_run(recipe), overrides)
+    check_whole_numbers(asdict(run))
+    return run
+
+
 def recipe_run(recipe: str) -> Run:
     """The settings of a recipe, from its first function without arguments annotated `-> Run`.
 
@@ -127,7 +141,7 @@ def recipe_run(recipe: str) -> Run:
             found = signature.return_annotation
             is_run = isinstance(found, type) and issubclass(found, Run)
             if (is_run or found == "Run") and not signature.parameters:
-                return function()
+                return _called(function, path)
     raise UserError(f"recipe {path}: no function without arguments annotated `-> Run`")
 
 
@@ -136,14 +150,18 @@ def _module_of(path: Path) -> ModuleType:
     if path.resolve().parent == RECIPES:
         return importlib.import_module(f"ralign.recipes.{path.stem}")
     sys.path.insert(0, str(path.resolve().parent))  # as `python FILE`: a recipe may import its neighbours
-    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path  # a name that ends in .py has a loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"recipe {error.filename}:{error.lineno}: {error.msg}") from error
-    return module
+    spec = importlib.util.spec_from_file_location(f"ralign_recipe_{path.stem}", path.resolve())
+    assert spec is not None, path  # a name that ends in .py has a loader
+    return run_module(spec)
+
+
+def _called(function: Callable[[], Any], path: Path) -> Run:
+    with named_by_line(str(path.resolve())):
+        run = function()
+    if not isinstance(run, Run):
+        name, kind = function.__name__, type(run).__name__
+        raise UserError(f"recipe {path}: {name}() must return a Run, got {kind}")
+    return run
 
 
 def plan(
@@ -210,8 +228,10 @@ def _check_lengths(job: Job, constants: Constants) -> None:
     """Requires that no mean length exceeds the longest length."""
     for name, longest in zip(LENGTHS, (job.max_prompt_tokens, job.max_new_tokens), strict=True):
         mean = asdict(constants)[name]
-        if not 0 <= mean <= longest:
-            raise UserError(f"{name} must be from 0 (unknown) to {longest}, the longest length, got {mean:g}")
+        if mean and not 1 <= mean <= longest:
+            raise UserError(
+                f"{name} must be 0 (unknown) or from 1 to {longest}, the longest length, got {mean:g}"
+            )
 
 
 def _layout_json(layout: layouts.Layout) -> dict:

@@ -1,11 +1,13 @@
 """Chips with their published peaks, and the constants of the time model."""
 
-import math
-from dataclasses import dataclass, fields, replace
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import read_json_object
+
+_MAX_SHOWN_CHARS = 80  # of a wrong name or value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,12 @@ def chip_of(text: str) -> Chip:
     """
     if text.lower() in CHIPS:
         return CHIPS[text.lower()]
-    try:
-        memory_gb = float(text.lower().removesuffix("gb"))
-    except ValueError:
-        memory_gb = 0.0
-    if not 1 <= memory_gb < 1e5:
-        raise UserError(f"--gpu must be one of {', '.join(CHIPS)}, or a memory size in GB, got {text}")
+    number = text.lower().removesuffix("gb")
+    memory_gb = float(number) if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", number) else 0.0
+    if memory_gb < 1:
+        raise UserError(
+            f"--gpu must be one of {', '.join(CHIPS)}, or a memory size in GB, got {text[:_MAX_SHOWN_CHARS]!r}"
+        )
     return replace(CHIPS["h100"], name=f"{memory_gb:g}GB", memory_bytes=int(memory_gb * 1e9))
 
 
@@ -83,7 +85,23 @@ class Constants:
     gpus_per_node: int = 8
 
 
-_DIVISORS = ("train_efficiency", "prefill_efficiency", "link_efficiency", "decode_bandwidth", "gpus_per_node")
+# Least and greatest value. An efficiency is that of an H100's peaks for an unknown GPU, which may be faster.
+_EFFICIENCY, _LENGTH, _SECONDS, _TOKENS = (1e-6, 100), (1e-6, 1), (0, 1e6), (0, 1e9)
+_RANGES = {
+    "train_efficiency": _EFFICIENCY,
+    "prefill_efficiency": _EFFICIENCY,
+    "decode_bandwidth": _EFFICIENCY,
+    "link_efficiency": _EFFICIENCY,
+    "exposed_communication": (0, 1),
+    "decode_overhead_s": _SECONDS,
+    "collective_latency_s": _SECONDS,
+    "mean_prompt": _LENGTH,
+    "mean_response": _LENGTH,
+    "mean_prompt_tokens": _TOKENS,
+    "mean_new_tokens": _TOKENS,
+    "judge_s": _SECONDS,
+    "gpus_per_node": (1, 1_000_000),
+}
 
 
 def read_constants(path: str | Path | None) -> Constants:
@@ -95,16 +113,14 @@ def read_constants(path: str | Path | None) -> Constants:
     if path is None:
         return Constants()
     values = read_json_object(path)
-    known = {item.name: item.type for item in fields(Constants)}
     for name, value in values.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            name not in known
-            or not is_number
-            or not 0 <= value < math.inf
-            or (name in _DIVISORS and not value)
-        ):
-            raise UserError(
-                f"--constants {path}: {name}={value!r}; expected numbers named {', '.join(known)}"
-            )
+        given = f"--constants {path}: {name[:_MAX_SHOWN_CHARS]}={repr(value)[:_MAX_SHOWN_CHARS]}"
+        if name not in _RANGES:
+            raise UserError(f"{given}; expected numbers named {', '.join(_RANGES)}")
+        least, most = _RANGES[name]
+        kinds = int if name == "gpus_per_node" else int | float
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            kind = "a whole number" if name == "gpus_per_node" else "a number"
+            raise UserError(f"{given}; expected {kind} from {least:g} to {most:g}")
     return replace(Constants(), **values)

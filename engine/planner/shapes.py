@@ -6,7 +6,7 @@ What a decoder layer consists of comes from the model's family (`policy.families
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ralign.engine.config.registry import FAMILIES
 from ralign.engine.policy.families.family import EMBEDDING, FINAL_NORM, HEAD, VALUE_HEAD, family_of
@@ -117,21 +117,18 @@ def shape_of(model: "ModelConfig", vocab_size: int = 1024) -> Shape:
         UserError: as `shape_of_folder`; an unknown model.family.
     """
     family = FAMILIES.load(model.family)  # before a folder is read that has a family from an import path
-    if model.hf_path is None:
-        return Shape(
-            family=family.model_type,
-            num_layers=model.num_layers,
-            hidden_size=model.hidden_size,
-            ffn_hidden_size=model.ffn_hidden_size,
-            num_attention_heads=model.num_attention_heads,
-            num_query_groups=model.num_query_groups,
-            head_dim=model.head_dim,
-            vocab_size=vocab_size,
-            rope_theta=model.rope_theta,
-            tie_embeddings=model.tie_embeddings,
-            max_position_embeddings=model.max_position_embeddings,
-        )
-    return shape_of_folder(model.hf_path, "model.hf_path")
+    if model.hf_path is not None:
+        return shape_of_folder(model.hf_path, "model.hf_path")
+    sizes: Any = {
+        ours: _size(f"model.{ours}", getattr(model, ours)) for ours in _SIZES if ours != "vocab_size"
+    }
+    return Shape(
+        family=family.model_type,
+        vocab_size=vocab_size,
+        rope_theta=model.rope_theta,
+        tie_embeddings=model.tie_embeddings,
+        **sizes,
+    )
 
 
 def shape_of_folder(folder: str, setting: str) -> Shape:
@@ -151,51 +148,72 @@ def shape_of_folder(folder: str, setting: str) -> Shape:
     return PUBLISHED[name]
 
 
-_SIZES = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim", "vocab_size",
-    "max_position_embeddings",
-)  # fmt: skip
+_SIZES = {  # our name -> Hugging Face's
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+_MOST, _MOST_LAYERS = (
+    10**9,
+    100_000,
+)  # far more than any model has; products of the sizes are still finite floats
+_MAX_THETA = 1e30
+_MAX_SHOWN_CHARS = 80
 
 
 def read_shape(folder: str | Path) -> Shape:
     """The shape of the model in a Hugging Face folder.
 
     Raises:
-        UserError: config.json cannot be read, lacks a size, or has one that is none; as `shape_of_hf`.
+        UserError: config.json cannot be read; as `shape_of_hf`.
     """
     path = Path(folder) / "config.json"
     config = read_json_object(path)
     try:
-        shape = shape_of_hf(config, Path(folder).name)
-    except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]}") from error
-    for name in _SIZES:
-        size = getattr(shape, name)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise UserError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
-    return shape
+        return shape_of_hf(config, Path(folder).name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def shape_of_hf(config: dict, name: str = "") -> Shape:
     """The shape that a Hugging Face config.json describes.
 
     Raises:
-        KeyError: a size is missing.
-        UserError: the family, or a feature of the model, is not supported.
+        UserError: a size is missing or is none; the family, or a feature of the model, is not supported.
     """
-    family_of(config["model_type"]).check(config)
+    family = config.get("model_type")
+    family_of(family if isinstance(family, str) else repr(family)).check(config)
+    known = {ours: theirs for ours, theirs in _SIZES.items() if ours != "head_dim"}
+    sizes: Any = {ours: _size(theirs, config.get(theirs)) for ours, theirs in known.items()}
     rope = config.get("rope_parameters") or {}
+    theta = config.get("rope_theta") or (rope.get("rope_theta", 1e4) if isinstance(rope, dict) else rope)
+    is_theta = isinstance(theta, int | float) and not isinstance(theta, bool) and 0 < theta < _MAX_THETA
+    _require(is_theta, "rope_theta", "a positive number", theta)
+    tied = config.get("tie_word_embeddings") or False
+    _require(isinstance(tied, bool), "tie_word_embeddings", "true or false", tied)
     return Shape(
         name=name,
         family=config["model_type"],
-        num_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"],
-        num_attention_heads=config["num_attention_heads"],
-        num_query_groups=config["num_key_value_heads"],
-        head_dim=head_size(config),
-        vocab_size=config["vocab_size"],
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 1e4),
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        max_position_embeddings=config["max_position_embeddings"],
+        head_dim=_size("head_dim", head_size(config)),
+        rope_theta=theta,
+        tie_embeddings=tied,
+        **sizes,
     )
+
+
+def _size(name: str, value: Any) -> int:
+    most = _MOST_LAYERS if name.endswith("layers") else _MOST
+    is_size = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+    _require(is_size, name, f"a whole number from 1 to {most:,}", value)
+    return value
+
+
+def _require(condition: bool, name: str, what: str, value: Any) -> None:
+    if not condition:
+        got = "nothing" if value is None else repr(value)[:_MAX_SHOWN_CHARS]
+        raise UserError(f"{name} must be {what}, got {got}")

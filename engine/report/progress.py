@@ -50,7 +50,7 @@ class Stage:
         parts = [f"{self.step_s:.3g} s/step"]
         if self.num_steps is not None and self.num_done < self.num_steps:
             parts.append(f"{duration(self.step_s * (self.num_steps - self.num_done))} left")
-        return ", ".join(parts + [f"{name} {value:.4g}" for name, value in values.items()])
+        return ", ".join(parts + [f"{printable(name)} {value:.4g}" for name, value in values.items()])
 
 
 class Progress:
@@ -129,7 +129,7 @@ class Progress:
             TextColumn(" "),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         # By default rich prints what others write to stdout and stderr above the bar.
         redirects = not output.is_captured()

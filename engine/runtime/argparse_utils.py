@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ralign.engine.runtime.errors import UserError
-
-_MOST = 2**63 - 1  # a signed 64-bit integer, which all libraries take
+from ralign.engine.runtime.whole_numbers import MOST
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,13 +16,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists all)")
 
 
-def whole_number(least: int, most: int = _MOST) -> Callable[[str], int]:
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
     """An argparse type: a whole number from `least` to `most`."""
-    expected = f"of at least {least}" if most == _MOST else f"from {least} to {most}"
+    expected = f"of at least {least}" if most == MOST else f"from {least} to {most}"
 
     def read(text: str) -> int:
         digits = text.removeprefix("-")
-        is_number = digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MOST))
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= len(str(MOST))
         if not (is_number and least <= int(text) <= most):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {expected}")
         return int(text)

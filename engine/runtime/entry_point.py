@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import select
 import sys
 import threading
@@ -19,6 +20,7 @@ from ralign.engine.runtime.files import is_full
 from ralign.engine.runtime.text import printable
 
 Main = Callable[[list[str]], None]
+LEAST_MIB = 256  # of address space for Python, numpy and matplotlib, which need about 190
 
 # A mistake that all processes find is reported by the first one of each node. A process that is still alone with its
 # mistake after this time reports it itself. torchrun ends all processes as soon as one has failed.
@@ -27,14 +29,20 @@ _POLL_S = 0.1
 _LEAVE_S = 0.5  # for the others to leave: torchrun lists each process that it has to end as a failure
 
 
-def run_main(main: Main, argv: Sequence[str] | None = None) -> None:
+def run_main(main: Main, argv: Sequence[str] | None = None, *, least_mib: int = LEAST_MIB) -> None:
     """Call `main` with the command line; a UserError becomes one line on stderr and exit status 2.
 
-    So do a full disk and a lack of memory. Ctrl-C becomes one line and status 130, a reader of the output that has
-    left (`| head`) status 141. Any other exception is a bug and keeps its traceback.
+    So do a full disk, a lack of memory, and a limit on the address space (`ulimit -v`) of less than `least_mib`. Ctrl-C
+    becomes one line and status 130, a reader of the output that has left (`| head`) status 141. Any other exception is
+    a bug and keeps its traceback.
     """
+
+    def with_room(argv: list[str]) -> None:
+        _check_address_space(least_mib)
+        main(argv)
+
     try:
-        _call(main, argv)
+        _call(with_room, argv)
     except KeyboardInterrupt:
         print("interrupted", file=output.stderr(), flush=True)
         sys.exit(130)
@@ -46,6 +54,22 @@ def run_main(main: Main, argv: Sequence[str] | None = None) -> None:
         for stream in left:  # what is still in the buffer goes nowhere, at exit too
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(141)
+
+
+def _check_address_space(least_mib: int) -> None:
+    """Requires room for numpy, which `main` may import later.
+
+    numpy's OpenBLAS allocates 32 MiB at its first product, which numpy's import makes, and tries again forever where
+    that fails (blas_memory_alloc, OpenBLAS 0.3). Each of its threads takes more address space.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    if limit < least_mib << 20:
+        raise UserError(
+            f"the address space is limited to {limit >> 20} MiB (ulimit -v): at least {least_mib} MiB are needed"
+        )
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _call(main: Main, argv: Sequence[str] | None) -> None:
@@ -61,10 +85,11 @@ def _call(main: Main, argv: Sequence[str] | None) -> None:
         sys.stdout.flush()  # at exit, a full disk or a closed pipe would be a traceback
     except UserError as error:
         _report_mistake(str(error))
-    except OSError as error:
+    except Exception as error:  # of every library that writes files
         if not is_full(error):
             raise
-        _report_mistake(f"{error.filename or 'output'}: {error.strerror}")
+        is_os = isinstance(error, OSError)
+        _report_mistake(f"{error.filename or 'output'}: {error.strerror}" if is_os else f"output: {error}")
 
 
 def _streams_without_reader() -> list[io.TextIOWrapper]:

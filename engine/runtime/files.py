@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from ralign.engine.runtime.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_NAME_BYTES = 120  # of a file name; file systems allow 255, and suffixes come after
 
 
@@ -162,6 +163,10 @@ def file_name(text: str) -> str:
     return name
 
 
-def is_full(error: OSError) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(
+        f"(os error {number})" in str(error) for number in _FULL
+    )  # of a library in Rust, as safetensors

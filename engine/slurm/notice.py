@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ralign.engine.config.command_line import parse
 from ralign.engine.config.run import Run
 from ralign.engine.planner import cli
 from ralign.engine.planner.hardware import Chip, Constants
@@ -50,7 +49,7 @@ def planned_run(recipe: Path, settings: Sequence[str]) -> Run | None:
     """
     if not _PLANNED.search(recipe.read_text(encoding="utf-8", errors="replace")):
         return None
-    return parse(cli.recipe_run(str(recipe)), settings)
+    return cli.recipe_with(str(recipe), settings)
 
 
 def predict(run: Run, num_gpus: int, chip: Chip) -> Prediction:

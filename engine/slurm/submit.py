@@ -22,11 +22,13 @@ from ralign.engine.runtime.entry_point import run_main
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import check_input, check_output_folder, mistakes
 from ralign.engine.runtime.problems import Problems
+from ralign.engine.runtime.text import printable
 from ralign.engine.slurm import notice
 
 _TIME = re.compile(r"([0-9]{1,6}-)?[0-9]{1,9}(:[0-9]{1,9}){0,2}")  # minutes, or [days-]hours:minutes:seconds
-_MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
-_SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?")  # sbatch's --array
+_MEMORY = re.compile(r"[0-9]{1,12}[KMGT]?", re.IGNORECASE | re.ASCII)
+_RANGE = r"[0-9]{1,7}(-[0-9]{1,7})?"
+_SEEDS = re.compile(rf"{_RANGE}(,{_RANGE})*(%[1-9][0-9]{{0,6}})?")  # sbatch's --array
 CPUS_PER_GPU = 8  # process, checkpoint thread and engine; nodes of 8 GPUs have at least 96 CPUs
 
 
@@ -129,21 +131,43 @@ def _check(args: argparse.Namespace) -> None:
         f"--time={args.time}: expected [DAYS-]HH:MM:SS",
     )
     require(
-        args.seeds is None or _SEEDS.fullmatch(args.seeds) is not None,
+        args.seeds is None or _are_seeds(args.seeds),
         f"--seeds={args.seeds}: expected numbers and ranges, as in 0-3 or 0,2,5",
     )
+    for name in ("partition", "account", "qos"):
+        value = getattr(args, name)
+        is_name = value is None or (value.isprintable() and re.fullmatch(r"[^\s-]\S*", value) is not None)
+        require(is_name, f"--{name}={value!r}: expected a name")
     if args.seeds and (seeds := _values("seed", args.settings)):
         problems.add(f"--seeds={args.seeds} sets the seed of each run: leave out seed={seeds[-1]}")
     require(
         args.mem is None or _MEMORY.fullmatch(args.mem) is not None,
         f"--mem={args.mem}: expected a size, as in 500G, or 0",
     )
-    is_value = False  # of the flag before it
-    for setting in args.settings:
-        is_flag = setting.startswith("--")
-        require("=" in setting or is_flag or is_value, f"cannot read {setting!r}: expected field.sub=value")
-        is_value = is_flag and "=" not in setting
+    for word in _strays(args.sbatch, "-"):
+        problems.add(f"--sbatch={word!r}: expected an option of sbatch, as in --sbatch=--exclusive")
+    for setting in _strays(args.settings, "--"):
+        require("=" in setting, f"cannot read {setting!r}: expected field.sub=value")
     problems.check()
+
+
+def _are_seeds(text: str) -> bool:
+    """Whether this is sbatch's form of an array, with ascending ranges."""
+    if _SEEDS.fullmatch(text) is None:
+        return False
+    ranges = (part.split("-") for part in text.partition("%")[0].split(","))
+    return all(int(ends[0]) <= int(ends[-1]) for ends in ranges)
+
+
+def _strays(words: Sequence[str], dashes: str) -> list[str]:
+    """Words that are neither an option, which begins with `dashes`, nor the value after one."""
+    strays, is_value = [], False
+    for word in words:
+        is_option = word.startswith(dashes)
+        if not (is_option or is_value):
+            strays.append(word)
+        is_value = is_option and "=" not in word
+    return strays
 
 
 def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
@@ -154,11 +178,11 @@ def _notice_s(args: argparse.Namespace, recipe: Path) -> int:
         try:
             prediction = notice.predict(run, args.nodes * (args.tasks or args.gpus), chip)
         except UserError as error:
-            print(f"# no prediction of a step: {error}", file=sys.stderr)
+            print(f"# no prediction of a step: {printable(str(error))}", file=sys.stderr)
     limit_s = notice.limit_s(args.time or "0") or None  # in SLURM, 0 means no limit
     seconds, remark = notice.choose(args.warn_minutes, limit_s, prediction)
     if remark:
-        print(f"# {remark}", file=sys.stderr)
+        print(f"# {printable(remark)}", file=sys.stderr)
     return seconds
 
 

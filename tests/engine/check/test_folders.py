@@ -92,7 +92,25 @@ FAULTS = {
         lambda folder: _config(folder, max_position_embeddings=8192),
         "has a context of 8192 tokens",
     ),
-    "no size": (lambda folder: _config(folder, intermediate_size=None), "has no intermediate_size"),
+    "no size": (
+        lambda folder: _config(folder, intermediate_size=None),
+        "config.json: intermediate_size must",
+    ),
+    "size of text": (
+        lambda folder: _config(folder, hidden_size="4096"),
+        "hidden_size must be a whole number",
+    ),
+    "huge size": (lambda folder: _config(folder, num_hidden_layers=10**400), "num_hidden_layers must be"),
+    "no heads": (lambda folder: _config(folder, num_attention_heads=0), "num_attention_heads must be"),
+    "deep config": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        "config.json cannot be read",
+    ),
+    "number of text": (lambda folder: _config(folder, rms_norm_eps="x"), "config.json cannot be used ("),
+    "list for a mapping": (
+        lambda folder: _config(folder, rope_theta=1e6, rope_scaling=[1]),
+        "config.json cannot be used (",
+    ),
 }
 
 

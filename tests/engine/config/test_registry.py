@@ -1,6 +1,7 @@
 """Named implementations: all names lead somewhere, a user's own comes by import path, and mistakes are one line."""
 
 import re
+import sys
 
 import pytest
 from ralign.engine.algorithms.rewards import Reward
@@ -69,6 +70,66 @@ def test_an_unknown_name_is_refused_with_the_known_ones(registry):
 def test_an_import_path_that_leads_nowhere_is_refused(registry, path, said):
     for action in (registry.load, registry.check):
         assert refusal(lambda action=action: action(path)) == f"{registry.setting}={path}: {said}"
+
+
+@every_registry
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("NAME = (\n", "1: '(' was never closed"),
+        ("\n1 / 0\n", "2: ZeroDivisionError: division by zero"),
+        ("def f():\n    raise OSError('a\\nb')\n\nf()\n", "2: OSError: a b"),
+        ("import no_such_module\n", "1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from json import nothing\n", "1: ImportError: cannot import name 'nothing' from 'json'"),
+        ("raise SystemExit(3)\n", "1: SystemExit: 3"),
+        ("import json\njson.loads('x')\n", "2: JSONDecodeError: Expecting value"),
+        (f"raise ValueError('{'x' * 5000}')\n", f"1: ValueError: {'x' * 488}"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_a_users_file_raises_is_one_line_with_its_place(registry, own_file, text, said):
+    path = own_file(text)
+    for action in (registry.load, registry.check):
+        message = refusal(lambda action=action: action(f"{path}:NAME"))
+        assert message.startswith(f"{path}:{said}") and len(message) < 1000
+    own_file("def NAME(): ...\n")  # nothing of the first import is left
+    assert callable(Registry("test", {}).load(f"{path}:NAME"))
+
+
+def test_a_file_that_is_not_text_is_named(own_file):
+    path = own_file("\0")
+    assert (
+        refusal(lambda: REWARDS.load(f"{path}:NAME"))
+        == f"{path}: source code string cannot contain null bytes"
+    )
+
+
+def test_what_a_users_package_raises_is_one_line_with_its_place(own_file, monkeypatch):
+    path = own_file("\nraise RuntimeError('no')\n", "own_package_that_fails/rewards.py")
+    monkeypatch.syspath_prepend(path.parents[1])
+    assert (
+        refusal(lambda: REWARDS.load("own_package_that_fails.rewards:NAME")) == f"{path}:2: RuntimeError: no"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("raise MemoryError\n", MemoryError),
+        ("raise KeyboardInterrupt\n", KeyboardInterrupt),
+        ("raise ModuleNotFoundError(name='vllm')\n", ModuleNotFoundError),  # the entry point names the extra
+    ],
+)
+def test_what_is_no_mistake_of_a_users_file_passes(own_file, text, error):
+    with pytest.raises(error):
+        REWARDS.load(f"{own_file(text)}:NAME")
+
+
+def test_a_program_may_name_its_own_objects(monkeypatch):
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "of_the_program", print, raising=False)
+    monkeypatch.setattr(main, "__spec__", None)  # as in `python FILE`
+    assert Registry("test", {}).load("__main__:of_the_program") is print
 
 
 @every_registry

@@ -16,6 +16,8 @@ from ralign.engine.judging.cache import ReplyCache
 from ralign.engine.judging.client import MAX_REPLY_BYTES, Failure, read_completion
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, Request, ask
+from ralign.engine.judging.lm_metarm import parse_review
+from ralign.engine.judging.metarm import Outcome
 
 
 @pytest.fixture(params=[0, pytest.param(1, marks=pytest.mark.jobs)], ids=["thread", "process"])
@@ -367,6 +369,23 @@ def test_thinking_that_the_server_split_off_is_put_before_the_answer(field):
     reply = read_completion(body("B it is. \\boxed{B}"))
     assert visible(reply.text) == "B it is. \\boxed{B}" and reply.text.startswith("A? \\boxed{A}\n\n</think>")
     assert read_completion(body("")).problem == read_completion(body(None)).problem == "the answer is empty"
+
+
+def test_an_answer_whose_thinking_took_all_tokens_is_a_failed_call():
+    message = {"role": "assistant", "content": None, "reasoning_content": "Correct, I think"}
+    choice = {"message": message, "finish_reason": "length"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 96}
+    for content in (None, "", " \n"):
+        message["content"] = content
+        reply = read_completion(json.dumps({"choices": [choice], "usage": usage}).encode())
+        assert reply.failed and reply.problem == "the answer was cut off before its text"
+        assert (reply.num_prompt_tokens, reply.num_answer_tokens) == (5, 96)
+        assert parse_review(reply).outcome is Outcome.CALL_FAIL
+    message["content"] = "<final_verdict>Corr"  # cut off in its text: an answer, though not a usable one
+    reply = read_completion(json.dumps({"choices": [choice], "usage": usage}).encode())
+    assert not reply.failed and parse_review(reply).outcome is Outcome.PARSE_FAIL
+    choice["finish_reason"], message["content"] = "stop", None
+    assert not read_completion(json.dumps({"choices": [choice]}).encode()).failed
 
 
 def test_tokens_are_estimated_if_the_server_reports_none():

@@ -84,7 +84,7 @@ def body_faults(f):
     return {
         "good": (text, GOOD),
         "reasoning_alone": (f.completion(None, reasoning_content=GOOD), ""),
-        "cut_off_in_thought": (f.completion(None, finish_reason="length", reasoning_content=GOOD), ""),
+        "cut_off_in_thought": (f.completion(None, finish_reason="length", reasoning_content=GOOD), None),
         "cut_off": (f.completion(GOOD, finish_reason="length"), GOOD),
         "chunks": (f.completion([thinking, chunk]), f"hm \\boxed{{B}}\n\n</think>\n\n{GOOD}"),
         "unknown_chunk": (f.completion([chunk, {"type": "image"}]), None),

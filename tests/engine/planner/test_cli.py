@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import MetaRMConfig
 from ralign.engine.config.run import DataConfig, GeneratorConfig, GenRMRun, ModelConfig, ParallelConfig, Run
 from ralign.engine.planner import cli
-from ralign.engine.planner.hardware import Constants, chip_of, read_constants
+from ralign.engine.planner.hardware import _RANGES, Constants, chip_of, read_constants
 from ralign.engine.planner.judges import GIB
 from ralign.engine.runtime.errors import UserError
 
@@ -132,12 +133,46 @@ def test_measured_constants_replace_the_assumed_ones(tmp_path):
         read_constants(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"judge_s": -1}', "judge_s=-1; expected a number from 0 to 1e+06"),
+        ('{"judge_s": 1e999}', "judge_s=inf; expected a number"),
+        ('{"judge_s": NaN}', "judge_s=nan; expected a number"),
+        (f'{{"judge_s": 1{"0" * 400}}}', f"judge_s=1{'0' * 79}; expected a number"),
+        ('{"judge_s": true}', "judge_s=True; expected a number"),
+        (f'{{"judge_s": "{"x" * 5000}"}}', f"judge_s='{'x' * 79}; expected a number"),
+        ('{"train_efficiency": 0}', "train_efficiency=0; expected a number from 1e-06 to 100"),
+        ('{"train_efficiency": 1e-320}', "train_efficiency=1e-320; expected a number"),
+        ('{"mean_prompt": 7}', "mean_prompt=7; expected a number from 1e-06 to 1"),
+        ('{"mean_response": 0}', "mean_response=0; expected a number from 1e-06 to 1"),
+        ('{"gpus_per_node": 0.5}', "gpus_per_node=0.5; expected a whole number from 1 to 1e+06"),
+        (f'{{"{"x" * 5000}": 1}}', f"{'x' * 80}=1; expected numbers named"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_constants_out_of_range_are_named(tmp_path, text, message):
+    path = tmp_path / "constants.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_constants(path)
+
+
+@pytest.mark.parametrize("extreme", [0, 1])
+def test_a_plan_with_constants_at_their_bounds_is_finite(tmp_path, extreme):
+    path = tmp_path / "constants.json"
+    bounds = {name: ends[extreme] for name, ends in _RANGES.items() if not name.endswith("tokens")}
+    path.write_text(json.dumps(bounds))
+    report = cli.plan(make_run(), 8, chip_of("h200"), read_constants(path))
+    json.dumps(report, allow_nan=False)
+
+
 def test_mean_lengths_are_taken_in_tokens_and_are_at_most_the_longest():
     argv = ["r_align_32b", "--gpus=8", "--gpu=h200"]
     half = cli.report_of(argv)["layout"]
     known = cli.report_of([*argv, "--mean-prompt-tokens=3072", "--mean-new-tokens=4096"])["layout"]
     assert known["time_s"] == pytest.approx(half["time_s"])  # what the default shares come to
-    with pytest.raises(UserError, match="mean_new_tokens must be from 0 .* to 8192, .* got 9000"):
+    with pytest.raises(UserError, match="mean_new_tokens must be 0 .* to 8192, .* got 9000"):
         cli.main([*argv, "--mean-new-tokens=9000"])
     with pytest.raises(UserError, match="--mean-prompt-tokens: '-1' is not a finite number of at least 0"):
         cli.main([*argv, "--mean-prompt-tokens=-1"])
@@ -156,7 +191,7 @@ def test_terms_are_printed_for_the_asked_layout_and_the_best(capsys):
 
 
 def test_an_unknown_gpu_recipe_or_model_is_one_line():
-    with pytest.raises(UserError, match="--gpu must be one of a100, .* got v100"):
+    with pytest.raises(UserError, match="--gpu must be one of a100, .* got 'v100'"):
         chip_of("v100")
     with pytest.raises(UserError, match="recipe nothing: no such file"):
         cli.recipe_run("nothing")
@@ -190,9 +225,35 @@ MISTAKES = [
         ["r_align_mini", "--gpus=2", "optim.lr=x", "qq=1"],
         "2 mistakes: optim.lr=x: expected a number; unknown",
     ),
+    (["r_align_32b", "--gpus=8", "--gpu="], "or a memory size in GB, got ''"),
+    (["r_align_32b", "--gpus=8", "--gpu=-1"], "or a memory size in GB, got '-1'"),
+    (["r_align_32b", "--gpus=8", "--gpu=８５"], "or a memory size in GB, got '８５'"),
+    (["r_align_32b", "--gpus=8", f"--gpu={'9' * 5000}"], f"got '{'9' * 80}'"),
+    (["r_align_32b", "--gpus=8", "--gpu=\x1b[31m"], r"got '\x1b[31m'"),
+    (["r_align_32b", "--gpus=8", "--constants=/dev/zero"], "cannot read /dev/zero: it is not a regular file"),
+    (["r_align_32b", "--gpus=8", "--constants=list.json"], "list.json: expected a JSON object, got list"),
+    (["r_align_32b", "--gpus=8", "--constants=cut.json"], "cut.json: not JSON ("),
+    (["raises.py", "--gpus=8"], "raises.py:1: ZeroDivisionError: division by zero"),
+    (["exits.py", "--gpus=8"], "exits.py:2: SystemExit: 3"),
+    (["lacks.py", "--gpus=8"], "lacks.py:1: ImportError: cannot import name 'Nothing'"),
+    (["calls.py", "--gpus=8"], "calls.py:6: TypeError: "),
+    (["returns.py", "--gpus=8"], "recipe returns.py: f() must return a Run, got int"),
+    (
+        ["r_align_32b", "--gpus=8", "--mean-new-tokens=1e-320"],
+        "mean_new_tokens must be 0 (unknown) or from 1",
+    ),
+    (
+        ["r_align_mini", "--gpus=2", f"algo.num_samples=1{'0' * 400}"],
+        "algo.num_samples must be a whole number",
+    ),
+    (["r_align_mini", "--gpus=2", "token_budget=9223372036854775808"], "64 bits, got 9223372036854775808"),
+    (["r_align_mini", "--gpus=2", "model.num_layers=1000000000"], "model.num_layers must be a whole number"),
     (["r_align_mini", "--gpus=2", "name=\x1b[31m/"], r"name must name a folder inside out, got '\x1b[31m/'"),
     (["\x1b[31m.py", "--gpus=2"], r"recipe \x1b[31m.py: no such file"),
 ]
+
+
+RECIPE = b"from ralign.engine.config.run import Run\n\n\ndef f() -> Run:\n    # the settings\n"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +267,13 @@ def test_every_mistake_is_one_line(tmp_path, monkeypatch, capsys, argv, message)
         "nul.py": b"\0",
         "latin.py": b"# \xff\n",
         "empty.py": b"",
+        "list.json": b"[]",
+        "cut.json": b'{"judge_s": 1',
+        "raises.py": b"1 / 0\n",
+        "exits.py": b"import sys\nsys.exit(3)\n",
+        "lacks.py": b"from ralign.engine.config.run import Nothing\n",
+        "calls.py": RECIPE + b"    return Run(nothing=1)\n",
+        "returns.py": RECIPE + b"    return 5\n",
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

@@ -1,7 +1,10 @@
 """Sizes of published models from the settings of their config.json."""
 
+import json
+
 import pytest
-from ralign.engine.planner.shapes import shape_of_hf
+from ralign.engine.config.run import ModelConfig
+from ralign.engine.planner.shapes import read_shape, shape_of, shape_of_hf
 from ralign.engine.runtime.errors import UserError
 
 COMMON = {
@@ -73,3 +76,71 @@ def test_a_plan_refuses_what_the_trainer_refuses():
         shape_of_hf(config | {"sliding_window": 4096})
     with pytest.raises(UserError, match="model_type 'gemma' is not supported"):
         shape_of_hf(config | {"model_type": "gemma"})
+
+
+SIZES = [
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+]
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, True, "4096", [1], {}, 10**10, 10**400], ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_what_is_no_size_is_named(tmp_path, name, value):
+    config, _ = PUBLISHED["Llama-3.1-8B"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(UserError) as refused:
+        read_shape(tmp_path)
+    got = "nothing" if value is None else repr(value)[:80]
+    start = f"{tmp_path / 'config.json'}: {name} must be a whole number from 1 to "
+    assert str(refused.value).startswith(start) and str(refused.value).endswith(f", got {got}")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "", '{"model_type":', "\0", "{}", "[" * 100_000])
+def test_what_is_no_config_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json: ") as refused:
+        read_shape(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": {}}, "model_type '{}' is not supported"),
+        ({"model_type": "/dev/zero:X"}, "model_type '/dev/zero:X' is not supported"),
+        ({"head_dim": "x"}, "head_dim must be a whole number from 1 to 1,000,000,000, got 'x'"),
+        ({"rope_theta": -1}, "rope_theta must be a positive number, got -1"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a positive number, got inf"),
+        ({"rope_parameters": [1]}, "rope_theta must be a positive number, got [1]"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a positive number, got 'x'"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, got 'no'"),
+        ({"vocab_size": "x" * 5000}, f"got '{'x' * 79}"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_other_settings_of_the_wrong_kind_are_named(changes, message):
+    config, _ = PUBLISHED["Llama-3.1-8B"]
+    with pytest.raises(UserError) as refused:
+        shape_of_hf(config | changes)
+    assert str(refused.value).endswith(message) or str(refused.value).startswith(message)
+
+
+def test_null_counts_as_a_missing_setting():
+    config, num_parameters = PUBLISHED["Llama-3.1-8B"]
+    nulls = {"head_dim": None, "rope_theta": None, "rope_parameters": None, "tie_word_embeddings": None}
+    assert shape_of_hf(config | nulls).num_parameters == num_parameters
+
+
+def test_a_models_sizes_in_the_settings_are_bounded():
+    with pytest.raises(
+        UserError, match=r"model.num_layers must be a whole number from 1 to 100,000, got 10+$"
+    ):
+        shape_of(ModelConfig(num_layers=10**6))
+    # The largest sizes are planned with finite numbers, at once.
+    assert 0 < float(shape_of(ModelConfig(num_layers=100_000, hidden_size=10**9)).num_parameters) < 1e40

@@ -1,6 +1,7 @@
 """Lines and times of stages, by a clock that the tests advance."""
 
 import io
+import re
 
 import pytest
 from ralign.engine.report.progress import Progress, duration
@@ -84,11 +85,42 @@ def test_a_slow_first_step_does_not_change_the_rate(clock):
         assert stage.elapsed_s == 66
 
 
-def test_a_terminal_gets_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+HOSTILE = [
+    "\x1b[31m",
+    "\x9b31m",
+    "a\nb",
+    "\r",
+    "\0",
+    "\u202e",
+    "\ud800",
+    "[/]",
+    "[red]x[/red]",
+    "{task}",
+    "%s",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("stream_type", [io.StringIO, Terminal])
+def test_no_name_steers_the_terminal(stream_type, name):
+    stream = stream_type()
+    progress = Progress(stream=stream, every_s=0)
+    progress.say(name)
+    with progress.stage("key", name, num_steps=1):
+        progress.step(**{name: 1.0})
+    text = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", stream.getvalue())  # rich's own
+    assert all(char.isprintable() or char in "\r\n" for char in text)
+    assert text.count(name if name.isprintable() else repr(name)[1:-1]) >= 3
+    if stream_type is io.StringIO:
+        assert text.count("\n") == 4 and "\r" not in text  # each is one line: said, heading, step, done
+
+
+def test_a_terminal_gets_a_bar():
     stream = Terminal()
     progress = Progress(stream=stream)
     with progress.stage("rl", "RL", num_steps=2):

@@ -152,6 +152,42 @@ def test_bars_show_both_kinds_of_right(summary, tmp_path):
         plot_judgments({"models": {}}, path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$x^$",
+        "$\\frac{1}$",
+        "\\alpha$",
+        "a_b_$_{",
+        "$$",
+        "%",
+        "_",
+        "",
+        "a\nb",
+        "\x1b[31m",
+        "\0",
+        "\ud800",
+        "\u202e",
+    ],
+    ids=ascii,
+)
+def test_a_name_may_have_any_characters_mathtext_among_them(summary, tmp_path, name):
+    models = {name: {name: summary["models"]["sft"]["unbiased"]}}
+    odd = make_summary(models, seed=0, time_s={name: 1.0})
+    figure = plot_judgments(odd, tmp_path / "judgments.png")
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 0, "reward/mean": 0.5}\n{"step": 1, "reward/mean": 0.6}\n')
+    plot_training({name: log, "other": log}, tmp_path / "curves.png")
+    page = write_html(odd, tmp_path / "index.html", title="t", figures={"f": figure}).read_text("utf-8")
+    write_summary(odd, tmp_path / "summary.json")
+    assert read_summary(tmp_path / "summary.json") == odd
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(odd, console)
+    tables = console.file.getvalue()
+    for text in (page, tables):
+        assert all(char.isprintable() or char in "\n\xa0" for char in text)
+
+
 def test_curves_of_what_was_measured(tmp_path):
     logs = {}
     for name in ("rlvr", "r_align"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,12 @@ def command(body: str, **options) -> subprocess.CompletedProcess:
         ("np.empty(10**15)", 2, "error: not enough memory: Unable to allocate 7.11 PiB for an array"),
         ("raise MemoryError", 2, "error: not enough memory"),
         ("raise OSError(28, 'No space left on device', 'a/b')", 2, "error: a/b: No space left on device"),
+        ("raise RuntimeError('I/O error: no space (os error 28)')", 2, "error: output: I/O error: no space"),
+        (
+            "with open('/dev/full', 'w') as file: file.write('x')",
+            2,
+            "error: output: No space left on device",
+        ),
         (r"raise UserError('\x1b[2J\x07 two\nlines \udc80')", 2, r"error: \x1b[2J\x07 two lines \udc80"),
     ],
 )
@@ -119,6 +126,30 @@ def test_a_reader_that_has_left_ends_the_command_in_silence(size):
     done = command(f"print('x' * {size})", stdout=writer, stderr=subprocess.PIPE, capture_output=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def limited_to(mib: int, body: str, **options) -> subprocess.CompletedProcess:
+    """A light command, which imports numpy in `main`, under `ulimit -v`."""
+    lines = ["import os, sys", "from ralign.engine.runtime.entry_point import run_main", "def main(argv):"]
+    lines += [f"    {line}" for line in body.splitlines()] + ["run_main(main, [])"]
+    program = shlex.join([sys.executable, "-c", "\n".join(lines)])
+    command = ["bash", "-c", f"ulimit -v {mib * 1024}; exec {program}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("mib", [100, 150, 255])
+def test_an_address_space_in_which_numpy_would_spin_is_refused(mib):
+    done = limited_to(mib, "import numpy")
+    message = f"error: the address space is limited to {mib} MiB (ulimit -v): at least 256 MiB are needed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_in_a_limited_address_space_numpy_has_one_thread():
+    body = "import numpy\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    assert limited_to(256, body, env=env).stdout == "1\n"
+    assert limited_to(1024, body, env={**env, "OPENBLAS_NUM_THREADS": "2"}).stdout == "2\n"
+    assert "OPENBLAS_NUM_THREADS" not in command("print(*os.environ)", env=env).stdout
 
 
 def test_what_the_terminal_cannot_encode_is_escaped():

@@ -11,6 +11,7 @@ from ralign.engine.runtime.files import (
     check_output_folder,
     drafting,
     file_name,
+    is_full,
     replacing,
     write_text,
 )
@@ -115,3 +116,8 @@ def test_a_folder_for_outputs_may_be_missing_but_is_no_file(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "loose" / "a"):
         with pytest.raises(UserError, match=f"cannot write .*{path}: .* is not a folder"):
             check_output_folder(path)
+
+
+def test_errors_of_rust_libraries_keep_the_number_in_their_text():
+    assert is_full(RuntimeError("Error while serializing: No space left on device (os error 28)"))
+    assert not is_full(RuntimeError("No such file (os error 2)")) and not is_full(OSError(2, "no such file"))

@@ -110,7 +110,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
             ["r_align_mini", "--nodes=1", "--gpus=-1"],
             "argument --gpus: '-1' is not a whole number of at least 0",
         ),
-        (["r_align_mini", "--nodes=1", "--gpu=tpu"], "got tpu"),
+        (["r_align_mini", "--nodes=1", "--gpu=tpu"], "got 'tpu'"),
         (["r_align_mini", "--nodes=1", "--mem=much"], "--mem=much"),
         (["r_align_mini", "--nodes=1", "--cpus-per-task=0"], "'0' is not a whole number"),
         (
@@ -153,6 +153,19 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
         (["r_align_mini", "--nodes=1", "optim.lr=fast"], "optim.lr=fast"),
         (["r_align_mini", "--nodes=1", "lr"], "cannot read 'lr'"),
         (["r_align_mini", "--nodes=1", "--script=nowhere.sbatch"], "nowhere.sbatch"),
+        (["r_align_mini", "--nodes=1", "--script="], "cannot read .: it is a folder"),
+        (["r_align_mini", "--nodes=1", "--mem=５G"], "--mem=５G: expected a size"),
+        (["r_align_mini", "--nodes=1", "--seeds=０-3"], "--seeds=０-3: expected numbers"),
+        (["r_align_mini", "--nodes=1", "--seeds=3-1"], "--seeds=3-1: expected numbers"),
+        (["r_align_mini", "--nodes=1", "--seeds=0-99999999999999999999"], "expected numbers and ranges"),
+        (["r_align_mini", "--nodes=1", "--seeds=0-3%0"], "--seeds=0-3%0: expected numbers"),
+        (["r_align_mini", "--nodes=1", "--partition="], "--partition='': expected a name"),
+        (["r_align_mini", "--nodes=1", "--partition=a; rm -rf b"], "--partition='a; rm -rf b': expected a"),
+        (["r_align_mini", "--nodes=1", "--account=-x"], "--account='-x': expected a name"),
+        (["r_align_mini", "--nodes=1", "--qos=\x1b[31m"], r"--qos='\x1b[31m': expected a name"),
+        (["r_align_mini", "--nodes=1", "--sbatch="], "--sbatch='': expected an option of sbatch"),
+        # sbatch would take the word for its script
+        (["r_align_mini", "--nodes=1", "--sbatch=run.sh"], "--sbatch='run.sh': expected an option of sbatch"),
         (["r_align_mini"], "--nodes"),
     ],
 )
@@ -177,6 +190,17 @@ def test_what_sbatch_answers_is_one_line(tmp_path, monkeypatch, capsys, sbatch, 
     with pytest.raises(SystemExit):
         submit.main()
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}".strip()
+
+
+def test_options_of_sbatch_are_passed_on_with_their_values(capsys):
+    words = dry_run(capsys, "r_align_mini", "--nodes=1", "--sbatch=-w", "--sbatch=n1", "--sbatch=--wait")
+    assert words[words.index("-w") : words.index("-w") + 3] == ["-w", "n1", "--wait"]
+
+
+def test_a_remark_has_no_character_that_a_terminal_obeys(capsys):
+    submit._main(["--dry-run", "r_align_32b", "--nodes=1", "model.hf_path=\x1b[31m"])
+    remarks = [line for line in capsys.readouterr().err.splitlines() if "no prediction" in line]
+    assert len(remarks) == 1 and r"\x1b[31m" in remarks[0] and remarks[0].isprintable()
 
 
 def test_without_slurm_it_says_so(monkeypatch):

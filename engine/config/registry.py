@@ -161,6 +161,11 @@ METARMS = Registry(
     },
     adapt="ralign.engine.judging.metarms:as_kind",
 )
+TWINS = Registry(
+    "algo.partner",
+    {"order": "ralign.engine.data.twins:ORDER"},
+    adapt="ralign.engine.data.twins:as_kind",
+)
 TRACKERS = Registry(
     "report.trackers",
     {

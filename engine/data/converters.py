@@ -31,6 +31,8 @@ def load_rows(source: str, *, config: str | None = None, split: str | None = Non
         UserError: `source` cannot be loaded, or a split must be chosen.
     """
     path = Path(source)
+    if not source.strip(" /"):  # no name at all, or the root of all files
+        raise UserError(f"SOURCE={source!r}: expected a file, a folder or a name on the Hugging Face hub")
     if path.is_file() and path.suffix != ".csv":
         if path.suffix not in SUFFIXES:
             raise UserError(f"{source}: expected a {', '.join(SUFFIXES)} file")

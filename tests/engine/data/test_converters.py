@@ -434,3 +434,9 @@ def test_values_of_another_shape_are_a_mistake_or_left_out(layout, value):
                 convert(layout, [row])
     with pytest.raises(UserError, match="row 0 does not fit the layout helpsteer3: "):
         convert("helpsteer3", [Row(lambda name: "x")])
+
+
+@pytest.mark.parametrize("source", ["", " ", "/", "//"])
+def test_no_source_at_all_is_refused(source):
+    with pytest.raises(UserError, match="SOURCE='.*': expected a file, a folder or a name"):
+        load_rows(source)

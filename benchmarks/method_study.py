@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ralign.engine.algorithms.both_orders import couple
+from ralign.engine.algorithms.coupling import coupled
 from ralign.engine.config.command_line import parse
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.config.validation import validate
@@ -75,7 +75,7 @@ def dynamic_sampling(run: GenRMRun) -> dict[str, Any]:
 
 
 def both_orders(run: GenRMRun) -> dict[str, Any]:
-    run.algo.both_orders, run.algo.advantages = True, "rloo"  # linear in the rewards
+    run.algo.partner, run.algo.couple, run.algo.advantages = "order", True, "rloo"  # linear in the rewards
     genrm, world, sft = start(run)
     genrm.session.load(sft)
     genrm.session.begin_training()
@@ -89,7 +89,7 @@ def both_orders(run: GenRMRun) -> dict[str, Any]:
         correct = [r.verdict == genrm_label(trainer, r) for r in samples.responses]
         own = np.array(correct) & np.array([r.outcome is Outcome.CORRECT for r in samples.responses])
         partner = np.arange(len(own)) + np.where(groups % 2, -1, 1) * run.algo.num_samples
-        paid = {"one_partner": own * own[partner], "mean": couple(own.astype(float), groups, groups ^ 1)}
+        paid = {"one_partner": own * own[partner], "mean": coupled(own.astype(float), groups, groups ^ 1)}
         genrm.session.begin_training()
         for name, values in paid.items():
             samples.rewards.values = values.astype(np.float32)

@@ -15,8 +15,8 @@ def check_actor(run: ActorRun) -> None:
     for name in ("error_rate", "habit_rate", "cue_share"):
         if not 0 <= (value := getattr(actor, name)) <= 1:
             raise UserError(f"actor.{name} is a share from 0 to 1, got {value}")
-    if run.algo.both_orders:
-        raise UserError("algo.both_orders=True is for GenRMs: an actor's prompt has one order")
+    if run.algo.partner != "none":
+        raise UserError(f"algo.partner={run.algo.partner} is for GenRMs: an actor's prompt has no twin")
     if run.eval.every:
         raise UserError(f"eval.every={run.eval.every} is for GenRMs: an actor has actor.watch_every")
     if run.eval.metarm.kind != "same":

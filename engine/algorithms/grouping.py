@@ -1,8 +1,9 @@
-"""The samples that a group advantage compares: those of one prompt, or also those of a pair's other order.
+"""The samples that a group advantage compares: those of one prompt, or also those of the pair's twin.
 
-With algo.group=pair (after EIS-GRPO, arXiv:2505.13346) an advantage is the mean of two: within the pair, over both
-orders, and within the order. They differ where the orders have different mean rewards. Rewards of 0 and 1 have the same
-mean in both orders, since each is multiplied by the other order's mean; invalid and failed samples make the difference.
+With algo.group=pair (after EIS-GRPO, arXiv:2505.13346) an advantage is the mean of two: within the pair and its twin
+together, and within the prompt. They differ where the twins have different mean rewards. With algo.couple, rewards of 0
+and 1 have the same mean in both, since each is multiplied by the other's; invalid and failed samples make the
+difference.
 """
 
 from typing import Literal
@@ -22,8 +23,8 @@ def grouped(
 ) -> Tensor:
     """Advantages [num_samples] of the settings.
 
-    rewards: [num_samples] or [num_samples, num_parts] float. groups: [num_samples] int64; 2i and 2i + 1 are the orders
-        of one pair. valid: [num_samples] bool.
+    rewards: [num_samples] or [num_samples, num_parts] float. groups: [num_samples] int64; 2i and 2i + 1 are those of a
+        pair and its twin. valid: [num_samples] bool.
     """
     within = estimator(rewards, groups, valid, implementation=implementation)
     if kind == "prompt":

@@ -14,8 +14,8 @@ denominators, and counted; with `impute` a failed review counts as the mean valu
 sample without a verdict is *invalid* and earns ``algo.invalid_reward`` in place of the function's value. A function
 that reads outcomes must say so: ``NAME = Reward(brief, needs_metarm=True)``.
 
-If each pair is judged in both orders, a sample earns its value times the mean value of the same pair's samples in the
-other order (`both_orders.py`): a judge that follows the order earns nothing.
+If twins are coupled, a sample earns its value times the mean value of the samples of its pair's twin (`coupling.py`): a
+judge that follows what the twins differ in earns nothing.
 
 The MetaRM reviews label-correct samples only. Under ``label`` its outcomes change no reward; they are counted, to
 monitor the share of spurious judgments.
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ralign.engine.algorithms.both_orders import couple, swap_consistency
+from ralign.engine.algorithms.coupling import coupled, twin_consistency
 from ralign.engine.judging.judge import JudgeStopped
 from ralign.engine.judging.metarm import Outcome
 from ralign.engine.runtime.errors import UserError
@@ -132,7 +132,9 @@ class GenRMRewards:
     num_judge_failed: int  # label-correct, reviewed, without a usable answer
     num_aligned: int  # label-correct, rationale Correct
     num_spurious: int  # label-correct, rationale Incorrect
-    swap_consistency: float = math.nan  # share of couples in the two orders that name the same response
+    twin_consistency: float = (
+        math.nan
+    )  # share of couples, one sample in each twin, that name the same response
     failures: dict[str, float] = field(default_factory=dict)  # metrics of failed reviews
     bonus: np.ndarray | None = None
 
@@ -165,7 +167,8 @@ def score(
     *,
     invalid_reward: float = 0.0,
     groups: np.ndarray | None = None,
-    other_groups: np.ndarray | None = None,
+    twin_groups: np.ndarray | None = None,
+    couple: bool = False,
     impute: bool = False,
     masked: np.ndarray | None = None,
 ) -> GenRMRewards:
@@ -176,7 +179,8 @@ def score(
         verdicts, labels, outcomes: one entry for each sample (see `Samples`); None for a run without a MetaRM.
         invalid_reward: earned by a sample without a verdict.
         groups: [num_samples] int, samples of one prompt; None: all are one group.
-        other_groups: [num_samples] int, the group of the same pair in the other order; None: one order.
+        twin_groups: [num_samples] int, the group of the twin of the sample's pair; None: pairs have none.
+        couple: with `twin_groups`, values are multiplied by the mean value of the twin's group.
         masked: [num_samples] bool, samples that count nowhere, in metrics neither; None: none.
         impute: a failed review counts as the mean of the group's reviewed samples, or of the batch's.
 
@@ -199,16 +203,15 @@ def score(
         masked = np.zeros(len(verdicts), dtype=bool)
     counted = ~masked
     invalid = (samples.invalid & counted)[:, None]
-    parts = np.where(invalid, 0.0, reward(samples))  # for the other order; replaced below
+    parts = np.where(invalid, 0.0, reward(samples))  # for the twin; replaced below
     parts = np.where(counted[:, None], parts, math.nan)
     if impute:
         parts = _imputed(parts, samples, groups)
     consistency = math.nan
-    if other_groups is not None:
-        parts = np.stack([couple(part, groups, other_groups) for part in parts.T], axis=1)
-        consistency = swap_consistency(
-            samples.correct, samples.invalid, groups, other_groups, counted=counted
-        )
+    if twin_groups is not None:
+        if couple:
+            parts = np.stack([coupled(part, groups, twin_groups) for part in parts.T], axis=1)
+        consistency = twin_consistency(samples.correct, samples.invalid, groups, twin_groups, counted=counted)
     valid: np.ndarray = np.logical_not(np.isnan(parts).any(axis=1))
     parts = np.where(invalid, invalid_reward / parts.shape[1], np.where(valid[:, None], parts, 0))
     return GenRMRewards(
@@ -221,7 +224,7 @@ def score(
         num_judge_failed=int(samples.failed.sum()),
         num_aligned=int(samples.aligned.sum()),
         num_spurious=int(samples.spurious.sum()),
-        swap_consistency=consistency,
+        twin_consistency=consistency,
     )
 
 

@@ -43,13 +43,15 @@ class AlgoConfig:
     advantages: str = "grpo"
     """grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, gdpo (group advantages), gae (critic), FILE.py:NAME."""
     group: Literal["prompt", "pair"] = "prompt"
-    """Samples that are compared: of one prompt, or (with both_orders) also of a pair's two orders, half each."""
+    """Samples that are compared: of one prompt, or (with partner) also of a pair and its twin, half each."""
     num_prompts: int = 32
     """Prompts per step, over all processes."""
     num_samples: int = 8
     """Answers per prompt, which form a group."""
-    both_orders: bool = False
-    """Judge each pair in both orders; an answer's reward is multiplied by the other order's mean reward."""
+    partner: str = "none"
+    """Also judge each pair's twin, the same content under another surface: none, order, cues, or FILE.py:NAME."""
+    couple: bool = False
+    """With partner: an answer's reward is multiplied by the mean reward of its twin's group."""
     dynamic_sampling: int = 0
     """Most rounds of num_prompts further prompts in a step, while fewer groups than that have a spread of rewards."""
     truncated: Literal["invalid", "mask", "penalty", "keep"] | None = None
@@ -107,9 +109,9 @@ class AlgoConfig:
         )
 
     @property
-    def num_orders(self) -> int:
-        """Number of orders in which each pair is judged."""
-        return 2 if self.both_orders else 1
+    def groups_per_unit(self) -> int:
+        """Groups that are drawn, kept and left together: those of a pair and its twin, or one."""
+        return 1 if self.partner == "none" else 2
 
 
 def _critic_optim() -> OptimConfig:

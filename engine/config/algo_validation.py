@@ -2,12 +2,12 @@
 
 from ralign.engine.config.algo import CLIP_DEFAULTS, AlgoConfig, OptimConfig
 from ralign.engine.config.checks import Checks, check_trainer_cut, folder_sizes
+from ralign.engine.config.registry import ADVANTAGES, TWINS
 from ralign.engine.config.run import Run
 
 _MOST_SEQUENCE_CLIP = 0.05
-
-
 _WITHOUT_GROUPS = ("reinforce_pp",)  # advantages that compare with the batch
+_BY_GROUP_STD = ("grpo", "gdpo")  # advantages that do not see a factor that a group has in common
 
 
 def check_algo(checks: Checks, run: Run) -> None:
@@ -19,8 +19,6 @@ def check_algo(checks: Checks, run: Run) -> None:
         f"algo.num_samples must be at least 2, got {algo.num_samples}: {algo.advantages} compares answers"
         " to the same prompt",
     )
-    if algo.both_orders:
-        checks.divides(2, "the two orders of algo.both_orders", algo.num_prompts, "algo.num_prompts")
     num_samples = algo.num_prompts * algo.num_samples
     checks.divides(algo.num_updates, "algo.num_updates", num_samples, "algo.num_prompts * algo.num_samples")
     checks.at_least(0, algo__kl_coef=algo.kl_coef)
@@ -85,12 +83,28 @@ def _check_groups(checks: Checks, run: Run) -> None:
         " a group without a spread of rewards teaches, too",
     )
     checks.require(
-        algo.group == "prompt" or algo.both_orders,
-        f"algo.group={algo.group} needs algo.both_orders=True: without it a pair has one order",
-    )
-    checks.require(
         algo.group == "prompt" or not run.has_critic,
         f"algo.group={algo.group} is for group advantages, got algo.advantages=gae",
+    )
+    _check_twins(checks, algo)
+
+
+def _check_twins(checks: Checks, algo: AlgoConfig) -> None:
+    if algo.partner == "none":
+        kinds = f"{', '.join(TWINS.names)} or FILE.py:NAME"
+        checks.require(
+            algo.group == "prompt", f"algo.group={algo.group} needs algo.partner={kinds}: a pair has no twin"
+        )
+        checks.require(not algo.couple, f"algo.couple=True needs algo.partner={kinds}: a pair has no twin")
+        return
+    with checks.collect():
+        TWINS.check(algo.partner)
+    checks.divides(2, "a pair and its twin (algo.partner)", algo.num_prompts, "algo.num_prompts")
+    fit = ", ".join(name for name in ADVANTAGES.names if name not in _BY_GROUP_STD)
+    checks.require(
+        not algo.couple or algo.advantages not in _BY_GROUP_STD,
+        f"algo.couple=True with algo.advantages={algo.advantages}: the group's std cancels the twin's mean, which the"
+        f" group has in common; take {fit}",
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass, make_dataclass, replace
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from ralign.engine.config.renamed import new_names
+from ralign.engine.config.renamed import REPLACED, new_names
 from ralign.engine.runtime.entry_point import rank
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.problems import Problems
@@ -111,6 +111,10 @@ def _unknown(name: str, value: str, annotations: dict[str, Any]) -> str:
     ]
     if renamed:
         return f"{name} is now {' or '.join(renamed)}: give {renamed[0]}={value}"
+    for prefix in sorted(prefixes):
+        if new := REPLACED.get(name.removeprefix(prefix) if name.startswith(prefix) else ""):
+            settings = " ".join(prefix + setting for setting in new.split())
+            return f"{name} is gone: {name}=True is now {settings}"
     inside = [leaf for leaf in annotations if leaf.startswith(f"{name}.")]
     if inside:
         return f"{name} is a group of settings: give one of {', '.join(inside)}"

@@ -5,6 +5,7 @@ torch. To add an implementation, write it in a file of its own and add one line 
 setting takes `package.module:NAME` or `path/to/file.py:NAME` instead of a name, and a program may call `register`.
 """
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -50,6 +51,12 @@ class Registry:
     def unregister(self, name: str) -> None:
         """Remove a registered implementation."""
         del self._loaded[name]
+
+    def under(self, setting: str) -> "Registry":
+        """The same table for another setting that chooses from it, which messages then name."""
+        other = copy.copy(self)
+        other.setting = setting
+        return other
 
     def check(self, name: str) -> None:
         """Raises UserError unless `load` would succeed; the built-in implementations are not imported."""
@@ -163,7 +170,13 @@ METARMS = Registry(
 )
 TWINS = Registry(
     "algo.partner",
-    {"order": "ralign.engine.data.twins:ORDER"},
+    {
+        "order": "ralign.engine.data.twins:ORDER",
+        "cues": "ralign.engine.data.cues:CUES",
+        "markdown": "ralign.engine.data.surface_twins:MARKDOWN",
+        "padding": "ralign.engine.data.surface_twins:PADDING",
+        "reorder": "ralign.engine.data.surface_twins:REORDER",
+    },
     adapt="ralign.engine.data.twins:as_kind",
 )
 TRACKERS = Registry(

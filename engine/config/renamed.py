@@ -13,6 +13,11 @@ RENAMED = {
     "actor.seats": ("actor.order",),
 }
 
+# Old name -> what its value True is now.
+REPLACED = {
+    "algo.both_orders": "algo.partner=order algo.couple=True",
+}
+
 
 def new_names(old: str) -> list[str]:
     """The possible new names of a setting; empty if it was never renamed."""

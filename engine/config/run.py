@@ -158,7 +158,13 @@ class SFTConfig:
     """The supervised warm start."""
 
     num_steps: int = 1000
-    """Optimizer steps; 0 skips the stage."""
+    """Optimizer steps; 0 skips the stage. With `competence`, the most steps."""
+    competence: float = 0.0
+    """Mean probability of the decisive token of golden judgments at which the stage ends; 0: after num_steps."""
+    probe_every: int = 10
+    """Steps between measurements of that probability."""
+    num_probes: int = 256
+    """Held-out golden judgments on which it is measured."""
     num_samples: int = 64
     """Judgments per step, over all processes."""
     golden_share: float = 0.5

@@ -79,6 +79,11 @@ def _check_layout(checks: Checks, run: Run, world_size: int, sizes: Mapping[str,
         _check_shares(checks, run, world_size)
     check_optim(checks, "optim", run.optim)
     check_optim(checks, "sft.optim", run.sft.optim)
+    checks.require(
+        not run.sft.competence or run.sft.optim.lr_schedule == "constant",
+        f"sft.competence={run.sft.competence} ends the stage at any step: sft.optim.lr_schedule must be constant, "
+        f"got {run.sft.optim.lr_schedule}",
+    )
     check_critic(checks, run)
     _check_watch(checks, run)
     _check_rest(checks, run)
@@ -320,9 +325,11 @@ def _check_rest(checks: Checks, run: Run) -> None:
         token_budget=run.token_budget,
         sft__num_samples=run.sft.num_samples,
         sft__num_pairs=run.sft.num_pairs,
+        sft__probe_every=run.sft.probe_every,
+        sft__num_probes=run.sft.num_probes,
         sft__keep_per_pair=run.sft.keep_per_pair,
         eval__num_pairs=run.eval.num_pairs,
         eval__num_bootstrap=run.eval.num_bootstrap,
         checkpoint__keep_last=run.checkpoint.keep_last,
     )
-    checks.share(sft__golden_share=run.sft.golden_share)
+    checks.share(sft__golden_share=run.sft.golden_share, sft__competence=run.sft.competence)

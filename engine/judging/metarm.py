@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ralign.engine.data.pairs import Pair, Side
 from ralign.engine.data.verdicts import visible
 from ralign.engine.judging.judge import Judge
+from ralign.engine.judging.second_edition_rule import audit, factors_of
 from ralign.engine.runtime.errors import UserError
 
 
@@ -130,11 +131,13 @@ class RuleMetaRM(RuleBased):
     """JudgeWorld's MetaRM: Correct if the rationale names exactly the decisive factors of the golden judgment.
 
     It reads visible text only: a factor before ``</think>`` does not count. Any other factor makes the judgment
-    Incorrect, so that a list of all possible factors earns nothing.
+    Incorrect, so that a list of all possible factors earns nothing. In the second edition it audits the evidence, too.
     """
 
     def outcome(self, golden: str, judgment: str) -> Outcome:
         """`CORRECT` or `INCORRECT`; UserError if `golden` names no factor."""
+        if factors_of(golden):
+            return Outcome.CORRECT if audit(golden, judgment) is None else Outcome.INCORRECT
         expected = decisive_factors(visible(golden))
         if not expected:
             raise UserError(

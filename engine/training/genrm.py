@@ -6,12 +6,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Self
 
-from ralign.engine.config.registry import METARMS
+from ralign.engine.config.registry import METARMS, TWINS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example, encode
-from ralign.engine.data.pairs import Pair
+from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.data.prompts import load_template, render
-from ralign.engine.data.swap import swap_all, swap_sides
+from ralign.engine.data.twins import TwinKind
 from ralign.engine.data.verdicts import other_forms, read_form
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM, Outcome
@@ -83,30 +83,41 @@ class GenRM:
 
     def task(self, examples: Sequence[Example], reward: str | None = None) -> GenRMTask:
         """The RL task on these pairs; `reward`: instead of `algo.reward`."""
-        if self.run.algo.both_orders:
-            examples = self._both_orders(examples)
+        if self.run.algo.partner != "none":
+            examples = self._with_twins(examples)
         replicas = self.session.generator.replicas
         return GenRMTask(self.run, examples, self.metarm, replicas, reward or self.run.algo.reward)
 
-    def _both_orders(self, examples: Sequence[Example]) -> list[Example]:
-        """Each example followed by the same pair with its sides swapped, where that fits, too.
+    def _with_twins(self, examples: Sequence[Example]) -> list[Example]:
+        """Each example followed by its pair's twin; pairs without a twin that fits are left out, and counted."""
+        partner = self.run.algo.partner
+        kind = TWINS.load(partner)
+        made = [self._twin(kind, example.pair) for example in examples]
+        twins = [twin for twin in made if twin is not None]
+        if len(twins) < len(examples):
+            left_out = f"{len(examples) - len(twins)} of {len(examples)} pairs left out: {kind.why_none}"
+            if not twins:
+                raise UserError(f"algo.partner={partner}: {left_out}")
+            self.session.progress.say(left_out)
+        twin_of = {example.pair.id: example for example in self.examples(twins)}
+        both = [(example, twin_of[example.pair.id]) for example in examples if example.pair.id in twin_of]
+        return [example for couple in both for example in couple]
 
-        With a MetaRM, pairs are left out whose golden judgment cannot be rewritten reliably for the other order.
+    def _twin(self, kind: TwinKind, pair: Pair) -> Pair | None:
+        """The twin of a pair, checked; None if it has none.
+
+        Without a MetaRM nothing reads golden judgments: the twin is then made without, if it cannot be made with one.
         """
-        pairs = [example.pair for example in examples]
-        swapped, left_out = swap_all(pairs) if self.metarm else ([swap_sides(pair) for pair in pairs], {})
-        if left_out:
-            self.session.progress.say(
-                f"{len(left_out)} of {len(pairs)} pairs left out: names in their golden judgments cannot be swapped "
-                "reliably (ralign-data validate lists them)"
+        twin = kind.make(pair)
+        if twin is None and self.metarm is None:
+            twin = kind.make(replace(pair, gt_judgment=""))
+        label = other_side(pair.gt_label) if kind.swaps_sides else pair.gt_label
+        if twin is not None and (twin.id, twin.gt_label) != (pair.id, label):
+            raise UserError(
+                f"algo.partner={self.run.algo.partner}: the twin of {pair.id!r} has the id {twin.id!r} and the label"
+                f" {twin.gt_label}, expected the same id and {label}"
             )
-        other_order = {example.pair.id: example for example in self.examples(swapped)}
-        both = [
-            (example, other_order[example.pair.id]) for example in examples if example.pair.id in other_order
-        ]
-        if not both:
-            raise UserError("algo.both_orders=True: no pair fits in both orders")
-        return [example for pair in both for example in pair]
+        return twin
 
     def evaluate(self, name: str, tests: dict[str, list[Example]]) -> dict[str, dict]:
         """Metrics of the current weights on each test, by name; the judgments go to the run folder."""

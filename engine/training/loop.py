@@ -20,6 +20,7 @@ from ralign.engine.report.metrics_log import MetricsLog
 from ralign.engine.report.trackers import open_trackers
 from ralign.engine.runtime.errors import UserError
 from ralign.engine.runtime.files import is_full
+from ralign.engine.training.competence import Probe
 from ralign.engine.training.session import Session
 from ralign.engine.training.sft import SFT
 from ralign.engine.training.tasks import Prompt, Response, Task
@@ -33,6 +34,7 @@ class Stage(Protocol):
 
     models: dict[str, MegatronModel]
     num_steps_done: int
+    is_complete: bool  # it ends before its last step
 
     def step(self) -> tuple[Metrics, list[Response]]: ...
 
@@ -42,19 +44,29 @@ class Stage(Protocol):
 
 
 def warm_start(
-    session: Session, run: Run, name: str, examples: Sequence[Prompt], texts: Sequence[str]
+    session: Session,
+    run: Run,
+    name: str,
+    examples: Sequence[Prompt],
+    texts: Sequence[str],
+    probe: Probe | None = None,
 ) -> Path:
-    """Supervised training on the given answers; returns the exported folder."""
+    """Supervised training on the given answers; returns the exported folder. `probe`: for `sft.competence`."""
     answers = [encode_answer(text, session.tokenizer) for text in texts]
-    return warm_start_on_ids(session, run, name, examples, answers)
+    return warm_start_on_ids(session, run, name, examples, answers, probe)
 
 
 def warm_start_on_ids(
-    session: Session, run: Run, name: str, examples: Sequence[Prompt], answers: Sequence[np.ndarray]
+    session: Session,
+    run: Run,
+    name: str,
+    examples: Sequence[Prompt],
+    answers: Sequence[np.ndarray],
+    probe: Probe | None = None,
 ) -> Path:
     """`warm_start` on token ids, [L] int64 each, with the end token."""
     session.begin_training()
-    stage = SFT(session, run, examples, answers)
+    stage = SFT(session, run, examples, answers, probe)
     keys = ("policy/loss",)
     train(session, run, name, "SFT warm start", stage, run.sft.num_steps, progress_keys=keys)
     session.generator.weights_changed()  # an evaluation may come before the next stage
@@ -148,7 +160,7 @@ def train(
         session.progress.stage(name, title, num_steps=num_steps - stage.num_steps_done),
         _disk_errors(run.folder / name, checkpoints),
     ):
-        while (number := stage.num_steps_done + 1) <= num_steps:
+        while not stage.is_complete and (number := stage.num_steps_done + 1) <= num_steps:
             metrics, stopped = {}, None
             try:
                 metrics, responses = stage.step()
@@ -168,7 +180,7 @@ def train(
                 _save_before_end(session, name, checkpoints, stage)
                 raise stopped
             _check_skipped(run, name, stage, number)
-            is_last = number == num_steps
+            is_last = stage.is_complete or number == num_steps
             _save_if_due(
                 session,
                 run,

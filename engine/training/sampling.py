@@ -42,11 +42,11 @@ class Sampling:
     """Draws prompts, and has them answered by the engine and judged by the task."""
 
     def __init__(self, session: Session, run: Run, task: Task):
-        """With `algo.both_orders`, examples 2i and 2i + 1 of the task are the two orders of one pair."""
+        """With `algo.partner`, examples 2i and 2i + 1 of the task are a pair and its twin."""
         self.session, self.run, self.task = session, run, task
         self.generator = session.generator
-        orders = run.algo.num_orders
-        self.sampler = PromptSampler(len(task.examples) // orders, run.algo.num_prompts // orders, run.seed)
+        size = run.algo.groups_per_unit
+        self.sampler = PromptSampler(len(task.examples) // size, run.algo.num_prompts // size, run.seed)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -71,21 +71,21 @@ class Sampling:
             flat = flat_units(
                 [r.group for r in responses],
                 rewards,
-                algo.num_orders,
+                algo.groups_per_unit,
                 by_pair=algo.group == "pair",
                 by_part=getattr(ADVANTAGES.load(algo.advantages), "takes_parts", False),
             )
-            if np.sum(~flat) * algo.num_orders >= algo.num_prompts:
+            if np.sum(~flat) * algo.groups_per_unit >= algo.num_prompts:
                 break
-        units = first_with_spread(flat, algo.num_prompts // algo.num_orders)
-        learned = np.flatnonzero(np.isin([r.group // algo.num_orders for r in responses], units))
+        units = first_with_spread(flat, algo.num_prompts // algo.groups_per_unit)
+        learned = np.flatnonzero(np.isin([r.group // algo.groups_per_unit for r in responses], units))
         return StepSamples(responses=responses, rewards=rewards, learned=learned, num_rounds=number + 1)
 
     def generate(self, step: int, number: int = 0) -> list[tuple[int, int, Rollout]]:
         """(example, group, rollout) of this engine's share of round `number`; groups count on over the rounds."""
         algo, replicas, examples = self.run.algo, self.generator.replicas, self.task.examples
-        orders = range(algo.num_orders)
-        batch = [algo.num_orders * pair + order for pair in self.sampler.next_batch() for order in orders]
+        size = algo.groups_per_unit
+        batch = [size * unit + place for unit in self.sampler.next_batch() for place in range(size)]
         mine, before = replicas.share_of(algo.num_prompts), number * algo.num_prompts
 
         def on_finished(index: int, rollout: Rollout) -> None:
@@ -120,24 +120,26 @@ class Sampling:
 def flat_units(
     groups: Sequence[int],
     rewards: RewardBatch,
-    num_orders: int,
+    groups_per_unit: int,
     *,
     by_pair: bool = False,
     by_part: bool = False,
 ) -> np.ndarray:
-    """[num_units] bool: units whose groups have no spread of rewards. A unit is a group, or a pair's two groups.
+    """[num_units] bool: units whose groups have no spread of rewards.
 
-    groups: of each sample, from 0 on; group g belongs to unit g // num_orders. by_pair: the two groups of a unit are
-    compared with each other, too. by_part: each part of the rewards is compared by itself.
+    A unit is a group, or the two groups of a pair and its twin.
+
+    groups: of each sample, from 0 on; group g belongs to unit g // groups_per_unit. by_pair: the two groups of a unit
+    are compared with each other, too. by_part: each part of the rewards is compared by itself.
     """
     ids = np.asarray(groups)
     columns = rewards.parts.T if by_part else rewards.values[None]
-    compared = ids // num_orders if by_pair else ids
-    flat = np.ones(ids.max() // num_orders + 1, dtype=bool)
+    compared = ids // groups_per_unit if by_pair else ids
+    flat = np.ones(ids.max() // groups_per_unit + 1, dtype=bool)
     for group in np.unique(compared):
         members = compared == group
         if any(len(np.unique(column[members & rewards.valid])) > 1 for column in columns):
-            flat[ids[members] // num_orders] = False
+            flat[ids[members] // groups_per_unit] = False
     return flat
 
 

@@ -1,4 +1,7 @@
-"""The supervised warm start: learn given judgments, with the policy and the packing of RL."""
+"""The supervised warm start: learn given judgments, with the policy and the packing of RL.
+
+It ends after `sft.num_steps` steps or, with `sft.competence`, as soon as the policy has that competence.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +15,8 @@ from ralign.engine.data.packing import PackedBatch, Sample
 from ralign.engine.data.sampler import PromptSampler
 from ralign.engine.policy.megatron_model import MegatronModel
 from ralign.engine.runtime.clock import Clock
+from ralign.engine.runtime.errors import UserError
+from ralign.engine.training.competence import Competence, Probe
 from ralign.engine.training.session import Session
 from ralign.engine.training.tasks import Prompt
 from ralign.engine.training.trainer import pack
@@ -20,13 +25,32 @@ from ralign.engine.training.trainer import pack
 class SFT:
     """Trains a policy on given answers; `step` is the algorithm."""
 
-    def __init__(self, session: Session, run: Run, examples: Sequence[Prompt], answers: Sequence[np.ndarray]):
-        """`answers`: token ids of each example's answer, end token included."""
+    def __init__(
+        self,
+        session: Session,
+        run: Run,
+        examples: Sequence[Prompt],
+        answers: Sequence[np.ndarray],
+        probe: Probe | None = None,
+    ):
+        """`answers`: token ids of each example's answer, end token included. `probe`: for `sft.competence`.
+
+        Raises:
+            UserError: `sft.competence` is set and there is no probe.
+        """
         self.session, self.run, self.examples, self.answers = session, run, examples, answers
         self.cluster, self.policy = session.cluster, session.policy
         self.sampler = PromptSampler(len(examples), run.sft.num_samples, run.seed)
         self.models: dict[str, MegatronModel] = {"policy": self.policy}
         self.num_steps_done = 0
+        self.competence: Competence | None = None
+        if run.sft.competence:
+            if probe is None:
+                raise UserError(
+                    f"sft.competence={run.sft.competence}: these pairs have no probe; it is for generated pairs"
+                )
+            self.competence = Competence(session, probe, run.token_budget)
+        self.is_complete = False
         self.policy.start_training(run.sft.optim, run.sft.num_steps)
 
     def step(self) -> tuple[dict[str, float], list]:
@@ -41,7 +65,27 @@ class SFT:
             stats = self.policy.optimizer_step()
         self.num_steps_done += 1
         metrics = {"policy/loss": stats.loss, "policy/grad_norm": stats.grad_norm, "policy/lr": stats.lr}
+        with phase("probe"):
+            metrics |= self.probe()
         return {"step": self.num_steps_done} | metrics | clock.times_s(), []
+
+    def probe(self) -> dict[str, float]:
+        """Every `sft.probe_every` steps: the competence, which may complete the stage.
+
+        Raises:
+            UserError: the last step is done and the competence is too low.
+        """
+        sft, step = self.run.sft, self.num_steps_done
+        if self.competence is None or (step % sft.probe_every and step != sft.num_steps):
+            return {}
+        value = self.competence.measure()
+        self.is_complete = value >= sft.competence
+        if step == sft.num_steps and not self.is_complete:
+            raise UserError(
+                f"sft.num_steps={step}: the warm start did not learn to judge: its competence is {value:.2f}, "
+                f"sft.competence={sft.competence} is wanted; another seed, more steps or another sft.optim.lr may help"
+            )
+        return {"policy/competence": value}
 
     def plan(self) -> list[PackedBatch]:
         """This rank's micro-batches of the next answers; every token of the global batch has the same weight."""
@@ -61,8 +105,13 @@ class SFT:
 
     def state_dict(self) -> dict[str, Any]:
         """The plain values of a checkpoint; the policy has a state of its own."""
-        return {"num_steps_done": self.num_steps_done, "sampler": self.sampler.state_dict()}
+        return {
+            "num_steps_done": self.num_steps_done,
+            "sampler": self.sampler.state_dict(),
+            "is_complete": self.is_complete,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_steps_done = state["num_steps_done"]
+        self.is_complete = state["is_complete"]
         self.sampler.load_state_dict(state["sampler"])

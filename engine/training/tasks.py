@@ -211,7 +211,8 @@ class GenRMTask:
             [response.outcome for response in judged] if self.metarm is not None else None,
             invalid_reward=algo.invalid_reward,
             groups=groups,
-            other_groups=groups ^ 1 if algo.both_orders else None,
+            twin_groups=groups ^ 1 if algo.partner != "none" else None,
+            couple=algo.couple,
             impute=self._imputes,
             masked=np.array(cut) if algo.truncated == "mask" else None,
         )
@@ -239,7 +240,7 @@ class GenRMTask:
             "judge/f_score": rewards.f_score if self.metarm is not None else float("nan"),
             "judge/num_failed": rewards.num_judge_failed,
             "judge/num_asked": rewards.num_asked,
-            "judge/swap_consistency": rewards.swap_consistency,
+            "reward/twin_consistency": rewards.twin_consistency,
             **rewards.failures,
         }
 

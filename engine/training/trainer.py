@@ -28,8 +28,10 @@ from torch import Tensor
 class Trainer:
     """Trains a policy on a task; `step` is the algorithm."""
 
+    is_complete = False  # only its number of steps ends it
+
     def __init__(self, session: Session, run: Run, task: Task):
-        """With `algo.both_orders`, examples 2i and 2i + 1 of the task are the two orders of one pair."""
+        """With `algo.partner`, examples 2i and 2i + 1 of the task are a pair and its twin."""
         self.session, self.run, self.task = session, run, task
         self.cluster, self.policy, self.generator = session.cluster, session.policy, session.generator
         self.sampling = Sampling(session, run, task)
@@ -213,7 +215,7 @@ class Trainer:
     def metrics(self, samples: StepSamples, policy_stats: list[UpdateStats]) -> dict[str, float]:
         responses, rewards = samples.responses, samples.rewards
         lengths = np.array([response.num_tokens for response in responses])
-        flat = flat_units([response.group for response in responses], rewards, num_orders=1)
+        flat = flat_units([response.group for response in responses], rewards, groups_per_unit=1)
         parts = [
             {"loss": x.loss, "grad_norm": x.grad_norm, "lr": x.lr, **policy_metrics(x.metrics)}
             for x in policy_stats

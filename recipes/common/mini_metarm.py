@@ -11,7 +11,8 @@ from typing import NamedTuple
 from ralign.engine.data.metarm_prompts import COMPACT, render_review
 from ralign.engine.data.pairs import SIDES, Pair, other_side
 from ralign.engine.data.verdicts import visible
-from ralign.engine.data.worlds.judgeworld import VALUES, cue_judge, decisive_factor
+from ralign.engine.data.worlds.judgeworld import cue_judge, decisive_factor
+from ralign.engine.data.worlds.words import VALUES
 from ralign.engine.judging.metarm import (
     DecisiveFactor,
     Outcome,

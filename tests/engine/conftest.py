@@ -79,7 +79,7 @@ def make_session():
             self.events: list[str] = []
             self.cluster = SimpleNamespace(
                 rank=0, world_size=1, is_first_rank=True, device=torch.device("cpu"), all_true=lambda *flags: flags,
-                dp_size=1, dp_rank=0, pp_size=1, tp_size=1,
+                dp_size=1, dp_rank=0, pp_size=1, tp_size=1, all_gather_data=lambda value: [value],
             )  # fmt: skip
             self.progress = Progress(enabled=False)
             self.watchdog = SimpleNamespace(phase=self.events.append)

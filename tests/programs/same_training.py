@@ -27,10 +27,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-# Applied to BEFORE: old key -> new key.
-RENAMED_METRICS = {"judge/first_seat_share": "judge/first_position_share"}
-# New name of a setting -> its name in a tree without engine/config/.
-RENAMED_SETTINGS = {"genrm.model": "actor.genrm"}
+# Applied to the keys of BEFORE that AFTER has not: old key -> new key.
+RENAMED_METRICS = {
+    "judge/first_seat_share": "judge/first_position_share",
+    "judge/swap_consistency": "reward/twin_consistency",
+}
+# A path that older trees have not -> what their settings were: new text -> old text.
+OLD_SETTINGS = {
+    "engine/config": {"genrm.model=": "actor.genrm="},
+    "engine/algorithms/coupling.py": {"algo.partner=order algo.couple=True": "algo.both_orders=True"},
+}
 # Measured, not computed: two records of the same code differ in these.
 NOT_COMPARED = re.compile(r"(.*/)?time_s/.*|memory/(\w+_used|host)_gib")
 NUM_PROCESSES = 2
@@ -62,7 +68,7 @@ CASES = {
     "r_align_kl": Case(
         "r_align_mini",
         f"{_FROM_SFT} parallel.tensor=2 parallel.sequence=True"
-        " algo.kl_coef=0.05 algo.num_updates=2 algo.both_orders=True",
+        " algo.kl_coef=0.05 algo.num_updates=2 algo.advantages=rloo algo.partner=order algo.couple=True",
     ),
     "r_align_bf16": Case(
         "r_align_mini",
@@ -146,17 +152,21 @@ def _run(case: Case, tree: Path, out: Path, name: str, env: dict[str, str]) -> N
     """Trains in OUT/NAME/run."""
     folder = out / name
     folder.mkdir(parents=True)
-    is_old = not (tree / "engine" / "config").is_dir()
-    settings = [f"out={folder}", "name=run"]
-    for setting in case.settings.format(**{needed: out / needed / "run" for needed in case.needs}).split():
-        key, _, value = setting.partition("=")
-        settings.append(f"{RENAMED_SETTINGS.get(key, key) if is_old else key}={value}")
+    settings = case.settings
+    for path, replaced in OLD_SETTINGS.items():
+        for new, old in replaced.items():
+            settings = settings if (tree / path).exists() else settings.replace(new, old)
+    settings = settings.format(**{needed: out / needed / "run" for needed in case.needs})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(NUM_PROCESSES), str(tree / "recipes" / f"{case.recipe}.py")]
     log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            [*command, *settings], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT
+            [*command, f"out={folder}", "name=run", *settings.split()],
+            cwd=folder,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     if done.returncode:
         sys.exit(f"error: {name} ended with exit status {done.returncode}: see {log}")
@@ -225,7 +235,7 @@ def _compare_rows(where: str, before: list[dict], after: list[dict], result: Com
         if old is None or new is None:
             result.differences.append(f"{where}: {len(before)} steps before, {len(after)} after")
             return
-        old = {RENAMED_METRICS.get(key, key): value for key, value in old.items()}
+        old = {key if key in new else RENAMED_METRICS.get(key, key): value for key, value in old.items()}
         result.num_steps += "step" in old
         for key in sorted(key for key in old.keys() | new.keys() if not NOT_COMPARED.fullmatch(key)):
             values = [repr(row[key]) if key in row else "absent" for row in (old, new)]

@@ -39,7 +39,13 @@ ALGO = {
     "mask_level": "sequence", "mask_low": MASK_EDGES[0], "mask_high": MASK_EDGES[1],
 }  # fmt: skip
 VARIANTS = {
-    "both orders": {"both_orders": True, "group": "pair", "normalisation": "sequence"},
+    "twins": {
+        "partner": "order",
+        "couple": True,
+        "group": "pair",
+        "advantages": "rloo",
+        "normalisation": "sequence",
+    },
     "parts": {"reward": "label_rationale", "advantages": "gdpo", "normalisation": "constant"},
     "critic": {"kind": "ppo", "kl_in_reward": True, "dynamic_sampling": 0},  # warms up in its first step
 }

@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from ralign.engine.data.pairs import SIDES, Pair, prompt_text
 from ralign.engine.data.questions import Grade
 from ralign.engine.data.verdicts import visible
-from ralign.engine.data.worlds.judgeworld import (
-    VALUES,
-    JudgeWorldConfig,
-    _bullets,
-    _sentences,
-    build_judgeworld,
-)
+from ralign.engine.data.worlds.config import JudgeWorldConfig
+from ralign.engine.data.worlds.judgeworld import build_judgeworld
+from ralign.engine.data.worlds.surface import Surface, write
+from ralign.engine.data.worlds.words import VALUES
 from ralign.engine.runtime.errors import UserError
 
 BULLET = "- "
@@ -44,7 +41,7 @@ class Note:
     @property
     def reference(self) -> str:
         """The fixed answer of the `reference` scheme: all facts, in sentences."""
-        return _sentences(self.facts)
+        return write(self.facts, Surface())
 
     def compare(self, response_a: str, response_b: str) -> Pair:
         return judge_pair(self, response_a, response_b)
@@ -143,15 +140,15 @@ def demonstrations(
     independent of its faults.
     """
     rng = random.Random(seed)
-    return [
-        (_bullets if rng.random() < cue_share else _sentences)(
-            {
-                item: _demonstrated(item, value, num_values, error_rate, habit_rate, rng)
-                for item, value in note.facts.items()
-            }
-        )
-        for note in notes
-    ]
+    answers = []
+    for note in notes:
+        surface = Surface(bullets=rng.random() < cue_share)
+        stated = {
+            item: _demonstrated(item, value, num_values, error_rate, habit_rate, rng)
+            for item, value in note.facts.items()
+        }
+        answers.append(write(stated, surface))
+    return answers
 
 
 def _demonstrated(

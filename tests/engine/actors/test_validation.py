@@ -40,7 +40,7 @@ def test_a_judge_that_cannot_be_asked_is_refused(tmp_path):
         ("actor.watch_every", -1, "actor.watch_every must be at least 0, got -1"),
         ("genrm.num_tries", 0, "genrm.num_tries must be at least 1, got 0"),
         ("genrm.max_failed_share", 2.0, "genrm.max_failed_share must be from 0 to 1, got 2.0"),
-        ("algo.both_orders", True, "algo.both_orders=True is for GenRMs"),
+        ("algo.partner", "order", "algo.partner=order is for GenRMs: an actor's prompt has no twin"),
         ("algo.reward", "label", "algo.reward=label is for GenRMs: an actor is trained against genrm.model"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rewards from verdicts and outcomes, in one order and in both; rewards of a user's own."""
+"""Rewards from verdicts and outcomes, alone and coupled with a twin's; rewards of a user's own."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from ralign.engine.runtime.errors import UserError
 VERDICTS = ["A", "A", "A", "A", "B", None, None]
 LABELS = ["A", "A", "A", "A", "A", "A", "B"]
 SKIP = Outcome.SKIPPED
-TWO_ORDERS = {"groups": np.array([0, 1]), "other_groups": np.array([1, 0])}
+COUPLED = {"groups": np.array([0, 1]), "twin_groups": np.array([1, 0]), "couple": True}
 OUTCOMES = [Outcome.CORRECT, Outcome.INCORRECT, Outcome.CALL_FAIL, Outcome.PARSE_FAIL, SKIP, SKIP, SKIP]
 
 
@@ -53,20 +53,23 @@ def test_r_align_needs_outcomes():
         score(R_ALIGN, VERDICTS, LABELS)
 
 
-def test_with_both_orders_a_sample_earns_only_what_its_partner_earns():
+def test_a_coupled_sample_earns_only_what_its_twin_earns():
     # Pairs (0, 1), (2, 3), ...: right twice, right once, right but spurious once, unread once, wrong twice.
     verdicts = ["A", "B", "A", "A", "A", "B", "A", None, "B", "A"]
     labels = ["A", "B"] * 5
     outcomes = [Outcome.CORRECT, Outcome.CORRECT, Outcome.CORRECT, SKIP, Outcome.CORRECT, Outcome.INCORRECT]
     outcomes += [Outcome.CORRECT, SKIP, SKIP, SKIP]
-    orders = {"groups": np.arange(10), "other_groups": np.arange(10) ^ 1}
-    aligned = score(R_ALIGN, verdicts, labels, outcomes, invalid_reward=-1.0, **orders)
+    twins = {"groups": np.arange(10), "twin_groups": np.arange(10) ^ 1}
+    aligned = score(R_ALIGN, verdicts, labels, outcomes, invalid_reward=-1.0, couple=True, **twins)
     assert aligned.values.tolist() == [1, 1, 0, 0, 0, 0, 0, -1, 0, 0]
-    label = score(LABEL, verdicts, labels, outcomes, **orders)
+    label = score(LABEL, verdicts, labels, outcomes, couple=True, **twins)
     assert label.values.tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0, 0]
     assert aligned.valid.all() and label.valid.all()
-    assert aligned.swap_consistency == pytest.approx(6 / 10)
+    assert aligned.twin_consistency == pytest.approx(6 / 10)
     assert aligned.num_label_correct == 6  # counts stay those of single samples
+    alone = score(LABEL, verdicts, labels, outcomes, **twins)
+    assert alone.values.tolist() == score(LABEL, verdicts, labels, outcomes).values.tolist()
+    assert alone.twin_consistency == aligned.twin_consistency
 
 
 # (verdict, outcome) of a sample whose label is A: every case that one sample can be in.
@@ -76,7 +79,7 @@ CASES += [("B", SKIP), (None, SKIP)]
 
 @pytest.mark.parametrize("name", ["label", "r_align"])
 @pytest.mark.parametrize(("own", "other"), list(itertools.product(CASES, repeat=2)))
-def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
+def test_a_coupled_reward_of_0_and_1_in_every_case(name, own, other):
     """Against the definition: 1 if both earn 1; unknown if the outcomes could be such that both do, and are unknown."""
 
     def possible(verdict, outcome):
@@ -87,7 +90,7 @@ def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
         return {0, 1} if outcome.failed else {int(outcome is Outcome.CORRECT)}
 
     verdicts, outcomes = zip(own, other, strict=True)
-    rewards = score(REWARDS.load(name), verdicts, ["A", "A"], outcomes, invalid_reward=-1.0, **TWO_ORDERS)
+    rewards = score(REWARDS.load(name), verdicts, ["A", "A"], outcomes, invalid_reward=-1.0, **COUPLED)
     values = {a * b for a in possible(*own) for b in possible(*other)}
     if own[0] is None:
         assert (rewards.values[0], rewards.valid[0]) == (-1, True)
@@ -110,9 +113,9 @@ def test_both_orders_of_a_reward_of_0_and_1_in_every_case(name, own, other):
         (-0.5, math.nan, -0.5),
     ],
 )
-def test_both_orders_of_a_real_valued_reward(own, other, value):
+def test_a_coupled_real_valued_reward(own, other, value):
     reward = Reward(lambda samples: np.array([own, other]))
-    rewards = score(reward, ["A", "B"], ["A", "B"], **TWO_ORDERS)
+    rewards = score(reward, ["A", "B"], ["A", "B"], **COUPLED)
     assert rewards.valid[0] == (value is not None) and rewards.values[0] == (value or 0)
 
 
@@ -160,7 +163,7 @@ def test_a_missing_verdict_earns_nothing_whatever_the_function_returns(value):
     reward = Reward(lambda samples: np.where(samples.invalid, value, 1.0))
     alone = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0)
     assert alone.values.tolist() == [-1, 1] and alone.valid.all()
-    both = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0, **TWO_ORDERS)
+    both = score(reward, [None, "B"], ["A", "B"], invalid_reward=-1.0, **COUPLED)
     assert both.values.tolist() == [-1, 0] and both.valid.all()
 
 

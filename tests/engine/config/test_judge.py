@@ -117,9 +117,30 @@ def test_r_align_needs_a_metarm_and_rlvr_does_not():
     validate(GenRMRun(metarm=MetaRMConfig(kind="none"), algo=AlgoConfig(reward="label")), 1)
 
 
-def test_both_orders_need_an_even_number_of_prompts():
-    with pytest.raises(UserError, match="algo.num_prompts = 5"):
-        validate(GenRMRun(algo=AlgoConfig(num_prompts=5, both_orders=True)), 1)
+def test_a_pair_and_its_twin_need_an_even_number_of_prompts():
+    with pytest.raises(UserError) as refused:
+        validate(GenRMRun(algo=AlgoConfig(num_prompts=5, partner="order")), 1)
+    assert str(refused.value) == (
+        "algo.num_prompts = 5 is not divisible by a pair and its twin (algo.partner) = 2"
+    )
+
+
+@pytest.mark.parametrize("group", ["prompt", "pair"])
+@pytest.mark.parametrize(("advantages", "reward"), [("grpo", "r_align"), ("gdpo", "label_rationale")])
+def test_coupling_is_refused_where_a_groups_std_cancels_it(advantages, reward, group):
+    def check_run(**settings):
+        validate(
+            GenRMRun(algo=AlgoConfig(partner="order", couple=True, reward=reward, group=group, **settings)), 1
+        )
+
+    with pytest.raises(UserError) as refused:
+        check_run(advantages=advantages)
+    assert str(refused.value) == (
+        f"algo.couple=True with algo.advantages={advantages}: the group's std cancels the twin's mean, which the group"
+        " has in common; take dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, gae"
+    )
+    check_run(advantages="rloo")
+    validate(GenRMRun(algo=AlgoConfig(partner="order", group=group)), 1)  # grpo, without coupling
 
 
 def test_extra_fields_are_an_object():

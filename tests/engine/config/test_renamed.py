@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 from ralign.engine.config.actor import ActorRun
 from ralign.engine.config.command_line import parse
-from ralign.engine.config.renamed import RENAMED
+from ralign.engine.config.renamed import RENAMED, REPLACED
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.judging.annotate import AnnotateConfig
 from ralign.engine.runtime.errors import UserError
@@ -77,6 +77,18 @@ def test_the_settings_of_a_judge_have_the_names_that_a_user_of_earlier_versions_
         "actor.seats": "actor.order",
     }.items() <= old_names(ActorRun()).items()
     assert {"judge.base_url": "annotator.base_url"}.items() <= old_names(AnnotateConfig()).items()
+
+
+@pytest.mark.parametrize("tree", [GenRMRun(), PaperRun()], ids=lambda tree: type(tree).__name__)
+def test_settings_that_replace_another_one_can_be_given(tree):
+    prefix = "judges." if isinstance(tree, PaperRun) else ""
+    for old, new in REPLACED.items():
+        assert not is_current(old)
+        settings = [prefix + setting for setting in new.split()]
+        with pytest.raises(UserError) as refused:
+            parse(tree, [f"{prefix}{old}=True"])
+        assert str(refused.value) == f"{prefix}{old} is gone: {prefix}{old}=True is now {' '.join(settings)}"
+        assert parse(tree, settings) != tree
 
 
 def test_a_name_that_never_was_is_unknown():

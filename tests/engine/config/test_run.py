@@ -231,8 +231,20 @@ def test_the_defaults_are_valid_at_every_layout(tensor, pipeline, world_size):
         ("algo.ratio=sequence algo.clip_low=0.2", "algo.clip_low=0.2 clips nothing .* GSPO's 0.0003"),
         ("algo.dynamic_sampling=-1", "algo.dynamic_sampling must be at least 0, got -1"),
         ("algo.dynamic_sampling=2 algo.advantages=gae", "algo.dynamic_sampling=2 is for group advantages"),
-        ("algo.group=pair", "algo.group=pair needs algo.both_orders=True"),
-        ("algo.group=pair algo.both_orders=True algo.advantages=gae", "is for group advantages, got .*gae"),
+        (
+            "algo.group=pair",
+            "algo.group=pair needs algo.partner=order, .* or FILE.py:NAME: a pair has no twin",
+        ),
+        (
+            "algo.couple=True",
+            "algo.couple=True needs algo.partner=order, .* or FILE.py:NAME: a pair has no twin",
+        ),
+        ("algo.group=pair algo.partner=order algo.advantages=gae", "is for group advantages, got .*gae"),
+        ("algo.partner=ordre", "algo.partner=ordre: expected one of order, .*, or FILE.py:NAME"),
+        (
+            "algo.both_orders=True",
+            "is gone: algo.both_orders=True is now algo.partner=order algo.couple=True$",
+        ),
         ("algo.overlong_share=1.5", "algo.overlong_share must be from 0 to 1, got 1.5"),
         ("algo.max_rollout_kl=0", "algo.max_rollout_kl must be positive, got 0"),
         (

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ralign.engine.data.prompts import COMPACT, render
 from ralign.engine.data.tokenizer import EOS_TOKEN, PAD_TOKEN, build_tokenizer
-from ralign.engine.data.worlds.judgeworld import VALUES, JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.worlds.words import VALUES
 from ralign.engine.runtime.errors import UserError
 from transformers import AutoTokenizer
 

@@ -15,6 +15,8 @@ from ralign.engine.training import loop
 class FakeStage:
     """Learns nothing; `fails_in` is the step in which its judge stops."""
 
+    is_complete = False
+
     def __init__(self, fails_in: int | None = None):
         self.num_steps_done, self.fails_in = 0, fails_in
         self.models = {"policy": SimpleNamespace(num_skipped_updates=0)}
@@ -85,6 +87,16 @@ def test_a_checkpoint_after_a_look_at_the_judge_finds_the_optimizers_state(lab):
     lab.train(FakeStage(), after_step=look)
     assert lab.saved == [2, 4, 5]
     assert [row["actor/win_rate"] for row in lab.logged()] == [0.5] * 5
+
+
+def test_a_stage_that_is_complete_ends_before_its_last_step_with_a_checkpoint(lab):
+    class Complete(FakeStage):
+        @property
+        def is_complete(self):
+            return self.num_steps_done >= 3
+
+    lab.train(Complete())
+    assert lab.saved == [2, 3] and len(lab.logged()) == 3
 
 
 _TRACKER = """

@@ -1,4 +1,4 @@
-"""With algo.truncated=mask a cut-off answer has no place anywhere: not in the other order, nor in a mean length."""
+"""With algo.truncated=mask a cut-off answer has no place anywhere: not for the twin, nor in a mean length."""
 
 import numpy as np
 import pytest
@@ -31,15 +31,15 @@ def rollout(num_tokens: int, *, is_cut: bool) -> Rollout:
     ("cut", "earned"),
     [
         ((), [1.0, 1.0, 1.0, 1.0]),
-        ((2,), [1.0, 1.0, 0.0, 1.0]),  # the other order's mean is over its one answer
-        ((2, 3), [0.0, 0.0, 0.0, 0.0]),  # nothing is known of the other order: all are unknown
+        ((2,), [1.0, 1.0, 0.0, 1.0]),  # the twin's mean is over its one answer
+        ((2, 3), [0.0, 0.0, 0.0, 0.0]),  # nothing is known of the twin: all are unknown
     ],
 )
-def test_a_masked_judgment_does_not_count_for_the_other_order(cut, earned):
-    """Two right judgments in each order, of which some are cut off."""
+def test_a_masked_judgment_does_not_count_for_the_twin(cut, earned):
+    """Two right judgments of each twin, of which some are cut off."""
     pair = build_judgeworld(SMALL)["train"][0]
     examples = [Example(pair=order, prompt_ids=np.arange(3)) for order in (pair, swap_sides(pair))]
-    run = GenRMRun(algo=AlgoConfig(reward="label", both_orders=True, truncated="mask"))
+    run = GenRMRun(algo=AlgoConfig(reward="label", partner="order", couple=True, truncated="mask"))
     judged = [
         JudgedResponse(
             example=n // 2,

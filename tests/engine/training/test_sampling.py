@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ralign.engine.config.algo import AlgoConfig
+from ralign.engine.config.registry import TWINS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
-from ralign.engine.data.swap import swap_sides
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM
@@ -52,8 +52,9 @@ def make_sampling(one_rank):
     def make(spread, cut=(), **algo):
         run = GenRMRun(algo=AlgoConfig(num_prompts=4, num_samples=2, reward="label", **algo))
         pairs = PAIRS
-        if run.algo.both_orders:
-            pairs = [order for pair in PAIRS for order in (pair, swap_sides(pair))]
+        if run.algo.partner != "none":
+            kind = TWINS.load(run.algo.partner)
+            pairs = [twin for pair in PAIRS for twin in (pair, kind.make(pair))]
         examples = [Example(pair=pair, prompt_ids=np.array([n])) for n, pair in enumerate(pairs)]
         session = SimpleNamespace(
             generator=ScriptedGenerator(one_rank, spread, cut),
@@ -99,13 +100,26 @@ def test_a_round_with_enough_spread_is_the_last_and_the_same_as_without_the_sett
     assert [r.example for r in dynamic.responses] == [r.example for r in plain.responses]
 
 
-def test_both_orders_of_a_pair_stay_together(make_sampling):
-    # Only the second order of each second pair has a spread.
-    samples = collect(make_sampling(spread=range(3, 64, 4), both_orders=True, dynamic_sampling=8))
+@pytest.mark.parametrize("partner", ["order", "cues"])
+def test_a_pair_and_its_twin_stay_together(make_sampling, partner):
+    # Only the twin of each second pair has a spread.
+    samples = collect(make_sampling(spread=range(3, 64, 4), partner=partner, dynamic_sampling=8))
     learned = [samples.responses[i].example for i in samples.learned]
     assert learned[::4] == [n - n % 2 for n in learned[::4]]
     assert all(b - a == 1 for a, b in zip(learned[1::4], learned[2::4], strict=True))
     assert all(n // 2 % 2 == 1 for n in learned)
+
+
+def test_a_restored_step_draws_the_same_pairs_with_their_twins(make_sampling):
+    settings = {"spread": range(3, 64, 4), "partner": "cues", "dynamic_sampling": 8}
+    sampling, restored = make_sampling(**settings), make_sampling(**settings)
+    first = collect(sampling)
+    assert first.num_rounds > 1
+    restored.sampler.load_state_dict(sampling.sampler.state_dict())
+    steps = [collect(one, step=1) for one in (sampling, restored)]
+    drawn, again = ([(r.example, r.group) for r in step.responses] for step in steps)
+    assert drawn == again and drawn != [(r.example, r.group) for r in first.responses]
+    assert steps[0].learned.tolist() == steps[1].learned.tolist()
 
 
 @pytest.mark.parametrize(("setting", "asked"), [(None, 0), ("mask", 0), ("penalty", 1), ("keep", 1)])

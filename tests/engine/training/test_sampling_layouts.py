@@ -20,7 +20,7 @@ def reports(torchrun_module):
 
 def _reference(reports: dict, name: str) -> list:
     _, comma, variant = name.partition(", ")
-    return reports[f"one, {variant}" if variant in ("both orders", "parts", "critic") else "one"][0]
+    return reports[f"one, {variant}" if variant in ("twins", "parts", "critic") else "one"][0]
 
 
 @pytest.mark.jobs

@@ -18,16 +18,16 @@ from ralign.kernels.batch_advantages import GDPO
 VALID = np.ones(4, dtype=bool)
 
 
-def test_orders_that_differ_only_from_each_other_have_a_spread_over_the_pair():
-    """All answers of the second order have no verdict: with algo.group=pair they learn from it."""
+def test_twins_that_differ_only_from_each_other_have_a_spread_over_the_pair():
+    """All answers to the twin have no verdict: with algo.group=pair they learn from it."""
     values, groups = np.array([0.0, 0.0, -1.0, -1.0], dtype=np.float32), torch.tensor([0, 0, 1, 1])
     advantages = grouped(
         GRPO, "pair", torch.tensor(values), groups, torch.from_numpy(VALID), implementation="torch"
     )
     assert (advantages != 0).all()
     rewards = SimpleNamespace(values=values, valid=VALID, parts=values[:, None])
-    assert flat_units([0, 0, 1, 1], rewards, num_orders=2, by_pair=True).tolist() == [False]
-    assert flat_units([0, 0, 1, 1], rewards, num_orders=2).tolist() == [True]
+    assert flat_units([0, 0, 1, 1], rewards, groups_per_unit=2, by_pair=True).tolist() == [False]
+    assert flat_units([0, 0, 1, 1], rewards, groups_per_unit=2).tolist() == [True]
 
 
 def test_equal_sums_of_different_parts_are_a_spread():
@@ -37,7 +37,7 @@ def test_equal_sums_of_different_parts_are_a_spread():
     advantages = GDPO(torch.tensor(parts), torch.tensor(groups), torch.from_numpy(valid))
     assert (advantages[:4].abs() > 0.1).any()
     rewards = SimpleNamespace(values=parts.sum(1), valid=valid, parts=parts)
-    assert flat_units(groups, rewards, num_orders=1, by_part=True).tolist() == [False, False]
+    assert flat_units(groups, rewards, groups_per_unit=1, by_part=True).tolist() == [False, False]
 
 
 def _validate(**algo) -> None:

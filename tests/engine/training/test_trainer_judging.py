@@ -1,4 +1,4 @@
-"""What the trainer does with its judges: when they are asked, in which orders, and what a stop leaves behind."""
+"""What the trainer does with its judges: when they are asked, of which twins, and what a stop leaves behind."""
 
 import random
 from concurrent.futures import Future
@@ -10,11 +10,10 @@ import pytest
 from ralign.engine.algorithms.rewards import score
 from ralign.engine.config.algo import AlgoConfig
 from ralign.engine.config.judge import MetaRMConfig
-from ralign.engine.config.registry import REWARDS
+from ralign.engine.config.registry import REWARDS, TWINS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example
 from ralign.engine.data.pairs import other_side
-from ralign.engine.data.swap import swap_sides
 from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld
 from ralign.engine.generator.generator import Rollout
 from ralign.engine.judging.judge import Judge, JudgeStopped
@@ -100,8 +99,9 @@ def make_trainer(make_session, one_rank):
             algo=AlgoConfig(num_prompts=4, num_samples=3, **algo), metarm=MetaRMConfig(max_failed_share=0.5)
         )
         pairs = build_judgeworld(JudgeWorldConfig(num_train=8, num_dev=1, num_test=1))["train"]
-        if run.algo.both_orders:
-            pairs = [order for pair in pairs for order in (pair, swap_sides(pair))]
+        if run.algo.partner != "none":
+            kind = TWINS.load(run.algo.partner)
+            pairs = [twin for pair in pairs for twin in (pair, kind.make(pair))]
         examples = [Example(pair=pair, prompt_ids=np.arange(5)) for pair in pairs]
         metarm = RecordingMetaRM(events, outcome)
         session = make_session(generator=FakeGenerator(events, one_rank), tokenizer=TOKENIZER)
@@ -132,19 +132,25 @@ def test_a_sample_is_sent_as_soon_as_it_is_finished_and_only_if_its_label_is_rig
     assert [s.outcome is Outcome.CORRECT for s in judged] == right
 
 
-def test_with_both_orders_each_pair_comes_twice_and_partners_are_its_own_samples(make_trainer):
-    trainer, _, _ = make_trainer(both_orders=True)
+@pytest.mark.parametrize(("partner", "swaps"), [("order", True), ("cues", False)])
+@pytest.mark.parametrize("couple", [True, False])
+def test_each_pair_comes_with_its_twin_and_partners_are_its_twins_samples(
+    make_trainer, partner, swaps, couple
+):
+    trainer, _, _ = make_trainer(partner=partner, couple=couple)
     judged, rewards = judge(trainer)
     pairs = [trainer.task.examples[sample.example].pair for sample in judged]
-    for group in (0, 2):  # the groups of one pair, then of another
+    for group in (0, 2):  # the groups of one pair and its twin, then of another
         first, second = pairs[3 * group], pairs[3 * (group + 1)]
-        assert first.id == second.id and first.response_A == second.response_B
-        assert first.gt_label != second.gt_label
-    # Every group answers A, B, nothing: a right sample earns the other order's share of right ones.
+        assert first.id == second.id and first != second
+        assert (first.gt_label != second.gt_label) == swaps
+    # Every group answers A, B, nothing: one of three is right, and earns its own, times its twin's share of right ones.
     assert rewards.num_label_correct == 4 and rewards.num_aligned == 4
     right = [sample.outcome is Outcome.CORRECT for sample in judged]
-    assert rewards.values[right].tolist() == pytest.approx([1 / 3] * 4)
-    assert rewards.swap_consistency == pytest.approx(1 / 9 + 1 / 9)  # right twice or wrong twice
+    assert rewards.values[right].tolist() == pytest.approx([1 / 3 if couple else 1.0] * 4)
+    # Right twice or wrong twice: the same response by content, whichever side it is on.
+    metrics = trainer.task.metrics(rewards)
+    assert metrics["reward/twin_consistency"] == pytest.approx(1 / 9 + 1 / 9)
 
 
 def test_a_judge_that_stopped_leaves_the_steps_prompts_to_come(make_trainer):
@@ -205,9 +211,9 @@ def test_with_calls_that_fail_at_random_a_step_is_that_of_the_survivors(make_tra
     assert len(kept) <= survives.sum() and all(values["weights"] > 0 for values in kept)
 
 
-def test_in_both_orders_a_failure_is_masked_only_where_the_partner_might_earn(one_rank):
+def test_a_coupled_failure_is_masked_only_where_the_twin_might_earn(one_rank):
     pairs = build_judgeworld(JudgeWorldConfig(num_train=1, num_dev=1, num_test=1))["train"][:1]
-    run = GenRMRun(algo=AlgoConfig(num_prompts=2, num_samples=1, both_orders=True))
+    run = GenRMRun(algo=AlgoConfig(num_prompts=2, num_samples=1, partner="order", couple=True))
     examples = [Example(pair=pair, prompt_ids=np.arange(2)) for pair in pairs]
     task = GenRMTask(run, examples, RecordingMetaRM([]), one_rank, "r_align")
     label, failed = pairs[0].gt_label, Outcome.CALL_FAIL

@@ -70,6 +70,8 @@ def test_without_a_metarm_an_evaluation_measures_label_accuracy_alone(session, k
 class Stage:
     """Learns nothing; its run is asked to stop in step 3."""
 
+    is_complete = False
+
     def __init__(self, session):
         self.session, self.num_steps_done = session, 0
         self.models = {"policy": SimpleNamespace(num_skipped_updates=0)}

@@ -16,7 +16,8 @@ from ralign.engine.data.worlds.actorworld import (
     true_quality,
     uses_cue,
 )
-from ralign.engine.data.worlds.judgeworld import VALUES, JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.worlds.judgeworld import JudgeWorldConfig, build_judgeworld, cue_judge
+from ralign.engine.data.worlds.words import VALUES
 from ralign.engine.runtime.errors import UserError
 
 CONFIG = JudgeWorldConfig(num_train=300, num_warm_start=300, num_dev=50, num_test=50)

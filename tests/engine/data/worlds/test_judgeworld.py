@@ -7,13 +7,13 @@ from ralign.engine.data.pairs import SIDES, other_side, prompt_text, read_pairs,
 from ralign.engine.data.verdicts import verdict_of
 from ralign.engine.data.worlds.judgeworld import (
     TESTS,
-    VALUES,
     JudgeWorldConfig,
     build_judgeworld,
     cue_judge,
     oracle_judge,
     warm_start_judgments,
 )
+from ralign.engine.data.worlds.words import VALUES
 from ralign.engine.judging.metarm import Outcome, RuleMetaRM, decisive_factors
 from ralign.engine.runtime.errors import UserError
 

@@ -193,6 +193,9 @@ class EvalConfig:
     """Sampling temperature; 0 is greedy."""
     max_new_tokens: int = 128
     """Longest judgment, tokens."""
+    twins: str = ""
+    """Also judge pairs and their twins greedily, for flip rates: order, cues, markdown, padding, reorder or
+    FILE.py:NAME, or several with commas."""
     num_bootstrap: int = 2000
     """Resamples of the 95 % bootstrap intervals."""
 

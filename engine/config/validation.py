@@ -13,7 +13,7 @@ from typing import Any
 
 from ralign.engine.config.algo_validation import check_algo, check_critic, check_critic_model, check_optim
 from ralign.engine.config.checks import LAYOUT_SIZES, Checks, check_trainer_cut, folder_sizes
-from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS
+from ralign.engine.config.registry import ADVANTAGES, FAMILIES, METARMS, OBJECTIVES, REWARDS, TWINS
 from ralign.engine.config.run import GenRMRun, Run
 from ralign.engine.config.trackers import check_trackers
 from ralign.engine.data.rows import why_no_file
@@ -109,6 +109,9 @@ def _check_registries(checks: Checks, run: Run) -> None:
     ):
         with checks.collect():
             registry.check(name)
+    for name in filter(None, run.eval.twins.split(",")):
+        with checks.collect():
+            TWINS.under("eval.twins").check(name)
 
 
 def _check_model(checks: Checks, run: Run) -> dict[str, int] | None:

@@ -27,14 +27,15 @@ _BARE_CODE = re.compile(
     re.MULTILINE,
 )
 _MARKS = (
-    re.compile(r"^([ \t]*)[-*•][ \t]+(?=[^\n]*\w)", re.MULTILINE),  # bullet
-    re.compile(r"^( {0,3})#{1,6}[ \t]+(?=\S)", re.MULTILINE),  # heading
+    # A bullet or a heading goes with its indentation, which would make it code.
+    re.compile(r"^[ \t]*[-*•][ \t]+(?=[^\n]*\w)()", re.MULTILINE),
+    re.compile(r"^ {0,3}#{1,6}[ \t]+(?=\S)()", re.MULTILINE),
     re.compile(r"(?<![\w*])\*\*([^\s*](?:[^*\n]*[^\s*])?)\*\*(?![\w*])"),  # bold
     re.compile(r"(?<![\w*])\*([^\s*](?:[^*\n]*[^\s*])?)\*(?![\w*])"),  # italics
 )
 _BREAK = re.compile(rf"[.!?][\"')]*([ \t]+)(?=[A-Z\"'({_OPEN}])")
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:[A-Za-z]|\d+|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|vs|etc|cf|al|approx|e\.g|i\.e)\.$"
+    r"(?:^\s*\d+|(?:^|[\s(])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|vs|etc|cf|al|approx|e\.g|i\.e))\.$"
 )
 _NO_BULLET = re.compile(r"[ \t]*(?:\d+[.)]|>)|\s{4}")
 _WORD = re.compile(r"\w+")

@@ -69,12 +69,13 @@ def _other_markdown(a: str, b: str) -> Responses | None:
     marks = num_marks(a), num_marks(b)
     if marks[0] == marks[1]:
         return None
-    more, less = (a, b) if marks[0] > marks[1] else (b, a)
+    has_a_more = marks[0] > marks[1]
+    more, less = (a, b) if has_a_more else (b, a)
     plain = without_marks(more)
     marked = less if min(marks) else with_bullets(less)
     if plain is None or marked is None:
         return None
-    return (plain, marked) if more is a else (marked, plain)
+    return (plain, marked) if has_a_more else (marked, plain)
 
 
 _CLOSINGS = (
@@ -96,7 +97,8 @@ _MIN_WORDS = 4  # of a response that is text, not a bare value
 
 
 def _other_length(a: str, b: str) -> Responses | None:
-    longer, shorter = (a, b) if len(a) > len(b) else (b, a)
+    is_a_longer = len(a) > len(b)
+    longer, shorter = (a, b) if is_a_longer else (b, a)
     if not (_takes_padding(a) and _takes_padding(b)):
         return None
     moved: list[str] = []
@@ -114,7 +116,7 @@ def _other_length(a: str, b: str) -> Responses | None:
     is_text = all(Masked(new).parts == Masked(old).parts for new, old in ((core, longer), (padded, shorter)))
     if not is_text or padded == shorter:  # the end of a response is in code, or it has all closings
         return None
-    return (core, padded) if longer is a else (padded, core)
+    return (core, padded) if is_a_longer else (padded, core)
 
 
 def _takes_padding(text: str) -> bool:

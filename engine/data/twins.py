@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ralign.engine.data.pairs import Pair, Side, other_side
+from ralign.engine.data.pairs import Pair, other_side
 from ralign.engine.data.swap import swap_sides, why_not_swapped
 from ralign.engine.runtime.errors import UserError
 
@@ -66,9 +66,9 @@ def twin_of(kind: TwinKind, pair: Pair, setting: str, *, reads_golden: bool) -> 
     return None if shown == of_twin else twin
 
 
-def own_side(kind: TwinKind, verdict: Side | None) -> Side | None:
+def own_side(kind: TwinKind, verdict: str | None) -> str | None:
     """The response that a verdict on a twin names, by its side in the pair itself."""
-    return other_side(verdict) if kind.swaps_sides and verdict is not None else verdict
+    return {"A": "B", "B": "A", None: None}[verdict] if kind.swaps_sides else verdict
 
 
 def as_kind(implementation: Any, setting: str) -> TwinKind:

@@ -6,6 +6,8 @@
 
 A judge that is not better than these on a test has not shown there that it reads. A rule gives no rationale, so S-Corr
 and F-Score do not exist.
+
+The same features say where a surface cue points: the worst group of a feature is the pairs whose worse response has it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from ralign.engine.data.markup import num_marks
 from ralign.engine.data.pairs import SIDES, Pair
 from ralign.engine.judging.intervals import clusters_of, ratio_of, share_interval
 from ralign.engine.judging.metrics import prompt_key
@@ -21,14 +24,19 @@ Record = Mapping[str, Any]
 Baselines = dict[str, dict[str, dict[str, Any]]]  # by rule and test
 
 
-def _longer(record: Record) -> str | None:
-    """ "A", "B" or "tie"; None without both texts."""
+def _more(record: Record, amount: Callable[[str], int]) -> str | None:
+    """The side with the larger amount: "A", "B" or "tie"; None without both texts."""
     a, b = record.get("response_A"), record.get("response_B")
     if a is None or b is None:
         return None
-    if len(a) == len(b):
+    amount_a, amount_b = amount(a), amount(b)
+    if amount_a == amount_b:
         return "tie"
-    return "A" if len(a) > len(b) else "B"
+    return "A" if amount_a > amount_b else "B"
+
+
+def _longer(record: Record) -> str | None:
+    return _more(record, len)
 
 
 def _cue(record: Record) -> str | None:
@@ -41,6 +49,24 @@ _RULES: dict[str, Callable[[Record], str | None]] = {
     "first_side": lambda record: "A",
     "cue": _cue,
 }
+MARKED = "marked"
+CUES: dict[str, Callable[[Record], str | None]] = {
+    MARKED: _cue,
+    "longer": _longer,
+    "markdown": lambda record: _more(record, num_marks),
+}
+_MISLED = {"longer": "longer response is the worse one", "markdown": "worse response has more Markdown"}
+
+
+def cue_sides(records: Sequence[Record], cue: str = MARKED) -> list[str | None]:
+    """The side to which the surface feature `cue`, of `CUES`, points in each record; None where it does not."""
+    sides = [CUES[cue](record) for record in records]
+    return [side if side in SIDES else None for side in sides]
+
+
+def cue_notes(cue: str) -> list[str]:
+    """What the worst group of a report is, unless the pairs mark their cue themselves."""
+    return [f"Worst group: the pairs whose {_MISLED[cue]}."] if cue in _MISLED else []
 
 
 def baselines_of(tests: Mapping[str, Sequence[Record | Pair]]) -> Baselines:

@@ -24,6 +24,7 @@ Accuracy of a MetaRM on rationales built from pairs whose error is known (RM-Ben
 error, one that names another, one that praises style, and a vague one. The keyword MetaRM is the baseline."""
 
 _MAX_DRAWS = 1_000_000  # 128 MB of tables
+CUES = ("marked", "longer", "markdown")  # of evaluation.baselines, which imports numpy
 _METARM_SPECS = "rule, keywords, endpoint:URL#MODEL, managed:FOLDER or FILE.py:NAME"
 
 
@@ -66,6 +67,13 @@ def _add_run(commands) -> None:
     run.add_argument("--out", required=True, metavar="FOLDER", help="judgments/, report/, and journals")
     run.add_argument(
         "--both-orders", action="store_true", help="judge each pair a second time, sides swapped"
+    )
+    run.add_argument(
+        "--twins",
+        default="",
+        metavar="KINDS",
+        help="flip rates: judge each pair and its twins at temperature 0, too; markdown, padding, reorder, order, cues"
+        " or FILE.py:NAME, with commas",
     )
     run.add_argument("--limit", type=positive, metavar="N", help="only the first N pairs of each file")
     run.add_argument("--template", default="full", help="judge's prompt: full, compact, or a file (full)")
@@ -122,6 +130,13 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that print a summary."""
     parser.add_argument(
         "--by", default="source", metavar="FIELD", help="field that names the subset, a dotted path (source)"
+    )
+    parser.add_argument(
+        "--cue",
+        choices=CUES,
+        default="marked",
+        help="the worst group is the pairs whose worse response has it: marked (meta.cue_side), longer, or markdown"
+        " (more of it) (marked)",
     )
     parser.add_argument(
         "--draws",
@@ -237,7 +252,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.released:
         check_output_folder(args.released)
     judged = read_files(args.files, max_bad_lines=args.max_bad_lines)
-    summary = summarise(judged, subset_field=args.by, num_draws=args.draws, seed=args.seed)
+    summary = summarise(judged, subset_field=args.by, cue=args.cue, num_draws=args.draws, seed=args.seed)
     if args.out:
         page = write_outputs(summary, judged, args.out, subset_field=args.by)
     if args.released:

@@ -16,7 +16,7 @@ from ralign.engine.config.judge import EndpointConfig, MetaRMConfig, ServerConfi
 from ralign.engine.config.registry import METARMS
 from ralign.engine.data.pairs import BadLine, parse_object
 from ralign.engine.evaluation.journal import Journal
-from ralign.engine.evaluation.pipeline import answer_key
+from ralign.engine.evaluation.questions import answer_key
 from ralign.engine.judging.endpoint import Endpoint
 from ralign.engine.judging.judge import ClientContext, Judge
 from ralign.engine.judging.local_model import LocalModel, LocalModelConfig

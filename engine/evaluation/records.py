@@ -5,13 +5,16 @@ null) and ``meta.model_name``. The MetaRM adds ``metarm_raw``, ``metarm_analysis
 `Outcome`), ``metarm_score`` (1.0, 0.0 or null), ``meta.metarm_model_name`` and ``meta.metarm_error``.
 
 Fields of our own: for both orders ``model_judgment_swapped`` and ``model_pred_swapped``, written with the responses
-swapped, so that an "A" names response_B; for failed calls the reason in ``meta.model_error`` and
-``meta.model_error_swapped``. The released evaluator ignores unknown fields, and so do we.
+swapped, so that an "A" names response_B; for flip rates ``model_pred_greedy``, the greedy verdict on the pair itself,
+and ``model_pred_twins``, an object of the greedy verdicts on its twins by kind, each by the response that it names: an
+"A" names response_A, also if the twin has it as B. A kind of which the pair has no twin is missing. For failed calls
+the reason is in ``meta.model_error``, ``meta.model_error_swapped`` and ``meta.model_error_twins`` (an object by kind,
+and "greedy"). The released evaluator ignores unknown fields, and so do we.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,10 @@ class JudgedPair:
     in_both_orders: bool
     call_failed: bool  # no verdict, because the judge's call failed
     swapped_call_failed: bool
+    greedy_verdict: Side | None
+    twin_verdicts: (
+        dict[str, Side | None] | None
+    )  # by kind, in the pair's own sides; None: twins were not judged
     model: str | None  # meta.model_name
     record: dict[str, Any]
 
@@ -101,6 +108,7 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
         raise BadLine(f"unknown metarm_verdict {name!r}")
     if (verdict == label) == (outcomes[0] is Outcome.SKIPPED):
         raise BadLine(f"metarm_verdict {name} with model_pred {verdict} and gt_label {label}")
+    _check_twins(record)
     _check_shown(record)
     model = (record.get("meta") or {}).get("model_name")
     return JudgedPair(
@@ -112,9 +120,29 @@ def parse_judged(record: dict[str, Any]) -> JudgedPair:
         in_both_orders="model_pred_swapped" in record,
         call_failed=verdict is None and record.get("model_judgment", "") is None,
         swapped_call_failed=swapped is None and record.get("model_judgment_swapped", "") is None,
+        greedy_verdict=record.get("model_pred_greedy"),
+        twin_verdicts=record.get("model_pred_twins"),
         model=None if model is None else str(model),
         record=record,
     )
+
+
+def _check_twins(record: dict[str, Any]) -> None:
+    """Checks the fields for flip rates, which may be missing, but not one of them."""
+    names = ("model_pred_greedy", "model_pred_twins")
+    if (given := [name for name in names if name in record]) not in ([], [*names]):
+        raise BadLine(f"{given[0]} without {names[1 - names.index(given[0])]}")
+    if not given:
+        return
+    greedy, twins = (record[name] for name in names)
+    if not isinstance(twins, dict):
+        raise BadLine(f"model_pred_twins must be an object, got {type(twins).__name__}")
+    for field, value in (
+        ("model_pred_greedy", greedy),
+        *((f"model_pred_twins.{kind}", value) for kind, value in twins.items()),
+    ):
+        if value is not None and value not in SIDES:
+            raise BadLine(f"{field} must be A, B or null, got {value!r}")
 
 
 def _check_shown(record: dict[str, Any]) -> None:
@@ -153,6 +181,11 @@ def metarm_fields(outcome: Outcome, *, raw: str = "", analysis: str = "") -> dic
         "metarm_verdict": outcome.value,
         "metarm_score": _SCORES.get(outcome),
     }
+
+
+def twin_fields(greedy: str | None, twins: Mapping[str, str | None]) -> dict[str, Any]:
+    """The fields for flip rates: the greedy verdicts on a pair and, by kind and in its own sides, on its twins."""
+    return {"model_pred_greedy": greedy, "model_pred_twins": dict(twins)}
 
 
 def test_of(path: Path, model: str | None) -> str:

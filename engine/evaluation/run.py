@@ -34,6 +34,7 @@ from ralign.engine.evaluation.score import (
     write_outputs,
     write_released,
 )
+from ralign.engine.evaluation.twins import Kinds, Twins, lacking, make_twins, read_kinds
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM
 from ralign.engine.report.progress import Progress
@@ -48,12 +49,17 @@ _GPU_SHARE = 0.9  # of a GPU's memory, for all engines on it together
 
 def run(args: argparse.Namespace) -> None:
     """The whole command; `args` as `cli` parses them."""
-    template, metarm, models, tests = _read(args)
+    template, metarm, models, tests, kinds = _read(args)
     inputs = _check_outputs(args, models, tests)
     progress = Progress()
+    shown = {test: pairs[: args.limit] for test, pairs in tests.items()}
+    twins = {test: make_twins(kinds, pairs, "--twins") for test, pairs in shown.items()}
+    for test, pairs in shown.items():
+        for line in lacking(kinds, twins[test], pairs):
+            progress.say(printable(f"--twins on {test}: {line}"))
     with ExitStack() as stack:
         evaluations = {
-            name: _open_evaluations(name, model, tests, template, metarm, args, progress, stack)
+            name: _open_evaluations(name, model, tests, kinds, twins, template, metarm, args, progress, stack)
             for name, model in models.items()
         }
         everything = [evaluation for by_test in evaluations.values() for evaluation in by_test.values()]
@@ -67,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     summary = summarise(
         judged,
         subset_field=args.by,
+        cue=args.cue,
         num_draws=args.draws,
         seed=args.seed,
         time_s=progress.time_s,
@@ -78,8 +85,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"Page: {page}")
 
 
-def _read(args: argparse.Namespace) -> tuple[str, MetaRMConfig, dict[str, Model], dict[str, list[Pair]]]:
-    """Template, MetaRM, models by name and tests. UserError with all mistakes of the options and the files."""
+def _read(
+    args: argparse.Namespace,
+) -> tuple[str, MetaRMConfig, dict[str, Model], dict[str, list[Pair]], Kinds]:
+    """Template, MetaRM, models by name, tests, kinds of twins. UserError with all mistakes of options and files."""
     problems = Problems()
     template, models = "", {}
     with problems.collect():
@@ -90,8 +99,17 @@ def _read(args: argparse.Namespace) -> tuple[str, MetaRMConfig, dict[str, Model]
     with problems.collect():
         models = models_of(args, metarm)
     tests = _read_tests(args, problems)
+    kinds: Kinds = {}
+    with problems.collect():
+        kinds = read_kinds("--twins", args.twins)
+    for model in models.values():
+        problems.require(
+            not (kinds and isinstance(model, AnsweredModel)),
+            f"--twins {args.twins}: --model judged:FILE has no answers to them; ralign-eval score reads the verdicts on"
+            " twins in a judged file",
+        )
     problems.check()
-    return template, metarm, models, tests
+    return template, metarm, models, tests, kinds
 
 
 def _check_outputs(
@@ -161,6 +179,8 @@ def _open_evaluations(
     name: str,
     model: Model,
     tests: Mapping[str, Sequence[Pair]],
+    kinds: Kinds,
+    twins: Mapping[str, Twins],
     template: str,
     metarm: MetaRMConfig,
     args: argparse.Namespace,
@@ -186,6 +206,9 @@ def _open_evaluations(
             pairs=pairs[: args.limit],
             template=template,
             both_orders=args.both_orders,
+            kinds=kinds,
+            twins=twins[test],
+            is_greedy=args.temperature == 0,
             answers=answers,
             reviews=reviews,
             progress=progress,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ralign.engine.evaluation.baselines import baselines_of
+from ralign.engine.evaluation.baselines import MARKED, baselines_of, cue_notes, cue_sides
 from ralign.engine.evaluation.records import (
     JudgedPair,
     by_subset,
@@ -34,6 +34,7 @@ from ralign.engine.judging.metrics import (
     Metric,
     categorise,
     count_by_prompt,
+    flip_rates,
     measure,
     prompt_key,
 )
@@ -95,21 +96,24 @@ def read_named(files: Sequence[tuple[str | None, Path]], *, max_bad_lines: int =
     return judged
 
 
-def score(judged: Judged, *, subset_field: str) -> dict[str, dict[str, Any]]:
+def score(judged: Judged, *, subset_field: str, cue: str = MARKED) -> dict[str, dict[str, Any]]:
     """Results by model and test, in the form that `report.summary` needs; with `subsets` for a test of several."""
     results: dict[str, dict[str, Any]] = {}
     for model, tests in judged.items():
         for test, pairs in tests.items():
-            result = measure_judged(pairs)
+            result = measure_judged(pairs, cue)
             subsets = by_subset(pairs, subset_field)
             if len(subsets) > 1:
-                result["subsets"] = {name or "(none)": measure_judged(part) for name, part in subsets.items()}
+                result["subsets"] = {
+                    name or "(none)": measure_judged(part, cue) for name, part in subsets.items()
+                }
             results.setdefault(model, {})[test] = result
     return results
 
 
-def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
-    """`measure` on judged pairs, and failures by kind; both orders if every pair has them.
+def measure_judged(pairs: Sequence[JudgedPair], cue: str = MARKED) -> dict[str, Any]:
+    """`measure` on judged pairs, flip rates of those with twins, and failures by kind; both orders if every pair has
+    them. The worst group is by `cue`, of `baselines.CUES`.
 
     num_call_fail: pairs without a verdict because the judge's call failed; they are also in num_parse_fail, and wrong.
     num_swapped_call_fail: the same for the second order. num_metarm_call_fail, num_metarm_parse_fail: the MetaRM's
@@ -120,7 +124,10 @@ def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
         *_columns(pairs),
         swapped_verdicts=[pair.swapped_verdict for pair in pairs] if both_orders else None,
         clusters=_prompts(pairs),
+        cue_sides=cue_sides([pair.record for pair in pairs], cue),
     )
+    if rates := _flip_rates(pairs):
+        result["flip_rate"] = rates
     result["num_call_fail"] = sum(pair.call_failed for pair in pairs)
     if both_orders:
         result["num_swapped_call_fail"] = sum(pair.swapped_call_failed for pair in pairs)
@@ -128,6 +135,14 @@ def measure_judged(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
     result["num_metarm_parse_fail"] = sum(pair.outcome is Outcome.PARSE_FAIL for pair in pairs)
     result[FIELD] = num_rules_differ(pairs)
     return result
+
+
+def _flip_rates(pairs: Sequence[JudgedPair]) -> dict[str, dict[str, Any]]:
+    """By kind, over the pairs whose twins were judged; empty if there are none."""
+    found = [(pair, pair.twin_verdicts) for pair in pairs if pair.twin_verdicts is not None]
+    judged = [pair for pair, _ in found]
+    verdicts = [pair.greedy_verdict for pair in judged]
+    return flip_rates(verdicts, [twins for _, twins in found], clusters=_prompts(judged)) if found else {}
 
 
 def compare_models(
@@ -248,21 +263,23 @@ def summarise(
     judged: Judged,
     *,
     subset_field: str,
+    cue: str = MARKED,
     num_draws: int = NUM_DRAWS,
     seed: int,
     time_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The summary of judged files, with comparisons and the baselines that need no model.
 
+    cue: the surface feature of the worst group, of `baselines.CUES`.
     num_draws, seed: of the comparisons' permutation test.
     """
     return make_summary(
-        score(judged, subset_field=subset_field),
+        score(judged, subset_field=subset_field, cue=cue),
         seed=seed,
         time_s=time_s or {},
         comparisons=compare_models(judged, num_draws=num_draws, seed=seed),
         baselines=baselines_of(_records_by_test(judged)),
-        notes=rules_notes(judged),
+        notes=[*cue_notes(cue), *rules_notes(judged)],
     )
 
 

@@ -27,6 +27,8 @@ from ralign.engine.judging.judge import Reply
 
 logger = logging.getLogger(__name__)
 
+GREEDY = 0.0  # temperature
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Address:
@@ -66,14 +68,14 @@ class ChatClient:
         per_call = ("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout")
         self._options: Any = {"headers": dict.fromkeys(per_call, omit)}
 
-    async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
+    async def ask(self, messages: Messages, attempt: int = 0, greedy: bool = False) -> Reply:
         """One try. Raises `Failure` without an answer, and nothing else."""
         import openai
 
         address = self.address
         try:
             async with asyncio.timeout(address.timeout_s):  # the client's own timeout limits single reads
-                content = await self._post(messages, attempt)
+                content = await self._post(messages, attempt, greedy)
             return read_completion(content, num_chars(messages), address.api_key, self._who())
         except Failure:
             raise
@@ -91,7 +93,7 @@ class ChatClient:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _post(self, messages: Messages, attempt: int) -> bytes:
+    async def _post(self, messages: Messages, attempt: int, greedy: bool) -> bytes:
         import httpx
 
         body = {
@@ -100,6 +102,8 @@ class ChatClient:
         }
         if attempt:
             body["seed"] = attempt
+        if greedy:
+            body["temperature"] = GREEDY
         # The untyped call: the typed one spends most of its time on type checks.
         response = await self._client.post(
             self._url, body=body, cast_to=httpx.Response, options=self._options

@@ -36,11 +36,11 @@ class ClientProcess:
         self.address = address
         self._child: _Child | None = None
 
-    async def ask(self, messages: Messages, attempt: int = 0) -> Reply:
+    async def ask(self, messages: Messages, attempt: int = 0, greedy: bool = False) -> Reply:
         """One try. Raises `Failure` without an answer, and nothing else."""
         if self._child is None or self._child.is_gone:
             self._child = _Child(self.address)
-        kind, fields = await self._child.ask([list(messages), attempt])
+        kind, fields = await self._child.ask([list(messages), attempt, greedy])
         if kind == "failure":
             raise Failure(**fields)
         return Reply(**fields)
@@ -176,9 +176,10 @@ async def _serve() -> None:
     client = ChatClient(Address(**address))
     transport.write(_pack("ready"))
 
-    async def answer(number: int, messages: list[list[str]], attempt: int) -> None:
+    async def answer(number: int, messages: list[list[str]], attempt: int, greedy: bool) -> None:
         try:
-            reply = await client.ask(tuple((role, content) for role, content in messages), attempt)
+            asked = tuple((role, content) for role, content in messages)
+            reply = await client.ask(asked, attempt, greedy)
             outcome = ["reply", asdict(reply)]
         except Failure as failure:
             outcome = ["failure", asdict(failure)]

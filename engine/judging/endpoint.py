@@ -36,6 +36,7 @@ from typing import Any
 from ralign.engine.config.judge import EndpointConfig, api_key_of, extra_fields
 from ralign.engine.judging.cache import ReplyCache, cache_key
 from ralign.engine.judging.client import (
+    GREEDY,
     Address,
     ChatClient,
     Failure,
@@ -190,8 +191,9 @@ class Endpoint(Judge):
             request, future = self._queue.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            body = self._body | ({"temperature": GREEDY} if request.greedy else {})
             key = cache_key(
-                model=self.model_key, body=self._body, messages=request.messages, attempt=request.attempt
+                model=self.model_key, body=body, messages=request.messages, attempt=request.attempt
             )
             if key in self._waiting:
                 self._waiting[key].append(future)
@@ -258,7 +260,7 @@ class Endpoint(Judge):
 
         while True:
             try:
-                reply = await next(self._next_client).ask(request.messages, request.attempt)
+                reply = await next(self._next_client).ask(request.messages, request.attempt, request.greedy)
             except Failure as failure:
                 num_prompt += failure.num_prompt_tokens
                 num_answer += failure.num_answer_tokens

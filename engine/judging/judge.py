@@ -25,6 +25,7 @@ class Request:
 
     messages: tuple[tuple[str, str], ...]  # (role, content), oldest first
     attempt: int = 0  # another number asks for another reply to the same messages
+    greedy: bool = False  # at temperature 0, whatever the judge's is
 
     @staticmethod
     def of(prompt: str, attempt: int = 0) -> "Request":

@@ -125,7 +125,7 @@ class LocalModel(Judge):
 
         content = json.dumps([self.config.seed, request.messages, request.attempt])
         return SamplingParams(
-            temperature=self.config.temperature,
+            temperature=0.0 if request.greedy else self.config.temperature,
             max_tokens=self.config.max_new_tokens,
             seed=int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big"),
         )

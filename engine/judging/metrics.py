@@ -1,4 +1,4 @@
-"""L-Acc, S-Corr and F-Score of a judge, with intervals: how often is it right, and how often for the right reason?
+"""L-Acc, S-Corr, F-Score and flip rates of a judge: how often is it right, for the right reason, and by the surface?
 
 Each pair is in one of four categories: wrong (another verdict than the label, or none), Correct, Incorrect, and failed
 (the verdict is the label, but the MetaRM gave no usable answer). The released R-Align evaluator defines
@@ -7,8 +7,14 @@ Each pair is in one of four categories: wrong (another verdict than the label, o
     S-Corr  = Incorrect / (Correct + Incorrect)
     F-Score = Correct / (all - failed)
 
-so that F-Score = L-Acc (1 - S-Corr) without failures. `intervals` has the 95 % intervals, which take the pairs of a
-prompt together.
+so that F-Score = L-Acc (1 - S-Corr) without failures. A judge may name the right reason and still take its side from
+a surface cue, such as the layout; S-Corr does not show that. Two further metrics do:
+
+    worst-group L-Acc = right verdicts / pairs, of the pairs whose cue points to the worse response
+    flip rate         = verdicts that change / pairs with a verdict on both twins
+
+Twins are a pair and the same pair under another surface (`data.twins`), both judged greedily, so that sampling changes
+no verdict. `intervals` has the 95 % intervals, which take the pairs of a prompt together.
 """
 
 import hashlib
@@ -57,6 +63,7 @@ def measure(
     *,
     swapped_verdicts: Sequence[str | None] | None = None,
     clusters: Sequence[str] | None = None,
+    cue_sides: Sequence[str | None] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one model on one test, in the form of `report/summary.json`.
 
@@ -69,10 +76,12 @@ def measure(
             that is B in `labels`). Without them swap_consistency is None, and there is no both_order_l_acc.
         clusters: the key of each pair's prompt (`prompt_key`); pairs of one prompt are not independent, which widens
             the intervals. None: every pair has its own prompt.
+        cue_sides: the response of each pair to which a surface cue points; None where it points to neither.
 
     Returns:
         num_pairs; l_acc, s_corr, f_score, swap_consistency and both_order_l_acc as {value, low, high} (fractions; all
-        None where the denominator is 0); num_parse_fail (no verdict) and num_judge_fail (the review failed).
+        None where the denominator is 0); num_parse_fail (no verdict) and num_judge_fail (the review failed). If any
+        pair has a cue, also worst_group_l_acc, likewise, and num_worst_group, its number of pairs.
 
     Raises:
         UserError: sequences of different lengths, unknown names, or outcomes that contradict the verdicts.
@@ -82,6 +91,8 @@ def measure(
         raise UserError(f"{len(swapped_verdicts)} swapped verdicts for {len(labels)} pairs")
     if clusters is not None and len(clusters) != len(labels):
         raise UserError(f"{len(clusters)} prompts for {len(labels)} pairs")
+    if cue_sides is not None and len(cue_sides) != len(labels):
+        raise UserError(f"{len(cue_sides)} cues for {len(labels)} pairs")
     numbers = clusters_of(clusters, len(labels))
     counts = count_by_prompt(categories, numbers)
     result: dict[str, Any] = {
@@ -97,7 +108,57 @@ def measure(
         right = [s and v == label for s, v, label in zip(same, verdicts, labels, strict=True)]
         result["swap_consistency"] = share_interval(ratio_of(np.array(same), numbers))
         result["both_order_l_acc"] = share_interval(ratio_of(np.array(right), numbers))
+    if cue_sides is not None and any(cue_sides):
+        misled = np.array([side not in (None, label) for side, label in zip(cue_sides, labels, strict=True)])
+        right = np.array([verdict == label for verdict, label in zip(verdicts, labels, strict=True)])
+        result["worst_group_l_acc"] = share_interval(ratio_of(right[misled], numbers[misled]))
+        result["num_worst_group"] = int(misled.sum())
     return result
+
+
+def flip_rates(
+    verdicts: Sequence[str | None],
+    twins: Sequence[Mapping[str, str | None]],
+    *,
+    clusters: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """How often the verdict changes if only the surface does, for each kind of twins.
+
+    Args:
+        verdicts: the greedy verdict on each pair, "A", "B" or None.
+        twins: of each pair, kind -> the greedy verdict on its twin, by the response that it names: "A" is what
+            `response_A` says in the pair itself, also if the twin has it as B. Without the kind: no twin.
+        clusters: as of `measure`.
+
+    Returns:
+        kind -> {value, low, high, num_pairs, num_without_verdict, num_without_twin}: the share of num_pairs, the pairs
+        with a verdict on both twins (None without any); pairs without a verdict on one of them; pairs without a twin.
+
+    Raises:
+        UserError: sequences of different lengths.
+    """
+    if not len(verdicts) == len(twins) == len(verdicts if clusters is None else clusters):
+        raise UserError(f"{len(verdicts)} verdicts and {len(twins)} pairs with twins")
+    numbers = clusters_of(clusters, len(verdicts))
+    found = {}
+    for kind in dict.fromkeys(kind for of_pair in twins for kind in of_pair):
+        has_twin = np.array([kind in of_pair for of_pair in twins])
+        both = np.array(
+            [
+                None not in (verdict, of_pair.get(kind))
+                for verdict, of_pair in zip(verdicts, twins, strict=True)
+            ]
+        )
+        flips = np.array(
+            [verdict != of_pair.get(kind) for verdict, of_pair in zip(verdicts, twins, strict=True)]
+        )
+        found[kind] = {
+            **share_interval(ratio_of(flips[both], numbers[both])),
+            "num_pairs": int(both.sum()),
+            "num_without_verdict": int((has_twin & ~both).sum()),
+            "num_without_twin": int((~has_twin).sum()),
+        }
+    return found
 
 
 def prompt_key(

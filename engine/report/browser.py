@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
-from ralign.engine.report.summary import METRICS, SWAP_METRICS, baselines_on, display, percent, tests_of
+from ralign.engine.report.summary import baselines_on, display, flip_rows, metric_columns, percent, tests_of
 from ralign.engine.report.terminal import count_columns
 from ralign.engine.runtime.files import write_text
 
@@ -52,12 +52,10 @@ def write_browser(
         for model, tests in summary["models"].items()
         for test, result in tests.items()
     ]
-    swapped = {
-        name: title for name, title in SWAP_METRICS.items() if any(result.get(name) for *_, result in results)
-    }
     text = page.render(
         title=title,
-        columns=METRICS | swapped,
+        columns=metric_columns([result for *_, result in results]),
+        flips=flip_rows(summary),
         rows=sorted(results, key=lambda row: row[0]),
         rules=[
             (display(test), title, result)

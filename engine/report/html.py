@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment
 from ralign.engine.report.progress import duration
-from ralign.engine.report.summary import METRICS, baselines_on, display, percent, tests_of
+from ralign.engine.report.summary import baselines_on, display, flip_rows, metric_columns, percent, tests_of
+from ralign.engine.report.terminal import count_columns
 from ralign.engine.runtime.files import write_text
 
 _PAGE = """<!doctype html>
@@ -34,25 +35,25 @@ _PAGE = """<!doctype html>
 {% if intro %}<p>{{ intro }}</p>{% endif %}
 <h2>Judges</h2>
 <p>Per cent, with 95&nbsp;% intervals. L-Acc: the verdict is correct. S-Corr: of the correct verdicts,
-those with a wrong reason. F-Score: right for the right reason.</p>
+those with a wrong reason. F-Score: right for the right reason.{% if flips %} Flip rate: of the verdicts at
+temperature 0, those that change if only the surface of the responses does.{% endif %}</p>
 <div class="scroll"><table>
-<tr><th>Test</th><th>Model</th>{% for name in metrics.values() %}<th>{{ name }}</th>{% endfor %}
-<th>Pairs</th><th>No verdict</th><th>MetaRM failed</th></tr>
+<tr><th>Test</th><th>Model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
+<th>Pairs</th>{% for name in counts %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for test in tests %}{% for model, results in summary.models.items() if test in results %}
 <tr{% if loop.first %} class="first"{% endif %}><td>{{ display(test) }}</td><td>{{ display(model) }}</td>
-{% for metric in metrics %}{% set value, _, bounds = percent(results[test][metric]).partition(" ") %}
+{% for interval_of in metrics.values() %}{% set value, _, bounds = percent(interval_of(results[test])).partition(" ") %}
 <td>{{ value }} <span class="interval">{{ bounds }}</span></td>
 {% endfor %}
-<td>{{ results[test].num_pairs }}</td><td>{{ results[test].num_parse_fail }}</td>
-<td>{{ results[test].num_judge_fail }}</td></tr>
+<td>{{ results[test].num_pairs }}</td>
+{% for count in counts.values() %}<td>{{ count(results[test]) }}</td>{% endfor %}</tr>
 {% endfor %}
 {% for title, result in baselines_on(summary, test).items() %}
 <tr class="rule"><td>{{ display(test) }}</td><td>({{ title }})</td>
-{% for metric in metrics %}
-{% set value, _, bounds = (percent(result[metric]) if metric in result else "–").partition(" ") %}
+{% for interval_of in metrics.values() %}{% set value, _, bounds = percent(interval_of(result)).partition(" ") %}
 <td>{{ value }} <span class="interval">{{ bounds }}</span></td>
 {% endfor %}
-<td>{{ result.num_pairs }}</td><td>–</td><td>–</td></tr>
+<td>{{ result.num_pairs }}</td>{% for count in counts %}<td>–</td>{% endfor %}</tr>
 {% endfor %}{% endfor %}
 </table></div>
 {% for note in summary.notes %}<p class="note">Note: {{ note }}</p>
@@ -112,10 +113,14 @@ def write_html(
         caption: base64.b64encode(Path(figure).read_bytes()).decode("ascii")
         for caption, figure in (figures or {}).items()
     }
+    results = [result for tests in summary["models"].values() for result in tests.values()]
+    flips = flip_rows(summary)
     text = page.render(
         summary=summary,
         tests=tests_of(summary),
-        metrics=METRICS,
+        metrics=metric_columns(results),
+        counts=count_columns(results),
+        flips=flips,
         baselines_on=baselines_on,
         display=display,
         percent=percent,
@@ -123,7 +128,7 @@ def write_html(
         title=title,
         intro=intro,
         figures=encoded,
-        tables=tables or {},
+        tables=({"Verdicts that change with the surface": flips} if flips else {}) | dict(tables or {}),
         examples=examples or {},
         config=json.dumps(config, indent=2) if config else "",
     )

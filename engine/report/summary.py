@@ -7,13 +7,17 @@
 Metrics are fractions from 0 to 1; a metric without a denominator has nulls. A result of judged files also has
 `num_call_fail` (the judge's failed calls, which `num_parse_fail` includes), `num_metarm_call_fail` and
 `num_metarm_parse_fail` (their sum is `num_judge_fail`), and, if pairs were judged in both orders, `both_order_l_acc`
-and `num_swapped_call_fail`. It may have `subsets`, {SUBSET: result}. A summary may have `comparisons`, {TEST:
-[comparison of two models]}; `baselines`, {RULE: {TEST: {"num_pairs": n, "l_acc": {…}}}}, with the rules of `BASELINES`,
-which are not models; and `notes`, sentences on how the figures may be read.
+and `num_swapped_call_fail`. Where a surface cue points to one of the responses, a result has `worst_group_l_acc`, the
+L-Acc over the pairs whose cue misleads, and their number, `num_worst_group`. If twins were judged, it has `flip_rate`,
+{KIND: {"value": v, "low": l, "high": h, "num_pairs": n, "num_without_verdict": n, "num_without_twin": n}}. It may have
+`subsets`, {SUBSET: result}. A summary may have `comparisons`, {TEST: [comparison of two models]}; `baselines`,
+{RULE: {TEST: {"num_pairs": n, "l_acc": {…}}}}, with the rules of `BASELINES`, which are not models; and `notes`,
+sentences on how the figures may be read.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,26 @@ from ralign.engine.runtime.files import read_json_object, write_text
 from ralign.engine.runtime.text import printable
 
 METRICS = {"l_acc": "L-Acc", "s_corr": "S-Corr", "f_score": "F-Score"}
-SWAP_METRICS = {"swap_consistency": "Swap", "both_order_l_acc": "Both orders"}
+OPTIONAL_METRICS = {
+    "worst_group_l_acc": "Worst group",
+    "swap_consistency": "Swap",
+    "both_order_l_acc": "Both orders",
+}
 _COUNTS = ("num_pairs", "num_parse_fail", "num_judge_fail")
 CALL_COUNTS = ("num_call_fail", "num_swapped_call_fail", "num_metarm_call_fail", "num_metarm_parse_fail")
-_OPTIONAL = {"both_order_l_acc", "num_rules_differ", "subsets", *CALL_COUNTS}
+FLIP_COUNTS = ("num_pairs", "num_without_verdict", "num_without_twin")
+_OPTIONAL = {
+    *OPTIONAL_METRICS,
+    *CALL_COUNTS,
+    *("num_worst_group", "flip_rate", "num_rules_differ", "subsets"),
+}
 BASELINES = {
     "longer": "no model: the longer response",
     "first_side": "no model: always A",
     "cue": "no model: the cue's side",
 }
 _MAY_HAVE = {"comparisons", "baselines", "notes"}
+Interval = Mapping[str, float | None]  # value, low and high
 _NAMES = {"sft": "SFT", "rlvr": "RLVR", "r_align": "R-Align"}
 
 
@@ -91,15 +105,51 @@ def tests_of(summary: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(test for tests in summary["models"].values() for test in tests))
 
 
+def metric_columns(
+    results: Sequence[Mapping[str, Any]],
+) -> dict[str, Callable[[Mapping[str, Any]], Interval | None]]:
+    """The columns of metrics that some of the results have: title -> function from a result to its interval."""
+    names = METRICS | {
+        name: title for name, title in OPTIONAL_METRICS.items() if any(result.get(name) for result in results)
+    }
+    columns = {title: partial(_interval_of, name) for name, title in names.items()}
+    return columns | {f"Flip rate, {kind}": partial(_flips_of, kind) for kind in flip_kinds(results)}
+
+
+def flip_kinds(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The kinds of twins of which any result has a flip rate."""
+    return list(dict.fromkeys(kind for result in results for kind in result.get("flip_rate", {})))
+
+
+def _interval_of(name: str, result: Mapping[str, Any]) -> Interval | None:
+    return result.get(name)
+
+
+def _flips_of(kind: str, result: Mapping[str, Any]) -> Interval | None:
+    return result.get("flip_rate", {}).get(kind)
+
+
+def flip_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The flip rates as a table, one row for each test, model and kind of twins, after a heading; [] without any."""
+    rows = [
+        [display(test), display(model), kind, percent(found), *(str(found[count]) for count in FLIP_COUNTS)]
+        for test in tests_of(summary)
+        for model, tests in summary["models"].items()
+        for kind, found in tests.get(test, {}).get("flip_rate", {}).items()
+    ]
+    heading = ["Test", "Model", "Twins", "Flip rate", "Pairs", "Without a verdict", "Without a twin"]
+    return [heading, *rows] if rows else []
+
+
 def baselines_on(summary: Mapping[str, Any], test: str) -> dict[str, dict[str, Any]]:
     """The results of the rules on a test, by the title that a table shows."""
     found = summary.get("baselines", {}).items()
     return {BASELINES[rule]: tests[test] for rule, tests in found if test in tests}
 
 
-def percent(interval: Mapping[str, float | None], *, bounds: bool = True) -> str:
-    """`97.3 [96.0, 98.4]`, in per cent; `–` for a metric without a denominator."""
-    if interval["value"] is None:
+def percent(interval: Interval | None, *, bounds: bool = True) -> str:
+    """`97.3 [96.0, 98.4]`, in per cent; `–` without the metric, or without a denominator."""
+    if interval is None or interval["value"] is None:
         return "–"
     value = f"{100 * interval['value']:.1f}"
     if not bounds:
@@ -138,13 +188,19 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 def _check_result(result: Any, where: str) -> None:
     required = {*METRICS, *_COUNTS, "swap_consistency"}
-    if set(_object(result, where)) - _OPTIONAL != required:
-        odd = ", ".join(sorted(required ^ (set(result) - _OPTIONAL)))
+    if odd := required - set(_object(result, where)) | (set(result) - required - _OPTIONAL):
+        odd = ", ".join(sorted(odd))
         raise UserError(f"{where}: missing or unknown fields: {odd}")
-    for name in (*METRICS, "swap_consistency", "both_order_l_acc"):
+    for name in (*METRICS, *OPTIONAL_METRICS):
         if name not in METRICS and result.get(name) is None:
             continue
         _check_interval(result[name], where, name)
+    for kind, found in _object(result.get("flip_rate", {}), f"{where}: flip_rate").items():
+        name = f"flip_rate of {kind}"
+        counts = {*FLIP_COUNTS} & set(_object(found, f"{where}: {name}"))
+        if len(counts) < len(FLIP_COUNTS):
+            raise UserError(f"{where}: {name} needs {', '.join(FLIP_COUNTS)}")
+        _check_interval({key: value for key, value in found.items() if key not in counts}, where, name)
 
 
 def _check_interval(found: Any, where: str, name: str) -> None:

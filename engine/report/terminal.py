@@ -4,7 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ralign.engine.report.progress import duration
-from ralign.engine.report.summary import METRICS, SWAP_METRICS, baselines_on, display, percent, tests_of
+from ralign.engine.report.summary import (
+    METRICS,
+    baselines_on,
+    display,
+    flip_rows,
+    metric_columns,
+    percent,
+    tests_of,
+)
 from ralign.engine.runtime import output
 from ralign.engine.runtime.text import printable
 from rich import box
@@ -26,6 +34,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     tables = [_metrics_table(summary, "Per cent [95 % interval]")]
     if subsets := _by_subset(summary):
         tables.append(_metrics_table({"models": subsets}, "Subsets"))
+    if rows := flip_rows(summary):
+        tables.append(_flips_table(rows))
     tables += [_comparison_table(test, found) for test, found in summary.get("comparisons", {}).items()]
     if summary["time_s"]:
         tables.append(_time_table(summary["time_s"]))
@@ -49,12 +59,11 @@ def _by_subset(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
     results = [result for tests in summary["models"].values() for result in tests.values()]
-    intervals = [*METRICS]
-    intervals += [name for name in SWAP_METRICS if any(result.get(name) for result in results)]
+    intervals = metric_columns(results)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in intervals:
-        table.add_column((METRICS | SWAP_METRICS)[name], justify="right", no_wrap=True)
+        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
     counts = count_columns(results)
     for name in counts:
         table.add_column(name, justify="right", no_wrap=True)
@@ -65,17 +74,30 @@ def _metrics_table(summary: Mapping[str, Any], title: str) -> Table:
         table.add_row(Text(f"{display(test)} ({num_pairs} pairs)", style="bold"))
         for model, result in judged.items():
             # Text, not str: rich would read the brackets of an interval as markup.
-            cells = [Text(percent(result[name]) if result.get(name) else "–") for name in intervals]
+            cells = [Text(percent(interval_of(result))) for interval_of in intervals.values()]
             table.add_row(Text(f"  {display(model)}"), *cells, *[count(result) for count in counts.values()])
         for title, found in baselines_on(summary, test).items():
-            cells = [Text(percent(found[name]) if name in found else "–") for name in intervals]
+            cells = [Text(percent(interval_of(found))) for interval_of in intervals.values()]
             table.add_row(Text(f"  ({title})"), *cells, *["–"] * len(counts), style="dim")
     return table
 
 
+def _flips_table(rows: list[list[str]]) -> Table:
+    title = "Verdicts that change with the surface, per cent [95 % interval]"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    heading, *cells = rows
+    for number, name in enumerate(heading):
+        table.add_column(name, justify="left" if number < 3 else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
 def count_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """The columns of failures: title -> function from a result to its cell."""
+    """The columns of counts: title -> function from a result to its cell."""
     columns = {"No verdict": lambda result: str(result["num_parse_fail"]), "MetaRM failed": failures}
+    if any("num_worst_group" in result for result in results):
+        columns = {"Worst-group pairs": lambda result: str(result.get("num_worst_group", "–"))} | columns
     if any("num_call_fail" in result for result in results):
         columns = {"Calls failed": calls_failed} | columns
     return columns

@@ -1,7 +1,7 @@
 """A GenRM on a session: its examples, its RL task, its evaluations."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Self
@@ -9,14 +9,15 @@ from typing import Self
 from ralign.engine.config.registry import METARMS, TWINS
 from ralign.engine.config.run import GenRMRun
 from ralign.engine.data.examples import Example, encode
-from ralign.engine.data.pairs import Pair, other_side
+from ralign.engine.data.pairs import Pair
 from ralign.engine.data.prompts import load_template, render
-from ralign.engine.data.twins import TwinKind
+from ralign.engine.data.twins import TwinKind, twin_of
 from ralign.engine.data.verdicts import other_forms, read_form
+from ralign.engine.evaluation.twins import make_twins, read_kinds
 from ralign.engine.judging.judge import ClientContext
 from ralign.engine.judging.metarm import MetaRM, Outcome
 from ralign.engine.runtime.errors import UserError
-from ralign.engine.training.evaluate import Judgment, judge_pairs, summarise, write_judgments
+from ralign.engine.training.evaluate import Judgment, judge_pairs, judge_twins, summarise, write_judgments
 from ralign.engine.training.session import Session
 from ralign.engine.training.tasks import GenRMTask
 
@@ -108,16 +109,8 @@ class GenRM:
 
         Without a MetaRM nothing reads golden judgments: the twin is then made without, if it cannot be made with one.
         """
-        twin = kind.make(pair)
-        if twin is None and self.metarm is None:
-            twin = kind.make(replace(pair, gt_judgment=""))
-        label = other_side(pair.gt_label) if kind.swaps_sides else pair.gt_label
-        if twin is not None and (twin.id, twin.gt_label) != (pair.id, label):
-            raise UserError(
-                f"algo.partner={self.run.algo.partner}: the twin of {pair.id!r} has the id {twin.id!r} and the label"
-                f" {twin.gt_label}, expected the same id and {label}"
-            )
-        return twin
+        setting = f"algo.partner={self.run.algo.partner}"
+        return twin_of(kind, pair, setting, reads_golden=self.metarm is not None)
 
     def evaluate(self, name: str, tests: dict[str, list[Example]]) -> dict[str, dict]:
         """Metrics of the current weights on each test, by name; the judgments go to the run folder."""
@@ -151,6 +144,10 @@ class GenRM:
                 judgments = self.judge(examples, seed=2_000_000 + run.seed)
             result = summarise(judgments)
             shares = {name: result[name]["value"] for name in ("l_acc", "s_corr", "f_score")}
+            if "worst_group_l_acc" in result:
+                shares["worst_group_l_acc"] = result["worst_group_l_acc"]["value"]
+            if rates := result.get("flip_rate"):
+                shares["flip_rate"] = next(iter(rates.values()))["value"]
             num_reviewed = sum(j.outcome not in (None, Outcome.SKIPPED) for j in judgments)
             if (
                 result["num_judge_fail"] > self._max_failed_share * num_reviewed
@@ -171,7 +168,20 @@ class GenRM:
         return (run.metarm if run.eval.metarm.kind == "same" else run.eval.metarm).max_failed_share
 
     def judge(self, examples: Sequence[Example], seed: int) -> list[Judgment]:
-        config = self.run.eval
-        return judge_pairs(
-            examples[: config.num_pairs], self.session, self.eval_metarm, config, seed=seed, form=self.form
-        )
+        """Judgments of the first `eval.num_pairs` examples, with greedy verdicts on their twins for `eval.twins`."""
+        config, session, form = self.run.eval, self.session, self.form
+        examples = examples[: config.num_pairs]
+        judgments = judge_pairs(examples, session, self.eval_metarm, config, seed=seed, form=form)
+        kinds = read_kinds("eval.twins", config.twins)
+        if not kinds:
+            return judgments
+        made = make_twins(kinds, [example.pair for example in examples], "eval.twins")
+        twins = {kind: self._twins_that_fit(examples[0].pair, of_kind) for kind, of_kind in made.items()}
+        return judge_twins(judgments, examples, twins, kinds, session, config, form)
+
+    def _twins_that_fit(self, fitting: Pair, twins: Mapping[str, Pair]) -> dict[str, Example]:
+        """Examples of the twins by id; one that is longer than its pair may not fit. `fitting`: a pair that fits."""
+        data, tokenizer = self.run.data, self.session.tokenizer
+        pairs = [fitting, *twins.values()]  # `encode` refuses pairs of which none fits
+        examples, _ = encode(pairs, tokenizer, self.template, data.max_prompt_tokens, chat=data.chat)
+        return {example.pair.id: example for example in examples[1:]}

@@ -124,7 +124,8 @@ def test_help_is_quick_and_lists_every_field_with_meaning_and_default(tmp_path):
     told = " ".join(done.stdout.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split())
     told = told.partition("show this help message and exit")[2]
     for name, value in _leaves(Run(num_steps=7)):
-        found = re.search(rf" --{re.escape(name)} \S+ (.*?) ?\(default: {re.escape(str(value))}\)", told)
+        shown = re.escape(str(value) or "''")
+        found = re.search(rf" --{re.escape(name)} \S+ (.*?) ?\(default: {shown}\)", told)
         assert found and "--" not in found[1], f"{name} is not listed with its default"
         assert found[1].count(" ") >= 1 or name == "data.world.seed", f"{name} has no meaning"
 

@@ -63,7 +63,7 @@ def responses(pair: Pair) -> tuple[str, str]:
     return pair.response_A, pair.response_B
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_texts, _texts)
 def test_markdown_changes_side_and_words_and_code_stay(a, b):
     pair = make_pair(a, b)
@@ -84,7 +84,7 @@ def test_markdown_changes_side_and_words_and_code_stay(a, b):
         assert (a2 > b2) == (a0 > b0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.one_of(_texts, _any_text))
 def test_stripping_is_idempotent_and_undoes_bullets(text):
     plain = without_marks(text)
@@ -99,7 +99,7 @@ def test_stripping_is_idempotent_and_undoes_bullets(text):
         assert words(bare) == words(marked) == words(plain)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_texts, _texts)
 def test_padding_moves_neutral_sentences_alone_towards_the_shorter(a, b):
     pair = make_pair(a, b)
@@ -123,7 +123,7 @@ def test_padding_moves_neutral_sentences_alone_towards_the_shorter(a, b):
     assert PADDING.make(pair) == twin
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_texts, _texts)
 def test_reordering_is_an_involution_that_keeps_every_line_or_sentence(a, b):
     pair = make_pair(a, b)
@@ -136,7 +136,7 @@ def test_reordering_is_an_involution_that_keeps_every_line_or_sentence(a, b):
         assert sorted(Masked(new).parts) == sorted(Masked(old).parts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_any_text, _any_text)
 def test_any_text_is_taken(a, b):
     for kind in (MARKDOWN, PADDING, REORDER):

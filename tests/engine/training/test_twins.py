@@ -57,9 +57,8 @@ def make_genrm(one_rank, monkeypatch):
     def encode(pairs, tokenizer, template, limit, *, chat):
         """Prompts are the texts themselves."""
         fitting = [pair for pair in pairs if len(pair.response_A) <= limit]
-        return [Example(pair=pair, prompt_ids=[pair.response_A]) for pair in fitting], len(pairs) - len(
-            fitting
-        )
+        examples = [Example(pair=pair, prompt_ids=[pair.response_A]) for pair in fitting]
+        return examples, len(pairs) - len(fitting)
 
     monkeypatch.setattr(genrm_module, "encode", encode)
 

@@ -202,7 +202,7 @@ STAGES = [
         needs=(*ENGINE, "tyro", "matplotlib"),
         command=lambda folder: torchrun(
             ROOT / "recipes" / "r_align_mini.py", f"out={folder}", "name=mini", "resume=never", "num_steps=3",
-            "sft.num_steps=3", "eval.num_pairs=32",
+            "sft.num_steps=3", "sft.competence=0", "arms=rlvr,r_align", "eval.num_pairs=32",
         ),
         read=read_mini,
     ),

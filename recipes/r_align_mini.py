@@ -109,6 +109,7 @@ def compare_in_judgeworld(run: MiniRun) -> None:
     from ralign.engine.training.genrm import GenRM
     from ralign.engine.training.loop import warm_start
     from ralign.recipes.common.arms import ARMS, read_arms, train_arm
+    from ralign.recipes.common.error_kinds import write_error_kinds
     from ralign.recipes.common.report import write_judges_report
 
     arms = read_arms(run.arms)
@@ -133,6 +134,8 @@ def compare_in_judgeworld(run: MiniRun) -> None:
 
     rewards = {ARMS[name].reward for name in arms if ARMS[name].method == "rl"}
     write_judges_report(genrm, models, tests, rewards=sorted(rewards))
+    if session.cluster.is_first_rank and (line := write_error_kinds(run.folder, models, tests)):
+        session.progress.say(line)
     session.close(run)
 
 

@@ -267,7 +267,8 @@ def test_a_recipe_of_the_wheel_trains_under_torchrun(wheel, tmp_path):
     python = make_environment(tmp_path / "venv", wheel, extras=("cpu",)) / "python"
     launch = (python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     short = (
-        "sft.num_steps=1", "num_steps=1", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=16",
+        "sft.competence=0", "sft.num_steps=1", "num_steps=1", "arms=r_align", "algo.num_prompts=4",
+        "algo.num_samples=4", "eval.num_pairs=16",
         "data.world.num_train=400", "data.world.num_dev=8", "data.world.num_test=16",
         "generator.max_new_tokens=24", "eval.max_new_tokens=24",
     )  # fmt: skip

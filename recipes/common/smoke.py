@@ -48,7 +48,7 @@ def shrink(run: RunT, world_size: int) -> RunT:
         memory=replace(run.memory, bucket_mib=1),
         algo=replace(run.algo, num_prompts=4, num_samples=4),
         critic=replace(run.critic, warmup_steps=min(run.critic.warmup_steps, 1)),
-        sft=replace(run.sft, num_steps=min(run.sft.num_steps, 2), num_samples=8),
+        sft=replace(run.sft, num_steps=min(run.sft.num_steps, 2), competence=0.0, num_samples=8),
         eval=EvalConfig(num_pairs=8, max_new_tokens=32, num_bootstrap=100),
     )
 

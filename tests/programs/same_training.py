@@ -60,9 +60,10 @@ _SHORT = (
 )
 # Answers that earn nothing leave a model as it is: two cases learn to answer by SFT, and the others start from them.
 _FRESH_SFT = "sft.num_steps=200 sft.optim.lr=4e-3"
-_FROM_SFT = f"{_SHORT} sft.num_steps=5 model.hf_path={{r_align_dp2}}/sft/hf"
+_MINI = "sft.competence=0 arms=rlvr,r_align"
+_FROM_SFT = f"{_SHORT} {_MINI} sft.num_steps=5 model.hf_path={{r_align_dp2}}/sft/hf"
 CASES = {
-    "r_align_dp2": Case("r_align_mini", f"{_SHORT} {_FRESH_SFT} sft.num_samples=16 sft.golden_share=0.8"),
+    "r_align_dp2": Case("r_align_mini", f"{_SHORT} {_MINI} {_FRESH_SFT} sft.num_samples=16"),
     "r_align_tp2": Case("r_align_mini", f"{_FROM_SFT} parallel.tensor=2"),
     "r_align_pp2": Case("r_align_mini", f"{_FROM_SFT} parallel.pipeline=2"),
     "r_align_kl": Case(

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("two_gpus")  # on a GPU machine; on a CPU n
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
-    "sft.num_steps=4", "num_steps=2", "algo.num_prompts=4", "algo.num_samples=4", "eval.num_pairs=16",
-    "data.world.num_train=400", "data.world.num_dev=8", "data.world.num_test=16", "rollouts_every=1",
-    "generator.max_new_tokens=24", "eval.max_new_tokens=24",
+    "sft.num_steps=4", "sft.competence=0", "num_steps=2", "algo.num_prompts=4", "algo.num_samples=4",
+    "eval.num_pairs=16", "data.world.num_train=400", "data.world.num_dev=8", "data.world.num_test=16",
+    "rollouts_every=1", "generator.max_new_tokens=24", "eval.max_new_tokens=24",
 ]  # fmt: skip
 
 
@@ -67,10 +67,11 @@ def test_the_same_seed_gives_the_same_metrics(two_runs):
 def test_the_run_folder_keeps_its_contract(two_runs):
     folder = two_runs[0]
     summary = json.loads((folder / "report" / "summary.json").read_text())
-    assert list(summary["models"]) == ["sft", "rlvr", "r_align"]
+    assert list(summary["models"]) == ["sft", "rlvr", "rlvr_twins", "r_align", "r_align_twins"]
     for tests in summary["models"].values():
         assert list(tests) == ["in_distribution", "unbiased", "adversarial"]
         assert all(result["num_pairs"] == 16 for result in tests.values())
+        assert all(list(result["flip_rate"]) == ["cues"] for result in tests.values())
     for name in ("index.html", "judgments.png", "training.png"):
         assert (folder / "report" / name).stat().st_size > 1000
     assert (folder / "config.json").exists()
@@ -84,6 +85,25 @@ def test_the_run_folder_keeps_its_contract(two_runs):
             value for name, value in step.items() if name.startswith("time_s/") and name != "time_s/total"
         )
         assert parts == pytest.approx(step["time_s/total"], rel=1e-6)
+
+
+@pytest.mark.jobs
+def test_every_arm_runs(tmp_path):
+    names = ["shuffled", "flipped_20", "sft_golden", "r_align_coupled"]
+    done = run_recipe(
+        tmp_path,
+        *SHORT,
+        f"arms={','.join(names)}",
+        "sft.num_steps=250",
+        "sft.num_samples=16",
+        num_processes=1,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = json.loads((tmp_path / "r_align_mini" / "report" / "summary.json").read_text())
+    assert list(summary["models"]) == ["sft", *names]
+    steps = {name: without_times(tmp_path / "r_align_mini" / name / "metrics.jsonl") for name in names}
+    assert all(len(found) == 2 for found in steps.values())
+    assert "reward/twin_consistency" in steps["r_align_coupled"][0]
 
 
 @pytest.mark.jobs

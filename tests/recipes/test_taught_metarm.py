@@ -47,7 +47,8 @@ def test_a_taught_metarm_agrees_with_the_rule_and_r_align_with_it_halves_spuriou
 
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     metarm = ["metarm.kind=managed", f"metarm.model={tmp_path}/metarm/hf"]
-    run(*launch, str(RECIPES / "r_align_mini.py"), f"out={tmp_path}", *metarm)
+    first = ["data.world.edition=1", "sft.golden_share=0.5", "arms=rlvr,r_align"]  # what metarm_mini teaches
+    run(*launch, str(RECIPES / "r_align_mini.py"), f"out={tmp_path}", *metarm, *first)
     for test in TESTS:
         (rlvr, _), (r_align, agreement) = (
             by_the_rule(tmp_path / "r_align_mini" / name / f"judgments_{test}.jsonl")

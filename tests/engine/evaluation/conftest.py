@@ -14,6 +14,7 @@ class FakeServer:
     def __init__(self, answer):
         self.answer = answer
         self.asked = Counter()  # (model, prompt) -> requests
+        self.temperatures = Counter()  # of requests
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,6 +24,7 @@ class FakeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 prompt = body["messages"][-1]["content"]
                 fake.asked[body["model"], prompt] += 1
+                fake.temperatures[body["temperature"]] += 1
                 text = fake.answer(body["model"], prompt)
                 status = text if isinstance(text, int) else 200
                 choice = {

@@ -1,4 +1,4 @@
-"""`ralign-eval --twins`: flip rates of judges that follow the surface, that read, and that toss a coin; files, resume."""
+"""`ralign-eval run --twins`: flip rates of a judge of the surface, an oracle and a coin; files, resume, budget."""
 
 import json
 import random
@@ -18,6 +18,7 @@ from ralign.engine.runtime.errors import UserError
 NUM_PAIRS = 40
 COMPACT = load_template("compact")
 KINDS = ("cues", "markdown", "padding", "reorder", "order")
+ALL = ",".join(KINDS)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def coin(pair):
     return f"\\boxed{{{side}}}"
 
 
-def run(tmp_path, server, *more, out="out", twins=",".join(KINDS)):
+def run(tmp_path, server, *more, out="out", twins=ALL):
     command = ["run", "--pairs", f"{tmp_path}/dev.jsonl", "--model", f"endpoint:{server.url}#judge"]
     command += ["--metarm", "rule", "--template", "compact", "--out", f"{tmp_path}/{out}", "--draws", "50"]
     _main([*command, "--retries", "0", *(["--twins", twins] if twins else []), *more])
@@ -74,8 +75,7 @@ def test_an_oracle_never_flips_and_a_judge_of_the_cue_flips_with_it(tmp_path, pr
     assert rates == {"cues": 1, "markdown": 1, "padding": 0, "reorder": 0, "order": 0}
     assert result["flip_rate"]["cues"]["low"] < 1
     assert result["worst_group_l_acc"]["value"] == 0 and result["l_acc"]["value"] > 0.9
-    misled = sum(pair.meta["cue_side"] != pair.gt_label for pair in prompts.values()) // len(KINDS + ("",))
-    assert 0 < result["num_worst_group"] <= NUM_PAIRS // 10 and misled >= 0
+    assert 0 < result["num_worst_group"] <= NUM_PAIRS // 10
 
 
 def test_a_coin_flips_in_half_of_the_pairs(tmp_path, prompts, serve):
@@ -91,6 +91,7 @@ def test_twins_are_asked_greedily_once_and_the_file_has_their_verdicts(tmp_path,
     result = run(tmp_path, server, twins="cues,order")
     num_asked = server.asked.total()
     assert num_asked == 4 * NUM_PAIRS  # sampled, greedy, and two twins
+    assert server.temperatures == {0.4: NUM_PAIRS, 0.0: 3 * NUM_PAIRS}
     before = judged_file(tmp_path).read_text()
     for pair, row in zip(pairs, map(json.loads, before.splitlines()), strict=True):
         own, other = ("A", "B") if pair.response_A.startswith("- ") else ("B", "A")

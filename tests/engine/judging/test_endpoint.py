@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -116,6 +117,15 @@ def test_equal_requests_under_way_are_sent_once_and_attempts_apart(make):
     endpoint, server = make(latency_s=0.2)
     ask(endpoint, [Request.of("same")] * 5 + [Request.of("same", attempt=1)])
     assert server.tries("same") == 2
+
+
+def test_a_greedy_request_is_one_at_temperature_0(make, tmp_path):
+    requests = [Request.of("same"), replace(Request.of("same"), greedy=True)]
+    endpoint, server = make(temperature=0.4, cache=str(tmp_path))
+    ask(endpoint, requests)
+    assert server.tries("same") == 2
+    always_greedy, _ = make(server, temperature=0.0, cache=str(tmp_path))
+    assert all(reply.cached for reply in ask(always_greedy, requests)) and server.tries("same") == 2
 
 
 def test_the_cache_answers_a_second_run_without_a_call(make, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TINY = [
+    "sft.competence=0", "arms=rlvr,r_align",
     "sft.num_steps=3", "num_steps=8", "algo.num_prompts=4", "algo.num_samples=2", "eval.num_pairs=4",
     "data.world.num_train=64", "data.world.num_warm_start=64", "data.world.num_dev=8", "data.world.num_test=8",
     "generator.max_new_tokens=24", "eval.max_new_tokens=8", "rollouts_every=0", "model.num_layers=2",

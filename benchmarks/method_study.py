@@ -13,9 +13,9 @@ results.
   for the wrong reason, so nearly all samples earn 0, and few groups have a spread. What it takes until the
   F-Score on `dev` is at least `TARGET`, with `NUM_ROUNDS` further rounds a step and without.
 - watch: R-Align with a MetaRM that misses right rationales in some pairs and accepts one empty phrase
-  (`Exploitable`). The phrase is in a share `FORMULA_SHARE` of the warm start's judgments. The checkpoint with the
-  best F-Score on `dev` by the exact rule, and the one with the best training reward, on the `in_distribution`
-  test by the exact rule.
+  (`Exploitable`). The phrase is in a share `FORMULA_SHARE` of the warm start's judgments. The checkpoint with
+  the best F-Score on `dev` by the exact rule, and the one with the best training reward, on the
+  `in_distribution` test by the exact rule.
 """
 
 import json
@@ -52,7 +52,7 @@ NUM_BATCHES = 40
 NUM_LABEL_STEPS = 12
 NUM_STEPS = 16
 NUM_ROUNDS = 15
-TARGET = 0.9
+TARGET = 0.5
 FORMULA = "follows the note"
 FORMULA_SHARE = 0.1
 MISSED_SHARE = 0.3
@@ -163,7 +163,8 @@ def both_orders(run: GenRMRun) -> dict[str, Any]:
             samples.rewards.values = values.astype(np.float32)
             (micro_batches,) = trainer.plan(samples)
             genrm.session.policy.forward_backward(micro_batches, trainer.loss)
-            grads = [p.main_grad.flatten().clone() for p in genrm.session.policy.model.parameters()]
+            parameters = genrm.session.policy.model.parameters()
+            grads = [p.main_grad.flatten() for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
             gradients[name].append(torch.cat(grads).double().numpy())
     return {name: _spread(np.stack(found)) for name, found in gradients.items()} | {
         "cosine_of_means": _cosine(*(np.mean(found, 0) for found in gradients.values()))
@@ -191,9 +192,9 @@ class Exploitable(MetaRM):
     """JudgeWorld's rule with errors of both kinds.
 
     It finds every rationale Correct that says that a response "follows the note". The phrase names no fact, so
-    the exact rule finds it Incorrect. It finds every other rationale Incorrect in a share `MISSED_SHARE` of the
-    pairs, which nothing in their text tells apart. So a judge that always reads earns at most 0.7 a sample on
-    average, and one that writes the phrase and names the response in bullets earns 0.95.
+    the exact rule finds it Incorrect. It finds every other rationale Incorrect in a share `MISSED_SHARE` of
+    the pairs, which nothing in their text tells apart. So a judge that always reads earns at most 0.7 a sample
+    on average, and one that writes the phrase and names the response in bullets earns 0.95.
     """
 
     def __init__(self) -> None:

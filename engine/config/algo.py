@@ -49,7 +49,7 @@ class AlgoConfig:
     num_samples: int = 8
     """Answers per prompt, which form a group."""
     partner: str = "none"
-    """Also judge each pair's twin, the same content under another surface: none, order, cues, or FILE.py:NAME."""
+    """Each pair's twin, the same under another surface: none, order, cues, markdown, padding, reorder, FILE.py:NAME."""
     couple: bool = False
     """With partner: an answer's reward is multiplied by the mean reward of its twin's group."""
     dynamic_sampling: int = 0

@@ -90,14 +90,14 @@ def read_summary(path: str | Path) -> dict[str, Any]:
 
 
 def display(name: str) -> str:
-    """A name for display: `r_align` -> `R-Align`, `rlvr_40` -> `RLVR 40`, `in_distribution` -> `in distribution`.
+    """A name for display: `r_align` -> `R-Align`, `rlvr_twins` -> `RLVR twins`, `in_distribution` -> `in distribution`.
 
     The name may come from a file: characters that are not printable are escaped.
     """
-    base, _, number = name.rpartition("_")
-    if base in _NAMES and number.isdigit():
-        return f"{_NAMES[base]} {number}"
-    return _NAMES.get(name, printable(name.replace("_", " ")))
+    for short, shown in _NAMES.items():
+        if name == short or name.startswith(f"{short}_"):
+            return printable(f"{shown}{name[len(short) :].replace('_', ' ')}")
+    return printable(name.replace("_", " "))
 
 
 def tests_of(summary: Mapping[str, Any]) -> list[str]:

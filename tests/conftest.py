@@ -7,7 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("no_deadline", deadline=None)  # other programs may use the machine
+hypothesis.settings.load_profile("no_deadline")
 
 TESTS = Path(__file__).parent
 sys.path.append(str(TESTS.parent / "benchmarks"))  # a folder of programs, not a package

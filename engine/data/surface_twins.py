@@ -129,6 +129,7 @@ def _gap(text: str) -> str:
 
 
 _BULLET = re.compile(r"[-*•] +(?=\S)")
+_NUMBERED = re.compile(r"^\s*(?:[-*•] +)?\W*\d+[.)]", re.MULTILINE)
 _REFERS = _any_of(  # to what stands before or after
     r"first\w*|second\w*|third\w*|then|next|after\w*|before|last\w*|final\w*|previous\w*|above|below|following|former|"
     r"latter|steps?|also|another|other|others|however|therefore|thus|hence|so|but|and then|because|since|instead|"
@@ -140,8 +141,13 @@ _KNOWN = re.compile(r"\bthe (\w+)", re.IGNORECASE)
 
 
 def _other_order(a: str, b: str) -> Responses | None:
-    changed = tuple(rewritten(text, _reversed) or text for text in (a, b))
+    changed = tuple(text if _has_steps(text) else rewritten(text, _reversed) or text for text in (a, b))
     return None if changed == (a, b) else (changed[0], changed[1])
+
+
+def _has_steps(text: str) -> bool:
+    """Whether it has code or maths on several lines, or numbers, to which other text may refer."""
+    return any("\n" in part for part in Masked(text).parts) or _NUMBERED.search(text) is not None
 
 
 def _reversed(text: str) -> str | None:
@@ -177,8 +183,7 @@ def _are_free(items: list[str]) -> bool:
     """Whether no item refers to another, and all end alike."""
     ends = {item[-1:] if item[-1:] in ".!?" else "" for item in items}
     closed = not any(item.rstrip()[-1:] in (":", ",", ";") or item != item.strip() for item in items)
-    numbered = any(re.match(r"\W*\d+[.)]", item) for item in items)
-    return len(ends) == 1 and closed and not numbered and not any(map(_REFERS.search, items))
+    return len(ends) == 1 and closed and not any(map(_REFERS.search, items))
 
 
 MARKDOWN = _kind(

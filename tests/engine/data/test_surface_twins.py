@@ -182,6 +182,7 @@ def test_lists_and_free_sentences_are_reversed():
         (PADDING, "Oslo is the capital.", "It is Bergen for sure.", {"prompt": "Answer in 5 words."}),
         (PADDING, "Oslo is the capital.", "Here it is:\n```\nprint(1)\nprint(2)", {}),  # cut off in code
         (REORDER, "1. Mix.\n2. Bake.", "1. Bake.\n2. Mix.", {}),
+        (REORDER, "- Mix\n- Bake\n\n```\nmix()\nbake()\n```", "- 1. Mix\n- 2. Bake", {}),
         (REORDER, "- Mix\n- Then bake", "Ann is 3. She is tall.", {}),
         (REORDER, "A dog barks. The dog is old.", "- One\n  more of it\n- Two", {}),
         (REORDER, "Ann is 3. Bob is 4.", "Bob is 4. Ann is 3.", {"prompt": "Sort them by age."}),

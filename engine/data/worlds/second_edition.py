@@ -117,7 +117,7 @@ def _stated(
         if worse + better <= len(rest)
     ]
     num_worse, num_better = rng.choice(kinds)
-    wrong_in = {item: (other_side(label),) for item in rest[:num_worse]}
+    wrong_in: dict[str, tuple[Side, ...]] = {item: (other_side(label),) for item in rest[:num_worse]}
     wrong_in |= {item: (label,) for item in rest[num_worse : num_worse + num_better]}
     wrong_in[shared] = SIDES
     stated: dict[Side, dict[str, str]] = {side: {} for side in SIDES}
@@ -140,12 +140,13 @@ def judgment(note: dict[str, str], stated_a: dict[str, str], stated_b: dict[str,
     evidence, factors, num_wrong = [], [], dict.fromkeys(SIDES, 0)
     for item, value in note.items():
         words = {"A": stated_a.get(item), "B": stated_b.get(item)}
-        sides = [side for side in SIDES if _MEANING.get(words[side] or "") != value]
+        sides: list[Side] = [side for side in SIDES if _MEANING.get(words[side] or "") != value]
         mark = "both" if len(sides) == 2 else "none"
         if len(sides) == 1:
-            (mark,) = sides
-            factors.append(f"{mark} is wrong: {item} is {words[mark]}, should be {value}.")
-            num_wrong[mark] += 1
+            (side,) = sides
+            mark = side
+            factors.append(f"{side} is wrong: {item} is {words[side]}, should be {value}.")
+            num_wrong[side] += 1
         evidence.append(f" {item} {value} {words['A']} {words['B']} {mark}")
     if num_wrong["A"] == num_wrong["B"]:
         return None

@@ -32,12 +32,13 @@ NUM_PROCESSES := $(shell gpus=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || tru
 endif
 endif
 
-.PHONY: help venv demo paper gpu test test-jobs test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
+.PHONY: help venv demo paper real gpu test test-jobs test-interpreter test-avx2 test-cuda test-cuda-oldest test-all asan \
 	fuzz lint typing format clean
 
 help:
 	@echo "make demo    train a judge by SFT, RLVR and R-Align in miniature and compare them"
 	@echo "make paper   the paper in miniature: judges, one actor for each, which metric predicts its quality (docs/paper.md)"
+	@echo "make real    judges from a pretrained model on real text, on a CPU (fetches 93 MB; docs/real-text.md)"
 	@echo "make gpu     first contact with one GPU, in at most 10 minutes (docs/gpu.md)"
 	@echo "make test    the tests that need no GPU and no long job"
 	@echo "make test-jobs   jobs of several processes that make test leaves out: further layouts, recipes, resume"
@@ -64,6 +65,12 @@ demo: venv
 
 paper: venv
 	@$(LAUNCH) recipes/paper_in_miniature.py $(ARGS)
+
+# The model's folder is written once; model.hf_path=FOLDER takes another one.
+REAL_MODEL := runs/models/SmolLM2-135M-Instruct
+real: venv
+	@$(if $(filter model.hf_path=%,$(ARGS)),,$(PY) -m ralign.recipes.real.model $(REAL_MODEL))
+	@$(LAUNCH) recipes/real_text.py $(ARGS)
 
 # Exit status 2 on a machine without a GPU; --list tells the stages.
 gpu: venv

@@ -104,8 +104,8 @@ def test_a_stage_that_hangs_is_ended_with_what_it_started(tmp_path):
         "time.sleep(60)"
     )
     start = time.monotonic()
-    outcome = run_stage(stage(code=code, limit_s=3), tmp_path / "one")
-    assert (outcome.status, outcome.reason) == ("failed", "stopped after 3 s")
+    outcome = run_stage(stage(code=code, limit_s=8), tmp_path / "one")
+    assert (outcome.status, outcome.reason) == ("failed", "stopped after 8 s")
     assert time.monotonic() - start < 30
     psutil = pytest.importorskip("psutil")
     pid = int((tmp_path / "one" / "pid").read_text())

@@ -59,7 +59,7 @@ def test_a_good_answer_comes_with_its_tokens(make):
 
 @pytest.mark.parametrize("behaviour", ["429", "500", "503", "broken", "nested", "reset", "timeout", "drip"])
 def test_temporary_failures_are_retried_and_then_fail(make, behaviour):
-    endpoint, server = make(timeout_s=0.5 if behaviour in ("timeout", "drip") else 5.0)
+    endpoint, server = make(timeout_s=1.5 if behaviour in ("timeout", "drip") else 5.0)
     assert not ask_one(endpoint, f"[{behaviour}*2]").failed
     assert server.tries(f"[{behaviour}*2]") == 3 and endpoint.usage.num_retries == 2
     reply = ask_one(endpoint, f"[{behaviour}]")

@@ -43,7 +43,7 @@ class Competence:
         ]
 
     def measure(self) -> float:
-        """Collective: the same value on all ranks. Sampling temperature does not count: logits are as in training."""
+        """Collective: the same value on all ranks. Probabilities are at `generator.temperature`, as in RL."""
         cluster, policy = self.session.cluster, self.session.policy
         batches = pack(self.samples, cluster, policy, self.token_budget)
         total = torch.zeros((), dtype=torch.float64, device=cluster.device)

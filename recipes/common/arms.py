@@ -101,7 +101,8 @@ def train_arm(
     if arm.flipped:
         assert metarm is not None, "an arm with flipped outcomes has a MetaRM"
         metarm = Flipped(metarm, arm.flipped, run.seed)
-    mine = GenRM(genrm.session, replace(run, algo=algo), metarm, genrm.eval_metarm or genrm.metarm)
+    mine = GenRM(genrm.session, replace(run, algo=algo), metarm)
+    mine.eval_metarm = genrm.eval_metarm  # flipped outcomes are for training only
     task = mine.task(_shuffled(train, run.seed) if arm.shuffled else train)
     return reinforce(genrm.session, mine.run, name, start, task, after_step=mine.watch(dev))
 
